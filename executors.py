@@ -1,0 +1,2478 @@
+"""Run work on threads, on processes, and on every machine you can `ssh` into, through `concurrent.futures.Executor`.
+
+    import executors
+
+    def simulate(seed):
+        ...
+
+    with executors.RemoteExecutor(["8/me@bigbox", "4/lab2", ":"]) as pool:      # ':' is this machine, without ssh
+        for result in pool.map(simulate, range(1000)):
+            print(result)
+
+A worker needs Python of this minor version, a login by key, and nothing else. How a call travels:
+
+     caller ── submit ──► pickle ──► Bundle                                     worker machine
+                                       │                                   ┌──────────────────────────┐
+                                ┌──────▼──────┐   launch    ┌──────┐  ssh  │ shim ──► slot (child)    │
+     heartbeat ── tick ────────►│  Scheduler  ├────────────►│ Link ├──────►│  │  ◄── run, pickle      │
+                                │ (pure state)│◄────────────┤      │◄──────┤  └──► slot (child)       │
+                                └──────┬──────┘   outcome   └──────┘       └──────────────────────────┘
+                                    settle
+                                       ▼
+                                    Future
+
+Every thread enters through one door: it takes the supervisor's lock, lets the scheduler decide, releases the lock, and only
+then performs the actions that were decided: launch, kill, recall, settle, connect, finish.
+
+    thread              waits for                        enters the door to
+    the callers'        room in nothing; results         submit, cancel, shut down
+    one reader a link   its machine's frames             finish attempts, report its machine up or down
+    one writer a link   room in its machine's pipe       (never: it writes what did not go at once)
+    one heartbeat       the clock                        find stragglers and time-outs, connect, give up
+
+    state                                        who writes it          guarded by
+    queues, attempts, workers, quarantine        _Scheduler             the supervisor's one lock
+    outbox, functions known to a machine         its _Link              the link's own
+    a future                                     who performs its settle, once, or the base class's own condition
+
+An execution is *at least once*: a bundle is retried if its machine is lost, and raced by a backup if it straggles. With
+`schedule_backups=False, max_bundle_failures=1` it starts at most once unless its machine is lost. Pickles run code, in both
+directions: connect only to machines you trust. Logs are under the logger `executors`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import base64
+import concurrent.futures
+import concurrent.futures.process
+import concurrent.futures.thread
+import dataclasses
+import enum
+import functools
+import hashlib
+import importlib.util
+import itertools
+import logging
+import math
+import os
+import pickle
+import random
+import re
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import types
+import weakref
+from abc import ABC, abstractmethod
+from collections import OrderedDict, deque
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
+
+import remote_worker as wire
+
+__all__ = [
+    "BaseExecutor", "BundleError", "BundleTimeoutError", "DefaultExecutors", "ExecutorError", "Histogram", "Method",
+    "NoWorkersError", "PoolExecutor", "ProcessExecutor", "RemoteExecutor", "RemoteExecutorStatus", "RemoteWorkerRecord",
+    "RemoteWorkerSelectionPolicy", "RoundRobinRemoteWorkerSelectionPolicy", "ThreadExecutor",
+    "WeightedRandomRemoteWorkerSelectionPolicy", "WorkerStatus", "parallelize", "wait_all",
+]
+
+SSH, SCP = "/usr/bin/ssh", "/usr/bin/scp"
+TICK_SECONDS = 0.25             # between two looks at the clock: what "at once" means for stragglers and time-outs
+MISSED_BEATS = 3                # unanswered pings after which a link is lost
+LEASE_BEATS = 12                # heartbeats a shim lives on without hearing from us
+HELLO_SECONDS = 30.0            # from starting ssh to the shim's greeting, login files included
+CLOSE_SECONDS = 3.0             # for ssh to end after its input was closed
+HANDSHAKES = 8                  # at once; sshd's MaxStartups (10:30:100) refuses crowds
+QUARANTINE_SECONDS = 1.0, 60.0  # after the first failure; at most
+GIVE_UP_SECONDS = 60.0          # without any worker, however transient the causes
+AHEAD_SECONDS = 0.002           # of work kept in front of each slot when bundles are shorter than that
+AHEAD_DEPTH = 128               # bundles kept in front of each slot, at most
+KNOWN_FUNCTIONS = 256, 1 << 29  # that a machine keeps for us: number, bytes
+BACKUP_AGE = 0.5, 1.5           # a straggler is older than this many seconds, and this many medians of its function
+BACKUP_SHARE = 0.1              # of all slots that backups may hold
+
+_T = TypeVar("_T")
+_log = logging.getLogger("executors")
+
+
+# ───────────────────────────────────────────────────── errors ─────────────────────────────────────────────────────
+
+
+class ExecutorError(Exception):
+    """The base of this module's errors. They carry data and say it in `str()`."""
+
+
+class BundleError(ExecutorError):
+    """A bundle cannot be completed, through a fault of its own.
+
+    Arguments:
+        name: the function's name.
+        reason: what went wrong, a sentence.
+        attempts: `(machine, how it ended, last words on stderr)` of each attempt that failed.
+    """
+
+    def __init__(self, name: str, reason: str, attempts: Sequence[tuple[str, str, str]] = ()) -> None:
+        super().__init__(name, reason, attempts)
+        self.name, self.reason, self.attempts = name, reason, tuple(attempts)
+
+    def __str__(self) -> str:
+        lines = [f"{self.name}: {self.reason}"]
+        for machine, ending, words in self.attempts:
+            lines.append(f"  on {machine}: {ending}")
+            lines += [f"    | {line}" for line in words.splitlines()[-10:]]
+        return "\n".join(lines)
+
+
+class BundleTimeoutError(BundleError):
+    """A bundle ran longer than the executor's `bundle_timeout` and was killed."""
+
+
+class NoWorkersError(ExecutorError):
+    """No machine of the pool can be reached. `causes` is a list of `(machine, cause)`."""
+
+    def __init__(self, causes: Sequence[tuple[str, str]]) -> None:
+        super().__init__(causes)
+        self.causes = list(causes)
+
+    def __str__(self) -> str:
+        width = max((len(machine) for machine, _ in self.causes), default=0)
+        lines = [f"  {machine:{width}}  {cause}" for machine, cause in self.causes]
+        return "\n".join(["no worker can be reached:", *lines] if lines else ["the pool has no workers"])
+
+
+class _RemoteTraceback(Exception):
+    """The text of a traceback from another machine, shown as the cause of the exception that came from there."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.args[0]}"""'
+
+
+# ─────────────────────────────────────────────────── measurement ──────────────────────────────────────────────────
+
+
+def _seconds(value: float) -> str:
+    """Say a duration as a person would: three digits and a unit."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if value >= 0.9995 * size or unit == "µs":
+            if unit == "s" and value >= 120:
+                minutes, rest = divmod(round(value), 60)
+                return f"{minutes // 60} h {minutes % 60} min" if minutes >= 120 else f"{minutes} min {rest} s"
+            return f"{value / size:.3g} {unit}"
+    raise AssertionError
+
+
+class Histogram:
+    """Count latencies in logarithmic buckets: constant memory, O(1) to add, percentiles to within 10 %.
+
+    Each power of two is split into four buckets, from a microsecond to twelve days; beyond, the end buckets count.
+
+    >>> h = Histogram()
+    >>> for n in range(1, 101):
+    ...     h.add(n / 1000)
+    >>> h.count, round(h.mean, 4)
+    (100, 0.0505)
+    >>> print(h)
+    977 µs - 1.95 ms  #                                         1
+    1.95 ms - 3.91 ms  ##                                       2
+    3.91 ms - 7.81 ms  ####                                     4
+    7.81 ms - 15.6 ms  ########                                 8
+    15.6 ms - 31.2 ms  ###############                         16
+    31.2 ms - 62.5 ms  #############################           31
+    62.5 ms - 125 ms  ####################################    38
+    count 100   p50 52.1 ms   p95 96.3 ms   p99 100 ms
+    """
+
+    _LOWEST, _OCTAVES, _SPLIT = -20, 40, 4
+    __slots__ = ("_buckets", "count", "maximum", "minimum", "total")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total = 0.0
+        self.minimum, self.maximum = math.inf, 0.0
+        self._buckets = [0] * (self._OCTAVES * self._SPLIT)
+
+    def add(self, seconds: float) -> None:
+        """Count one latency, in seconds."""
+        mantissa, exponent = math.frexp(seconds)
+        index = (exponent + 19) * 4 + int(mantissa * 8) - 4     # with the constants above
+        self._buckets[0 if index < 0 else index if index < 160 else 159] += 1
+        self.count += 1
+        self.total += seconds
+        if seconds < self.minimum:
+            self.minimum = seconds
+        if seconds > self.maximum:
+            self.maximum = seconds
+
+    def merge(self, other: Histogram) -> None:
+        """Count all that `other` has counted."""
+        self._buckets = [a + b for a, b in zip(self._buckets, other._buckets)]
+        self.count += other.count
+        self.total += other.total
+        self.minimum, self.maximum = min(self.minimum, other.minimum), max(self.maximum, other.maximum)
+
+    @property
+    def mean(self) -> float:
+        """The arithmetic mean in seconds; 0 if nothing has been counted."""
+        return self.total / self.count if self.count else 0.0
+
+    def percentile(self, p: float) -> float:
+        """Return the latency, in seconds, that `p` per cent of the counted ones do not exceed; 0 if there are none."""
+        rank = self.count * p / 100
+        for index, count in enumerate(self._buckets):
+            if count and rank <= count:
+                low, high = self._bound(index), self._bound(index + 1)
+                return min(max(low + (high - low) * rank / count, self.minimum), self.maximum)
+            rank -= count
+        return self.maximum if self.count else 0.0
+
+    def _bound(self, index: int) -> float:
+        octave, part = divmod(index, self._SPLIT)
+        return math.ldexp(1 + part / self._SPLIT, octave + self._LOWEST)
+
+    def __str__(self) -> str:
+        octaves = [sum(self._buckets[at:at + self._SPLIT]) for at in range(0, len(self._buckets), self._SPLIT)]
+        used = [index for index, count in enumerate(octaves) if count]
+        if not used:
+            return "nothing counted"
+        lines = []
+        for octave in range(used[0], used[-1] + 1):
+            low, high = (_seconds(self._bound((octave + end) * self._SPLIT)) for end in (0, 1))
+            bar = "#" * math.ceil(36 * octaves[octave] / max(octaves))
+            lines.append(f"{f'{low} - {high}':>19}  {bar:<36} {octaves[octave]:>5}")
+        return "\n".join([*lines, "  ".join([f"count {self.count} ", *self._percentiles()])])
+
+    def _percentiles(self) -> list[str]:
+        return [f"p{p} {_seconds(self.percentile(p))} " for p in (50, 95)] + [f"p99 {_seconds(self.percentile(99))}"]
+
+
+# ───────────────────────────────────────────────── local executors ────────────────────────────────────────────────
+
+
+class BaseExecutor(concurrent.futures.Executor):
+    """The face that all executors here share: `concurrent.futures.Executor` with a title, a histogram and a count.
+
+    Attributes:
+        title: a name for logs and displays.
+        histogram: seconds a task took: on its worker, for remote executors; from submission to completion, for others.
+    """
+
+    def __init__(self, title: str = "") -> None:
+        self.title = title or type(self).__name__
+        self.histogram = Histogram()
+
+    @property
+    def task_count(self) -> int:
+        """The number of tasks that are submitted and not done."""
+        raise NotImplementedError
+
+    def get_task_count(self) -> int:
+        """Return the number of tasks that are submitted and not done."""
+        return self.task_count
+
+    def map(self, fn: Callable[..., _T], *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1,
+            buffersize: int | None = None) -> Iterator[_T]:
+        """Return an iterator over `fn(*items)` for the items of the iterables, in their order, computed concurrently.
+
+        Arguments:
+            fn: what to call; it is pickled once, where it is pickled at all.
+            timeout: seconds from now after which waiting for a result raises TimeoutError.
+            chunksize: items that travel as one task.
+            buffersize: at most so many tasks are submitted and not yet yielded, and the iterables are read no further
+                ahead (as in Python 3.14, on every Python); None submits all of them now.
+
+        What `fn` raises is raised where its result would have been yielded; the tasks after it are then cancelled.
+        """
+        if chunksize < 1 or (buffersize is not None and buffersize < 1):
+            raise ValueError(f"chunksize ({chunksize}) and buffersize ({buffersize}) must be at least 1")
+        items: Iterator[Any] = zip(*iterables)
+        submit = self._submitter(fn if chunksize == 1 else functools.partial(wire.run_chunk, fn))
+        if chunksize > 1:
+            items = ((chunk,) for chunk in iter(lambda: tuple(itertools.islice(chunks, chunksize)), ()))
+            chunks = zip(*iterables)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        futures = deque(submit(*item) for item in itertools.islice(items, buffersize))
+        results = _in_order(futures, items, submit, deadline)
+        return results if chunksize == 1 else itertools.chain.from_iterable(results)     # type: ignore[arg-type]
+
+    def _submitter(self, fn: Callable[..., _T]) -> Callable[..., Future[_T]]:
+        """Return `submit` for one function that is to be called many times."""
+        return functools.partial(self.submit, fn)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, quiet: bool = False) -> None:
+        """Accept no more work and let go of what the executor holds. May be called again.
+
+        Arguments:
+            wait: return only when all tasks are done and everything is released.
+            cancel_futures: cancel the tasks that have not started.
+            quiet: print and log no summary.
+        """
+        raise NotImplementedError
+
+    def shutdown_if_idle(self) -> bool:
+        """Shut down if no task is pending or running; return whether it was so."""
+        if self.task_count:
+            return False
+        self.shutdown()
+        return True
+
+
+def _in_order(futures: deque[Future[_T]], items: Iterator[Any], submit: Callable[..., Future[_T]],
+              deadline: float | None) -> Iterator[_T]:
+    """Yield results in order, replacing each task that is yielded by the next; cancel what is left when left early."""
+    try:
+        while futures:
+            future = futures.popleft()
+            try:
+                result = future.result(None if deadline is None else deadline - time.monotonic())
+            except BaseException:
+                future.cancel()
+                raise
+            del future
+            for item in itertools.islice(items, 1):
+                futures.append(submit(*item))
+            yield result
+            del result
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+class PoolExecutor(BaseExecutor):
+    """Adopt any `concurrent.futures.Executor`: a Dask `client.get_executor()`, an `MPIPoolExecutor`, and so on.
+
+    >>> with PoolExecutor(concurrent.futures.ThreadPoolExecutor(2), title="borrowed") as pool:
+    ...     list(pool.map(str.upper, ["a", "b"], chunksize=2))
+    ['A', 'B']
+    """
+
+    def __init__(self, pool: concurrent.futures.Executor, *, title: str = "") -> None:
+        super().__init__(title)
+        self._pool = pool
+        self._lock = threading.Lock()       # guards the histogram and the count
+        self._count = 0
+
+    @property
+    def task_count(self) -> int:
+        return self._count
+
+    def submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> Future[_T]:
+        return self._watch(self._pool.submit(fn, *args, **kwargs))
+
+    def _watch(self, future: Future[_T]) -> Future[_T]:
+        with self._lock:
+            self._count += 1
+        started = time.monotonic()
+
+        def done(_future: Future[_T]) -> None:
+            with self._lock:
+                self._count -= 1
+                self.histogram.add(time.monotonic() - started)
+
+        future.add_done_callback(done)
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, quiet: bool = False) -> None:
+        # Not every adopted pool knows cancel_futures.
+        self._pool.shutdown(wait, **({"cancel_futures": True} if cancel_futures else {}))
+        if not quiet and self.histogram.count:
+            _log.info("%s: %d tasks, %s", self.title, self.histogram.count, "  ".join(self.histogram._percentiles()))
+
+
+class ThreadExecutor(PoolExecutor):
+    """Run tasks on threads of this process.
+
+    Arguments:
+        max_workers: the number of threads; by default $EXECUTORS_THREADPOOL_SIZE, else the standard library's choice.
+    """
+
+    def __init__(self, max_workers: int | None = None, *, title: str = "") -> None:
+        size = _from_environment("EXECUTORS_THREADPOOL_SIZE", int) if max_workers is None else max_workers
+        super().__init__(concurrent.futures.ThreadPoolExecutor(size), title=title)
+
+
+class ProcessExecutor(PoolExecutor):
+    """Run tasks on processes of this machine; lambdas, closures and functions of `__main__` work too.
+
+    A process that dies takes its pool's tasks with it (BrokenProcessPool, as in the standard library); the next submission
+    gets a new pool.
+
+    Arguments:
+        max_workers: the number of processes; by default $EXECUTORS_PROCESSPOOL_SIZE, else one per core.
+    """
+
+    def __init__(self, max_workers: int | None = None, *, title: str = "") -> None:
+        size = _from_environment("EXECUTORS_PROCESSPOOL_SIZE", int) if max_workers is None else max_workers
+        self._make = functools.partial(concurrent.futures.ProcessPoolExecutor, size)
+        super().__init__(self._make(), title=title)
+
+    def submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> Future[_T]:
+        if kwargs or not wire.is_plain(args) or not _reference(fn):
+            fn, args, kwargs = wire.run_shipped, (wire.Shipped((fn, args, kwargs)),), {}
+        else:
+            fn, args = wire.run_plain, (fn, *args)
+        pool = self._pool
+        try:
+            return self._watch(pool.submit(fn, *args))
+        except concurrent.futures.process.BrokenProcessPool:
+            with self._lock:
+                if self._pool is pool:      # otherwise another thread has replaced it already
+                    self._pool = self._make()
+            pool.shutdown(wait=False)
+            return self._watch(self._pool.submit(fn, *args))
+
+
+def _from_environment(name: str, convert: Callable[[str], _T]) -> _T | None:
+    text = os.environ.get(name, "").strip()
+    try:
+        return convert(text) if text else None
+    except (KeyError, ValueError):
+        raise ValueError(f"the environment variable {name} is {text!r}, which is not a {convert.__name__}") from None
+
+
+def _reference(fn: Callable[..., Any]) -> tuple[str, str] | None:
+    """Return `(module, name)` if that is enough to find `fn` on another machine, so that no pickler has to look inside."""
+    if type(fn) not in (types.FunctionType, types.BuiltinFunctionType):
+        return None
+    module, name = fn.__module__, fn.__qualname__
+    if module == "__main__" or getattr(sys.modules.get(module), name, None) is not fn:
+        return None
+    return module, name
+
+
+# ──────────────────────────────────────────────── records and policies ────────────────────────────────────────────
+
+
+@dataclasses.dataclass(frozen=True)
+class RemoteWorkerRecord:
+    """Describe one worker. `RemoteWorkerRecord.parse` reads the text form, GNU parallel's sshlogin widened.
+
+    Arguments:
+        username: whom to log in as; None leaves it to ssh's configuration.
+        machine: a host name, address or alias of ssh's configuration; ':' is this machine, without ssh.
+        weight: how often it is chosen, relative to others that have room.
+        count: its slots; None means one per core, asked of the machine.
+        python: its interpreter; None finds the controller's version on its PATH.
+
+    >>> RemoteWorkerRecord.parse("8/me@bigbox weight=2 python=~/venv/bin/python")
+    RemoteWorkerRecord(username='me', machine='bigbox', weight=2.0, count=8, python='~/venv/bin/python')
+    >>> str(RemoteWorkerRecord.parse("4/lab2")), str(RemoteWorkerRecord(None, ":"))
+    ('4/lab2', ':')
+    """
+
+    username: str | None
+    machine: str
+    weight: float = 1
+    count: int | None = None
+    python: str | None = None
+
+    def __post_init__(self) -> None:
+        for what, value in (("machine", self.machine), ("username", self.username)):
+            if value is not None and not re.fullmatch(r"[^\s\-@/\x00-\x20][^\s@/\x00-\x20]*", value):
+                raise ValueError(f"{what} {value!r}: must not be empty, begin with '-', or hold spaces, '@' or '/'")
+        if not self.weight > 0:
+            raise ValueError(f"weight {self.weight!r} of {self.machine}: must be more than 0")
+        if self.count is not None and self.count < 1:
+            raise ValueError(f"count {self.count!r} of {self.machine}: must be at least 1, or None for one per core")
+        if self.python is not None and not re.fullmatch(r"[\w~./+][\w~./+@%:,=-]*", self.python, re.ASCII):
+            raise ValueError(f"python {self.python!r} of {self.machine}: must be a plain path; make a link to it if it is not")
+
+    @classmethod
+    def parse(cls, text: str) -> RemoteWorkerRecord:
+        """Read `[COUNT/][USER@]MACHINE [weight=N] [python=PATH]`. Raises ValueError that quotes what is wrong."""
+        login, *settings = text.split() or [""]
+        count, slash, login = login.rpartition("/")
+        username, at, machine = login.rpartition("@")
+        given: dict[str, Any] = {}
+        try:
+            if slash:
+                given["count"] = int(count)
+            for setting in settings:
+                name, _, value = setting.partition("=")
+                given[name] = {"weight": float, "python": str}[name](value)
+            return cls(username if at else None, machine, **given)
+        except (KeyError, ValueError) as error:
+            why = f"no setting {error}; there are weight= and python=" if isinstance(error, KeyError) else error
+            raise ValueError(f"worker {text!r}: {why} (like: 8/me@bigbox weight=2 python=~/venv/bin/python)") from None
+
+    @property
+    def login(self) -> str:
+        """What ssh is told: `user@machine`."""
+        return f"{self.username}@{self.machine}" if self.username else self.machine
+
+    def __str__(self) -> str:
+        parts = [(f"{self.count}/" if self.count else "") + self.login]
+        parts += [f"weight={self.weight:g}"] * (self.weight != 1) + [f"python={self.python}"] * bool(self.python)
+        return " ".join(parts)
+
+
+class RemoteWorkerSelectionPolicy(ABC):
+    """Choose who gets the next attempt. A policy sees only workers that have room, and keeps no count of anything."""
+
+    @abstractmethod
+    def choose(self, ready: Sequence[RemoteWorkerRecord], avoid: Container[str] = ()) -> int | None:
+        """Return the index in `ready` (never empty) of the worker to use, or None if all their machines are in `avoid`.
+
+        It is called under the executor's lock: it must neither block nor call the executor.
+        """
+
+
+class WeightedRandomRemoteWorkerSelectionPolicy(RemoteWorkerSelectionPolicy):
+    """Choose at random, in proportion to weight. Takes the same time however many workers there are."""
+
+    def __init__(self, random_source: random.Random | None = None) -> None:
+        self._random = (random_source or random.Random()).random
+        self._heaviest = 0.0
+
+    def choose(self, ready: Sequence[RemoteWorkerRecord], avoid: Container[str] = ()) -> int | None:
+        for _ in range(16):
+            index = int(self._random() * len(ready))
+            record = ready[index]
+            self._heaviest = max(self._heaviest, record.weight)
+            if record.weight >= self._random() * self._heaviest and record.machine not in avoid:
+                return index
+        fit = [(self._random() ** (1 / record.weight), index)       # Efraimidis and Spirakis 2006
+               for index, record in enumerate(ready) if record.machine not in avoid]
+        return max(fit)[1] if fit else None
+
+
+class RoundRobinRemoteWorkerSelectionPolicy(RemoteWorkerSelectionPolicy):
+    """Choose those that have room in turn."""
+
+    def __init__(self) -> None:
+        self._next = 0
+
+    def choose(self, ready: Sequence[RemoteWorkerRecord], avoid: Container[str] = ()) -> int | None:
+        for index in itertools.chain(range(self._next % len(ready), len(ready)), range(len(ready))):
+            if ready[index].machine not in avoid:
+                self._next = index + 1
+                return index
+        return None
+
+
+def _parse_workers(workers: Iterable[RemoteWorkerRecord | str]) -> list[RemoteWorkerRecord]:
+    if isinstance(workers, str):
+        workers = workers.split(",")
+    return [w if isinstance(w, RemoteWorkerRecord) else RemoteWorkerRecord.parse(w) for w in workers]
+
+
+def _default_workers() -> list[RemoteWorkerRecord]:
+    """Read the pool's own list: $EXECUTORS_REMOTE_WORKERS, else ~/.config/executors/workers."""
+    texts = os.environ.get("EXECUTORS_REMOTE_WORKERS", "").split(",")
+    path = os.path.expanduser("~/.config/executors/workers")
+    if not any(map(str.strip, texts)) and os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            texts = [line.partition("#")[0] for line in file]
+    records = _parse_workers(text for text in texts if text.strip())
+    if not records:
+        raise ValueError(f"no remote workers: list them in $EXECUTORS_REMOTE_WORKERS (comma-separated) or {path} (one a line)")
+    return records
+
+
+# ───────────────────────────────────────────────────── scheduling ─────────────────────────────────────────────────
+#
+# A pure state machine: no I/O, no threads, no clock, no logging. Whoever calls it holds the supervisor's lock, passes the
+# time in, and afterwards performs what `take_actions` returns:
+#
+#     (CONNECT, worker)                open a link to it, then call `up` or `down`
+#     (LAUNCH, link, attempt)          send the attempt
+#     (KILL, link, identifier)         end an attempt; `freed`, `finish` or `died` follows
+#     (RECALL, link, number)           take back so many attempts that have not started; `recalled` follows
+#     (SETTLE, bundle, kind, body)     resolve its future; happens once for every bundle
+#     (LEAVE, link)                    close a link
+#     (FINISH,)                        the scheduler was closed, and every bundle is settled
+
+_CONNECT, _LAUNCH, _KILL, _RECALL, _SETTLE, _LEAVE, _FINISH = "connect launch kill recall settle leave finish".split()
+
+# How a bundle was settled, besides wire.RESULT and wire.ERROR; the body is then an exception, or None.
+_FAILED, _CANCELLED = -1, -2
+
+
+class _Durations(Histogram):
+    """A histogram whose median is at hand: of the last few dozen additions' time, None before the third."""
+
+    __slots__ = ("median",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.median: float | None = None
+
+    def add(self, seconds: float) -> None:
+        Histogram.add(self, seconds)
+        if self.count < 16 or not self.count % 64:
+            self.median = self.percentile(50) if self.count >= 3 else None
+
+
+class _Function:
+    """A pickled function, shared by the bundles that call it."""
+
+    __slots__ = ("__weakref__", "durations", "ident", "name", "packed", "size")
+
+    def __init__(self, ident: int, name: str, packed: Any, durations: _Durations) -> None:
+        self.ident, self.name, self.packed, self.durations = ident, name, packed, durations
+        self.size = len(packed) if type(packed) is bytes else sum(packed[0])
+
+
+class _Bundle:
+    """One submitted call."""
+
+    __slots__ = ("attempts", "failures", "function", "future", "packed", "settled")
+
+    def __init__(self, function: _Function, packed: Any) -> None:
+        self.function: Any = function
+        self.packed = packed        # `(args, kwargs)`, from `wire.pack`
+        self.future: Any = None
+        self.attempts: tuple[_Attempt, ...] = ()       # those that may still settle it
+        self.failures: tuple[tuple[str, str, str], ...] = ()
+        self.settled = False
+
+
+class _Attempt:
+    """One execution of a bundle on one worker."""
+
+    __slots__ = ("backup", "bundle", "ident", "sent", "since", "worker")
+
+    def __init__(self, ident: int, bundle: _Bundle, worker: _Worker, now: float, backup: bool) -> None:
+        self.ident, self.bundle, self.worker, self.sent, self.backup = ident, bundle, worker, now, backup
+        self.since: float | None = None     # when it started, as far as one can tell from here
+
+
+class _Worker:
+    """What the scheduler knows of one machine. `count` slots hold the oldest attempts in flight; the rest wait there."""
+
+    WAITING, CONNECTING, UP, FAILED, REMOVED = "waiting", "connecting", "up", "failed", "removed"
+
+    def __init__(self, record: RemoteWorkerRecord, now: float) -> None:
+        self.record, self.machine = record, record.machine
+        self.state = self.WAITING
+        self.link: Any = None
+        self.count = record.count or 0
+        self.inflight: dict[int, _Attempt] = {}
+        self.started = 0                        # of them, those with `since`
+        self.unstarted: deque[_Attempt] = deque()      # the others, and some that are gone
+        self.idle_at = -1                       # where it stands among the idle workers; -1 if it is not idle
+        self.recalling = False
+        self.ahead_seconds = AHEAD_SECONDS
+        self.durations = _Durations()
+        self.was_up = False
+        self.failures = 0                       # in a row
+        self.retry_at = now
+        self.cause = ""
+        self.died = self.backups = 0
+
+
+class _Scheduler:
+    """Decide which bundle runs where and when, and how each one ends."""
+
+    def __init__(self, policy: RemoteWorkerSelectionPolicy, *, schedule_backups: bool = True, max_bundle_failures: int = 3,
+                 bundle_timeout: float | None = None, jitter: Callable[[], float] = random.random) -> None:
+        self._policy, self._schedule_backups, self._jitter = policy, schedule_backups, jitter
+        self._max_bundle_failures, self._bundle_timeout = max_bundle_failures, bundle_timeout
+        self._actions: list[Any] = []
+        self._idents = itertools.count(1)
+        self._queue: deque[_Bundle] = deque()
+        self._retries: dict[frozenset[str], deque[_Bundle]] = {}       # by the machines to avoid; they go first
+        self.workers: list[_Worker] = []
+        self._up: list[_Worker] = []
+        self._idle: list[_Worker] = []          # up, with a free slot
+        self._idle_records: list[RemoteWorkerRecord] = []       # theirs, for the policy
+        self._laden: set[_Worker] = set()       # holds all that have more attempts than slots
+        self._saturated = False                 # no worker takes more ahead of need, until something finishes
+        self._turn = 0                          # whose turn it is to be sent work ahead of need
+        self._backups: dict[int, _Attempt] = {}     # that still matter, oldest first
+        self._alone = 0.0                       # seconds that bundles have waited without any worker
+        self._ticked: float | None = None
+        self.waiting = self.unfinished = 0      # bundles without an attempt; bundles that are not settled
+        self.done = self.failed = self.cancelled = self.retried = self.backed_up = 0
+        self.closed = False
+        self.broken: NoWorkersError | None = None
+
+    def take_actions(self) -> list[Any]:
+        """Return what has been decided since the last call."""
+        actions, self._actions = self._actions, []
+        return actions
+
+    # Workers
+
+    def add_worker(self, record: RemoteWorkerRecord, now: float) -> None:
+        self.workers.append(_Worker(record, now))
+        self.broken = None
+        self._connect(now)
+
+    def remove_worker(self, record: RemoteWorkerRecord, now: float) -> bool:
+        """Take a worker out; what it ran goes back to the queue. Return whether it was there."""
+        for worker in self.workers:
+            if worker.record == record:
+                link = worker.link
+                self._drop(worker, now)
+                worker.state = worker.REMOVED
+                self.workers.remove(worker)
+                if link is not None:
+                    self._actions.append((_LEAVE, link))
+                return True
+        return False
+
+    def _connect(self, now: float) -> None:
+        room = HANDSHAKES - sum(worker.state == worker.CONNECTING for worker in self.workers)
+        for worker in self.workers:
+            if room > 0 and worker.state == worker.WAITING and worker.retry_at <= now and not self.closed:
+                worker.state, room = worker.CONNECTING, room - 1
+                self._actions.append((_CONNECT, worker))
+
+    def up(self, worker: _Worker, link: Any, cores: int, now: float) -> None:
+        """A machine has said hello."""
+        if worker.state != worker.CONNECTING:
+            self._actions.append((_LEAVE, link))        # it was removed meanwhile
+            return
+        worker.state, worker.link, worker.was_up, worker.cause = worker.UP, link, True, ""
+        worker.count = worker.record.count or cores
+        worker.recalling, self._alone = False, 0.0
+        self._up.append(worker)
+        self._connect(now)
+        self._has_room(worker, now)
+
+    def down(self, worker: _Worker, link: Any, cause: str, permanent: bool, now: float) -> None:
+        """A link has ended, or could not be made. What was in flight there is put back; the machine is left alone for a while."""
+        if worker.state == worker.REMOVED or worker.link is not (link if worker.state == worker.UP else None):
+            return
+        self._drop(worker, now)
+        worker.cause = cause
+        worker.failures += 1
+        first, most = QUARANTINE_SECONDS
+        worker.retry_at = now + min(most, first * 2 ** (worker.failures - 1)) * (0.75 + 0.5 * self._jitter())
+        worker.state = worker.FAILED if permanent and not worker.was_up else worker.WAITING
+        self._connect(now)
+        self._fill(now)
+        if all(worker.state == worker.FAILED for worker in self.workers):
+            self._give_up()
+
+    def _drop(self, worker: _Worker, now: float) -> None:
+        attempts = [*worker.inflight.values()]
+        worker.inflight.clear()
+        worker.unstarted.clear()
+        worker.started = 0
+        if worker in self._up:
+            self._up.remove(worker)
+        worker.state, worker.link = worker.WAITING, None
+        self._update_idle(worker)
+        self._laden.discard(worker)
+        for attempt in reversed(attempts):
+            self._lose(attempt)
+
+    def _give_up(self) -> None:
+        error = NoWorkersError([(str(worker.record), worker.cause or "not reached yet") for worker in self.workers])
+        if all(worker.state == worker.FAILED for worker in self.workers):
+            self.broken = error
+        self._settle_waiting(_FAILED, error)
+
+    # Bundles
+
+    def submit(self, bundle: _Bundle, now: float) -> None:
+        """Queue a bundle. Raises RuntimeError after `close`, NoWorkersError when no worker can ever take it."""
+        if self.closed:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+        if self.broken:
+            raise NoWorkersError(self.broken.causes)
+        self.unfinished += 1
+        self.waiting += 1
+        self._queue.append(bundle)
+        if self._idle or not self._saturated:
+            self._fill(now)
+        if self._backups and not bundle.attempts:
+            self._kill(self._backups[next(reversed(self._backups))])        # new work takes precedence
+
+    def cancel(self, bundle: _Bundle) -> bool:
+        """Settle a bundle as cancelled and kill what runs of it; return whether it was in time."""
+        if bundle.settled:
+            return False
+        self._settle(bundle, _CANCELLED, None)
+        return True
+
+    def close(self, cancel: bool) -> None:
+        """Accept no more; with `cancel`, settle what has not started."""
+        if not self.closed:
+            self.closed = True
+            if not self.unfinished:
+                self._actions.append((_FINISH,))
+        if cancel:
+            self._settle_waiting(_CANCELLED, None)
+
+    def _settle_waiting(self, kind: int, body: Any) -> None:
+        for queue in (*self._retries.values(), self._queue):
+            while queue:
+                bundle = queue.popleft()
+                if not bundle.settled:
+                    self._settle(bundle, kind, body)
+        self._retries.clear()
+
+    def _settle(self, bundle: _Bundle, kind: int, body: Any) -> None:
+        assert not bundle.settled
+        bundle.settled = True
+        self.unfinished -= 1
+        if not bundle.attempts:
+            self.waiting -= 1
+        for attempt in bundle.attempts:
+            if attempt.ident in attempt.worker.inflight:
+                self._kill(attempt)
+        bundle.attempts = ()
+        if kind == wire.RESULT:
+            self.done += 1
+        elif kind == _CANCELLED:
+            self.cancelled += 1
+        else:
+            self.failed += 1
+        self._actions.append((_SETTLE, bundle, kind, body))
+        if self.closed and not self.unfinished:
+            self._actions.append((_FINISH,))
+
+    # Placing
+
+    def _fill(self, now: float) -> None:
+        """Launch from the queues while somebody has room for what is at their heads."""
+        if self._retries:
+            for avoid, queue in [*self._retries.items()]:
+                self._fill_from(queue, avoid, now)
+                if not queue:
+                    del self._retries[avoid]
+        self._fill_from(self._queue, (), now)
+        if self._laden and self._idle:
+            self._recall()
+
+    def _fill_from(self, queue: deque[_Bundle], avoid: Container[str], now: float) -> None:
+        while queue:
+            bundle = queue[0]
+            if not bundle.settled:
+                worker = self._pick_idle(avoid) if self._idle else None if avoid else self._pick_ahead(bundle)
+                if worker is None:
+                    return
+                self.waiting -= 1
+                self._launch(bundle, worker, now)
+            queue.popleft()
+
+    def _pick_idle(self, avoid: Container[str]) -> _Worker | None:
+        if len(self._idle) == 1 and not avoid:
+            return self._idle[0]
+        index = self._policy.choose(self._idle_records, avoid)
+        if index is None and all(worker.machine in avoid for worker in self._up):
+            index = self._policy.choose(self._idle_records)     # it has failed everywhere
+        return None if index is None else self._idle[index]
+
+    def _pick_ahead(self, bundle: _Bundle) -> _Worker | None:
+        """Choose who is sent a bundle although all slots are busy: only while bundles are shorter than a round trip is worth."""
+        median = bundle.function.durations.median
+        if self._saturated or median is None or type(bundle.packed) is not bytes:
+            return None
+        up = self._up
+        for turn in range(self._turn, self._turn + len(up)):
+            worker = up[turn % len(up)]
+            depth = int(worker.ahead_seconds / median) if median else AHEAD_DEPTH
+            if len(worker.inflight) < worker.count * (1 + min(depth, AHEAD_DEPTH)):
+                self._turn = turn + 1
+                return worker
+        self._saturated = True
+        return None
+
+    def _launch(self, bundle: _Bundle, worker: _Worker, now: float, backup: bool = False) -> None:
+        ident = next(self._idents)
+        attempt = worker.inflight[ident] = _Attempt(ident, bundle, worker, now, backup)
+        bundle.attempts += (attempt,)
+        if worker.started < worker.count:
+            worker.started += 1
+            attempt.since = now
+        else:
+            worker.unstarted.append(attempt)
+            self._laden.add(worker)
+        if len(worker.inflight) == worker.count:
+            self._update_idle(worker)
+        if backup:
+            self._backups[ident] = attempt
+            worker.backups += 1
+            self.backed_up += 1
+        self._actions.append((_LAUNCH, worker.link, attempt))
+
+    def _update_idle(self, worker: _Worker) -> None:
+        idle = worker.state == worker.UP and len(worker.inflight) < worker.count
+        at = worker.idle_at
+        if idle and at < 0:
+            worker.idle_at = len(self._idle)
+            self._idle.append(worker)
+            self._idle_records.append(worker.record)
+        elif not idle and at >= 0:
+            last = self._idle.pop()
+            record = self._idle_records.pop()
+            if last is not worker:
+                self._idle[at], self._idle_records[at], last.idle_at = last, record, at
+            worker.idle_at = -1
+
+    def _recall(self) -> None:
+        """Ask for what was sent ahead of need to machines that are busy, for those that are not."""
+        free = sum(worker.count - len(worker.inflight) for worker in self._idle)
+        for worker in [*self._laden]:
+            excess = len(worker.inflight) - worker.count
+            if excess <= 0:
+                self._laden.discard(worker)
+            elif not worker.recalling and free > 0:
+                worker.recalling = True
+                self._actions.append((_RECALL, worker.link, min(free, excess)))
+                free -= excess
+
+    def _kill(self, attempt: _Attempt) -> None:
+        """End an attempt that no longer matters. Its slot stays taken until the machine says that it is free."""
+        self._backups.pop(attempt.ident, None)
+        attempt.bundle.attempts = tuple(other for other in attempt.bundle.attempts if other is not attempt)
+        self._actions.append((_KILL, attempt.worker.link, attempt.ident))
+
+    # What links report
+
+    def finish(self, worker: _Worker, link: Any, results: Iterable[tuple[int, int, int, Any]], now: float) -> None:
+        """Attempts have ended with a value or an exception: `(kind, identifier, microseconds, body)` of each."""
+        if worker.link is not link:
+            return
+        for kind, ident, microseconds, body in results:
+            attempt = self._release(worker, ident)
+            if attempt is None:
+                continue
+            bundle, seconds = attempt.bundle, microseconds * 1e-6
+            worker.durations.add(seconds)
+            if not bundle.settled:
+                bundle.function.durations.add(seconds)
+                self._settle(bundle, kind, body)
+        worker.failures = 0
+        self._has_room(worker, now)
+
+    def died(self, worker: _Worker, link: Any, ident: int, ending: str, words: str, now: float) -> None:
+        """A slot has died under an attempt: the bundle's fault, unless we meant to kill it."""
+        if worker.link is not link:
+            return
+        attempt = self._release(worker, ident)
+        if attempt is not None and attempt in attempt.bundle.attempts:
+            bundle = attempt.bundle
+            worker.died += 1
+            bundle.failures += ((worker.machine, ending, words),)
+            if len(bundle.failures) >= self._max_bundle_failures:
+                times = "once" if len(bundle.failures) == 1 else f"{len(bundle.failures)} times"
+                reason = f"killed the process that ran it {times}"
+                self._settle(bundle, _FAILED, BundleError(bundle.function.name, reason, bundle.failures))
+            else:
+                self._lose(attempt)
+        self._has_room(worker, now)
+
+    def freed(self, worker: _Worker, link: Any, ident: int, now: float) -> None:
+        """An attempt that was to be killed is gone."""
+        if worker.link is link:
+            attempt = self._release(worker, ident)
+            if attempt is not None and attempt in attempt.bundle.attempts:
+                self._lose(attempt)
+            self._has_room(worker, now)
+
+    def recalled(self, worker: _Worker, link: Any, idents: Sequence[int], now: float) -> None:
+        """A machine has given attempts back that it had not started."""
+        if worker.link is not link:
+            return
+        worker.recalling = False
+        for ident in reversed(idents):
+            attempt = self._release(worker, ident)
+            if attempt is not None and attempt in attempt.bundle.attempts:
+                self._lose(attempt)
+        self._has_room(worker, now)
+
+    def _release(self, worker: _Worker, ident: int) -> _Attempt | None:
+        attempt = worker.inflight.pop(ident, None)
+        if attempt is not None:
+            if attempt.since is not None:
+                worker.started -= 1
+            self._backups.pop(ident, None)
+        return attempt
+
+    def _lose(self, attempt: _Attempt) -> None:
+        """An attempt came to nothing: put its bundle back, unless another attempt is under way."""
+        bundle = attempt.bundle
+        self._backups.pop(attempt.ident, None)
+        if bundle.settled or attempt not in bundle.attempts:
+            return
+        bundle.attempts = tuple(other for other in bundle.attempts if other is not attempt)
+        if bundle.attempts:
+            return
+        self.waiting += 1
+        self.retried += 1
+        if bundle.failures:
+            avoid = frozenset(machine for machine, _, _ in bundle.failures)
+            self._retries.setdefault(avoid, deque()).append(bundle)
+        else:
+            self._queue.appendleft(bundle)
+
+    def _has_room(self, worker: _Worker, now: float) -> None:
+        """Account for what has left a worker, then use the room."""
+        while worker.started < worker.count and worker.unstarted:
+            attempt = worker.unstarted.popleft()
+            if attempt.ident in worker.inflight:
+                attempt.since = now
+                worker.started += 1
+        self._update_idle(worker)
+        self._saturated = False
+        self._fill(now)
+
+    # Time
+
+    def tick(self, now: float) -> None:
+        """Look at the clock: reconnect, time out, back stragglers up, give up."""
+        elapsed = min(now - (now if self._ticked is None else self._ticked), 1.0)
+        self._ticked = now
+        self._connect(now)
+        if self._bundle_timeout is not None:
+            self._time_out(now, self._bundle_timeout)
+        if self._schedule_backups and self._idle and not self.waiting:
+            self._back_up(now)
+        self._alone = self._alone + elapsed if self.waiting and not self._up else 0.0
+        if self._alone > GIVE_UP_SECONDS:
+            self._alone = 0.0
+            self._give_up()
+
+    def _time_out(self, now: float, limit: float) -> None:
+        for worker in self._up:
+            for attempt in [*worker.inflight.values()]:
+                bundle = attempt.bundle
+                if attempt.since is not None and now - attempt.since > limit and not bundle.settled:
+                    reason = f"ran longer than bundle_timeout={limit:g} s"
+                    ending = ((worker.machine, f"killed after {now - attempt.since:.1f} s", ""),)
+                    self._settle(bundle, _FAILED, BundleTimeoutError(bundle.function.name, reason, bundle.failures + ending))
+
+    def _back_up(self, now: float) -> None:
+        """Launch backups of stragglers (MapReduce, OSDI'04; LATE, OSDI'08; The Tail at Scale, CACM 2013)."""
+        counts = [worker.count for worker in self._up]
+        room = int(max(2, max(counts), BACKUP_SHARE * sum(counts))) - len(self._backups)
+        if room <= 0:
+            return
+        late = []
+        for worker in self._up:
+            slowness = worker.durations.median or 1.0
+            for attempt in worker.inflight.values():
+                if attempt.since is not None and len(attempt.bundle.attempts) == 1 and attempt in attempt.bundle.attempts:
+                    age, median = now - attempt.since, attempt.bundle.function.durations.median
+                    if median is not None and age > max(BACKUP_AGE[0], BACKUP_AGE[1] * median):
+                        late.append((age * slowness, attempt.ident, attempt))
+        for _, _, attempt in sorted(late, reverse=True)[:room]:
+            machines = {attempt.worker.machine, *(machine for machine, _, _ in attempt.bundle.failures)}
+            fit = [worker for worker in self._idle if worker.machine not in machines]
+            if fit:
+                best = min(fit, key=lambda worker: math.inf if worker.durations.median is None else worker.durations.median)
+                self._launch(attempt.bundle, best, now, backup=True)
+
+
+# ─────────────────────────────────────────────────────── links ────────────────────────────────────────────────────
+
+# The user's own configuration turns each of these on somewhere, and each would break a link. The first value given wins.
+_SSH_OPTIONS = [
+    "-T", "-a", "-x",
+    *itertools.chain.from_iterable(("-o", option) for option in (
+        "IgnoreUnknown=ForkAfterAuthentication,StdinNull,SessionType",      # OpenSSH before 8.7 has not got them
+        "BatchMode=yes", "ClearAllForwardings=yes", "ControlMaster=no", "ControlPath=none", "PermitLocalCommand=no",
+        "RemoteCommand=none", "StdinNull=no", "ForkAfterAuthentication=no", "SessionType=default",
+        "ServerAliveInterval=5", "ServerAliveCountMax=3", "ConnectTimeout=10"))]
+
+# What ssh says, whether trying again can help, and what the user can do about it.
+_DIAGNOSES = [(re.compile(pattern, re.IGNORECASE), permanent, remedy) for pattern, permanent, remedy in (
+    ("host key verification failed|host identification has changed", True,
+     "run `ssh {login}` once, check the key it shows and accept it"),
+    ("permission denied|too many authentication failures", True,
+     "executors never asks for a password: set up a key with `ssh-copy-id {login}`"),
+    ("temporary failure in name resolution", False, "is this machine's network up?"),
+    ("could not resolve hostname", True, "is the name right? try `ssh {login}`"),
+    ("bad configuration option|no such file or directory|unknown option|usage: ssh|invalid", True,
+     "look at ssh_options and at your ~/.ssh/config"),
+    ("connection refused", False, "is sshd running there, on that port?"),
+    ("timed out|no route to host|network is unreachable", False, "is the machine up, and reachable from here?"),
+)]
+
+# Runs on whatever Python is found, of any version. It says who it is and waits: what login files print has then gone before,
+# and what reads their input finds none.
+_FIRST_STAGE = '''import os,sys
+sys.path[:]=[p for p in sys.path if p]
+v=tuple(sys.version_info[:3])
+n=getattr(getattr(sys,"implementation",None),"name","python")
+os.write(1,("\\n%s %%d.%%d.%%d %%s %%s\\n"%%(v+(n,sys.executable))).encode("utf-8"))
+def r(n):
+    b=b""
+    while len(b)<n:
+        c=os.read(0,n-len(b))
+        if not c:os._exit(0)
+        b+=c
+    return b
+exec(r(int(r(16))))
+'''
+
+# Sent to a Python of our own version. Makes a module of `remote_worker` without a file, and hands over.
+_SECOND_STAGE = '''import pickle,sys,types
+file,text,modules=pickle.loads(r(int(r(16))))
+module=sys.modules["remote_worker"]=types.ModuleType("remote_worker")
+module.__file__=file
+exec(compile(text,file,"exec"),module.__dict__)
+module.__loader__=module._SourceLoader(file,text)
+module.serve(modules)
+'''
+_NO_PYTHON = 126, "executors: no python"
+
+
+class _LinkDown(Exception):
+    """A link has ended, or could not be made: `cause` says why, `permanent` that trying again cannot help."""
+
+    def __init__(self, cause: str, permanent: bool = False) -> None:
+        super().__init__(cause)
+        self.cause, self.permanent = cause, permanent
+
+
+def _first_command(magic: str) -> str:
+    """Return the arguments that make a Python run the first stage: plain characters only, for any shell."""
+    stage = base64.b64encode((_FIRST_STAGE % magic).encode()).decode()
+    return f'-c "import base64,sys;exec(base64.b64decode(sys.argv[1]))" {stage}'
+
+
+def _link_argv(record: RemoteWorkerRecord, ssh_options: Sequence[str], magic: str) -> list[str]:
+    """Return the command that starts a worker's first stage, with or without ssh.
+
+    The remote part is one word list and one string in single quotes without '!' or a backslash, which sh, bash, dash, zsh,
+    csh, tcsh and fish read alike. A pyenv shim for a version that is not active exits with 127: the next one is tried.
+    """
+    version = "{}.{}".format(*sys.version_info)
+    candidates = record.python or f"python{version} python3"
+    if record.machine == ":" and not record.python:
+        candidates = sys.executable
+    script = (f'for p in {candidates}; do command -v $p >/dev/null 2>&1 || continue; '
+              f'$p {_first_command(magic)}; r=$?; test $r -eq 127 || exit $r; done; '
+              f'echo {_NO_PYTHON[1]}: {candidates} >&2; exit {_NO_PYTHON[0]}')
+    if record.machine == ":":
+        return ["/bin/sh", "-c", script]
+    return [SSH, *_SSH_OPTIONS, *ssh_options, "--", record.login, f"exec sh -c '{script}'"]
+
+
+def _scp_argv(record: RemoteWorkerRecord, ssh_options: Sequence[str], source: str, target: str) -> list[str]:
+    """Return the command that copies one file; it has letters of its own for two of ssh's options."""
+    options, login = list(_SSH_OPTIONS[3:]), record.login
+    remaining = iter(ssh_options)
+    for option in remaining:
+        if option[:2] in ("-p", "-l"):
+            value = option[2:] or next(remaining, "")
+            options += ["-o", f"{'Port' if option[1] == 'p' else 'User'}={value}"]
+        else:
+            options.append(option)
+    if ":" in record.machine:
+        login = login.replace(record.machine, f"[{record.machine}]")
+    return [SCP, "-q", *options, "--", os.path.abspath(source), f"{login}:{target}"]
+
+
+@functools.cache
+def _bootstrap() -> bytes:
+    """Return what makes a shim of a waiting first stage: our own text and cloudpickle's."""
+    modules = {}
+    for name in ("remote_worker", "cloudpickle"):
+        spec = importlib.util.find_spec(name)
+        assert spec is not None
+        names = [name]
+        for folder in spec.submodule_search_locations or ():
+            names += [f"{name}.{file[:-3]}" for file in os.listdir(folder) if file.endswith(".py") and file[0] != "_"]
+        modules.update({one: _find_source(one) for one in names})
+    file, text, _ = modules.pop("remote_worker")
+    answers = {name: pickle.dumps(answer) for name, answer in modules.items()}
+    payload = pickle.dumps((file, text, answers))
+    return b"%16d%s%16d%s" % (len(_SECOND_STAGE), _SECOND_STAGE.encode(), len(payload), payload)
+
+
+class _Link:
+    """The one ssh connection to a worker. It knows frames and pipes, and nothing of bundles' fates or of its owner.
+
+    `open` and `read` belong to the reader thread, `write_on` to the writer thread; any thread may `send`, `beat` and `abort`.
+    """
+
+    def __init__(self, record: RemoteWorkerRecord, ssh_options: Sequence[str], config: Mapping[str, Any]) -> None:
+        self.record, self._ssh_options, self._config = record, ssh_options, config
+        self._process: Any = None
+        self._errors: Any = None            # ssh's stderr: a file without a name
+        self._noise = b""                   # what came before the magic: the login shell's
+        self._reached = ""                  # how far the protocol got
+        self._reader: Any = None
+        self._abort_cause = ""
+        self.hello: dict[str, Any] = {}
+        self.started = time.monotonic()
+        self.round_trip = 0.0               # seconds, of the last ping
+        # Liveness; written by one thread each, and read with no harm from another.
+        self._pinged = 0.0
+        self._reads = self._writes = 0
+        self._seen = (-1, -1)
+        self._reading = False               # False while our own code keeps the reader busy: the machine is not to blame
+        self._missed = 0
+        # Guards the rest. Who sets _writing is the one who writes, until it finds nothing left and clears it.
+        self._lock = threading.Lock()
+        self._queue: list[Any] = []
+        self._writing = self._closed = False
+        self._outbox: Any = None
+        self._stuck = threading.Semaphore(0)        # wakes the writer: what is left in the outbox is its to write
+        self._known: OrderedDict[int, _Function] = OrderedDict()
+        self._known_size = 0
+
+    # Opening
+
+    def open(self, files: Mapping[str, tuple[str, str, bool]]) -> None:
+        """Start the shim and copy files to it. Raises _LinkDown, with ssh's own words."""
+        magic = os.urandom(12).hex()
+        argv = _link_argv(self.record, self._ssh_options, magic)
+        self._errors = os.fdopen(os.memfd_create("stderr"), "r+b") if hasattr(os, "memfd_create") else tempfile.TemporaryFile()
+        try:
+            self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, bufsize=0,
+                                             start_new_session=True)
+        except OSError as error:
+            raise _LinkDown(f"cannot run {argv[0]}: {error.strerror}; install openssh-client", True) from None
+        try:
+            self._check_version(self._await_magic(magic.encode()))
+            self._process.stdin.write(_bootstrap())
+            self._reached = "start"
+            self._start_frames()
+            self.hello = self._await(wire.HELLO)
+            if files:
+                self._copy(files)
+            self.send([wire.frame(wire.CONFIG, 0, pickle.dumps({
+                **self._config, "machine": self.record.machine, "slots": self.record.count or self.hello["cores"]}))])
+            self._reached = "work"
+        except (OSError, EOFError, wire.FrameError) as error:
+            raise self._diagnosis(error) from None
+
+    def _await_magic(self, magic: bytes) -> list[str]:
+        """Read past the noise of login files to the line that the first stage prints; return its words."""
+        while True:
+            data = os.read(self._process.stdout.fileno(), wire.READ_SIZE)
+            if not data:
+                raise EOFError
+            self._noise += data
+            before, found, line = self._noise.rpartition(magic)
+            if found and line.endswith(b"\n"):
+                self._noise = before[-2000:]
+                return line.decode("utf-8", "replace").split(maxsplit=2)
+            self._noise = self._noise[-wire.READ_SIZE:]
+
+    def _check_version(self, words: list[str]) -> None:
+        version, implementation, path = words
+        ours = "{}.{}".format(*sys.version_info)
+        if implementation != sys.implementation.name or version.rpartition(".")[0] != ours:
+            raise _LinkDown(f"has {implementation} {version} at {path.strip()}, but needs {sys.implementation.name} {ours}, "
+                            "as here (pickled code does not cross versions): install that there, or name it in the worker's "
+                            f"record, python=/path/to/python{ours}", True)
+
+    def _start_frames(self) -> None:
+        stdin, stdout = self._process.stdin.fileno(), self._process.stdout.fileno()
+        os.set_blocking(stdin, False)
+        for fd in (stdin, stdout):
+            wire._enlarge(fd)
+        self._reader, self._outbox = wire.MessageReader(stdout), wire.Outbox(stdin)
+
+    def _await(self, kind: int) -> Any:
+        while True:
+            for got, _, _, payload in self.read():
+                if got == kind:
+                    return pickle.loads(payload)
+
+    def _copy(self, files: Mapping[str, tuple[str, str, bool]]) -> None:
+        """Have files put where slots find them; only what the machine has not got is copied, and it checks the digest."""
+        names = {name: (digest, is_tree) for name, (_, digest, is_tree) in files.items()}
+        arrived: dict[str, str] = {}
+        while True:
+            self.send([wire.frame(wire.FILES, 0, pickle.dumps({"names": names, "arrived": arrived}))])
+            wanted = self._await(wire.STORED)
+            if isinstance(wanted, str):
+                raise _LinkDown(f"cannot store files: {wanted}", True)
+            if not wanted:
+                return
+            for name, target in wanted.items():
+                source = files[name][0]
+                if self.record.machine == ":":
+                    shutil.copyfile(source, os.path.join(os.path.expanduser("~"), target))
+                    continue
+                done = subprocess.run(_scp_argv(self.record, self._ssh_options, source, target), stdin=subprocess.DEVNULL,
+                                      stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+                if done.returncode:
+                    raise _LinkDown(f"scp of {name} failed: {_last_line(done.stderr)}", True)
+            arrived = wanted
+
+    def _diagnosis(self, error: Exception) -> _LinkDown:
+        """Say why a link ended by how far it got, ssh's words, and its exit status (255 means ten things)."""
+        if self._abort_cause:
+            return _LinkDown(self._abort_cause)
+        self._process.stdin.close()
+        try:
+            status = self._process.wait(CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:
+            status = None
+        words = os.pread(self._errors.fileno(), 1 << 16, max(0, os.fstat(self._errors.fileno()).st_size - (1 << 16)))
+        text = " ".join(words.decode("utf-8", "replace").split("\n")[-6:]).strip()
+        if self._reached:
+            return _LinkDown(f"connection lost ({_last_line(words) or error or 'end of stream'})")
+        if status == _NO_PYTHON[0] and _NO_PYTHON[1] in text:
+            tried = text.rpartition(": ")[2]
+            return _LinkDown(f"no Python: tried {tried}; install it there, or name it in the worker's record, "
+                             "python=/path/to/python", True)
+        for pattern, permanent, remedy in _DIAGNOSES:
+            if status == 255 and pattern.search(text):
+                return _LinkDown(f"{_last_line(words)} -- {remedy.format(login=self.record.login)}", permanent)
+        said = _last_line(words) or _last_line(self._noise) or "nothing was said"
+        return _LinkDown(f"the login ended with status {status} before Python started: {said}", status not in (255, None))
+
+    # Working
+
+    def read(self) -> list[tuple[int, int, Any, Any]]:
+        """Wait for messages. Raises EOFError, OSError or FrameError at the link's end."""
+        self._reading = True
+        messages: list[tuple[int, int, Any, Any]] = self._reader.read()
+        self._reads += 1
+        self._reading = False
+        return messages
+
+    def work(self) -> Iterator[list[tuple[int, int, Any, Any]]]:
+        """Yield messages for as long as the link lives. Raises _LinkDown at its end."""
+        try:
+            while True:
+                messages = self.read()
+                if messages and messages[-1][0] == wire.PONG:
+                    self.round_trip = time.monotonic() - self._pinged
+                yield messages
+        except (OSError, EOFError, wire.FrameError) as error:
+            raise self._diagnosis(error) from None
+
+    def forget(self, ident: int) -> None:
+        """Drop what has come of an attempt's result whose sender has died."""
+        self._reader.forget(ident)
+
+    def launch(self, attempts: Iterable[_Attempt]) -> None:
+        """Send attempts, each function ahead of its first call here."""
+        with self._lock:
+            for attempt in attempts:
+                packed = attempt.bundle.packed
+                function = attempt.bundle.function      # read last: it is cleared first when a bundle is settled
+                if function is None:
+                    continue        # cancelled since it was decided; the machine answers the KILL all the same
+                if function.ident not in self._known:
+                    self._introduce(function)
+                if type(packed) is bytes:
+                    self._queue.append(wire.SHORT.pack(wire.CALL, attempt.ident, 9 + len(packed), function.ident, 0) + packed)
+                else:
+                    self._queue += wire.message(wire.CALL, attempt.ident, function.ident, packed)
+        self.send(())
+
+    def _introduce(self, function: _Function) -> None:
+        self._known[function.ident] = function
+        self._known_size += function.size
+        self._queue += wire.message(wire.FUNCTION, function.ident, 0, function.packed)
+        number, size = KNOWN_FUNCTIONS
+        while len(self._known) > 1 and (len(self._known) > number or self._known_size > size):
+            ident, oldest = self._known.popitem(last=False)
+            self._known_size -= oldest.size
+            self._queue.append(wire.frame(wire.FORGET, ident))
+
+    def send(self, buffers: Iterable[Any]) -> None:
+        """Send frames: from this thread while the pipe takes them, which saves a switch of threads when the link is idle."""
+        with self._lock:
+            self._queue += buffers
+            if self._writing or self._closed or not self._queue:
+                return
+            self._writing = True
+        self._write()
+
+    def _write(self) -> None:
+        """Write what is queued until there is none, or until the pipe is full: then the writer thread goes on from there."""
+        outbox = self._outbox
+        while True:
+            with self._lock:
+                queue, self._queue = self._queue, []
+                if not queue and not outbox.size:
+                    self._writing = False
+                    return
+            outbox.put(queue)
+            try:
+                done = outbox.flush()
+            except OSError:
+                return      # ssh has ended; the reader will say so. _writing stays set: nothing more is written
+            self._writes += 1
+            if not done:
+                self._stuck.release()
+                return
+
+    def write_on(self) -> None:
+        """Be the writer thread: go on where others found the pipe full, until the link is closed."""
+        while True:
+            self._stuck.acquire()
+            if self._closed:
+                return
+            poll = select.poll()
+            poll.register(self._outbox.fd, select.POLLOUT)
+            poll.poll()
+            self._write()
+
+    def beat(self) -> None:
+        """Ping. A machine that has given no sign of life for three beats is cut off; counted in beats, not seconds, so that a
+        controller that was suspended does not condemn everyone when it wakes. Bytes moving either way are signs of life."""
+        signs = self._reads, self._writes if self._writing else 0
+        if signs != self._seen or not self._reading:
+            self._seen, self._missed = signs, 0
+        else:
+            self._missed += 1
+            if self._missed >= MISSED_BEATS:
+                self.abort(f"no answer to {self._missed} heartbeats")
+                return
+        self._pinged = time.monotonic()
+        self.send([wire.frame(wire.PING)])
+
+    # Ending
+
+    def close(self) -> None:
+        """End the link in peace: the shim sees the end of its input, and goes."""
+        with self._lock:
+            self._closed = True
+        self._stuck.release()
+        if self._outbox is not None:
+            self._abort_cause = self._abort_cause or "closed"
+            self._shut_stdin()
+
+    def _shut_stdin(self) -> None:
+        # Another thread may be about to write to the descriptor, so its number must not become free: put something else there.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self._process.stdin.fileno(), inheritable=False)
+        os.close(null)
+
+    def abort(self, cause: str) -> None:
+        """End the link at once; the reader thread sees it end."""
+        self._abort_cause = self._abort_cause or cause
+        if self._process is not None:
+            try:
+                os.killpg(self._process.pid, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):
+                pass
+
+    def discard(self) -> None:
+        """Release everything; called by the reader thread, when nothing else reads."""
+        self.close()
+        if self._process is not None:
+            try:
+                self._process.wait(CLOSE_SECONDS)
+            except subprocess.TimeoutExpired:
+                self.abort("did not end")
+                self._process.wait()
+            self._process.stdout.close()
+        if self._errors is not None:
+            self._errors.close()
+
+    def abandon(self) -> None:
+        """In a forked child: let go of the parent's connection without a word."""
+        for file in (self._process.stdin, self._process.stdout) if self._process is not None else ():
+            try:
+                os.close(file.fileno())
+            except (OSError, ValueError):
+                pass
+
+
+def _last_line(words: bytes) -> str:
+    lines = [line.strip() for line in words.decode("utf-8", "replace").splitlines() if line.strip()]
+    return lines[-1] if lines else ""
+
+
+# What follows users' code
+
+
+_SHIPPABLE = {"executors", "remote_worker", "cloudpickle"}      # wherever they are installed
+
+
+@functools.cache
+def _installed_roots() -> tuple[str, ...]:
+    import sysconfig
+    paths = sysconfig.get_paths()
+    return tuple({os.path.realpath(paths[key]) + os.sep for key in ("stdlib", "platstdlib", "purelib", "platlib")})
+
+
+def _is_installed(path: str) -> bool:
+    path = os.path.realpath(path)
+    return path.startswith(_installed_roots()) or "site-packages" in path or "dist-packages" in path
+
+
+def _find_spec(name: str) -> Any:
+    """Find a module without importing its parents."""
+    parent = name.rpartition(".")[0]
+    if not parent:
+        return importlib.util.find_spec(name)
+    spec = _find_spec(parent)
+    locations = spec and spec.submodule_search_locations
+    return locations and importlib.machinery.PathFinder.find_spec(name, locations)
+
+
+def _find_source(name: str) -> tuple[str, str, bool] | None:
+    """Return `(file, source, is a package)` of a module of the project; None for any other, which the worker must have."""
+    try:
+        spec = _find_spec(name)
+        if spec is None:
+            return None
+        locations = spec.submodule_search_locations
+        ours = name.partition(".")[0] in _SHIPPABLE
+        if not spec.has_location:
+            is_namespace = locations is not None and not any(map(_is_installed, locations))
+            return ("<namespace>", "", True) if is_namespace else None
+        if not spec.origin.endswith(".py") or _is_installed(spec.origin) and not ours:
+            return None
+        with open(spec.origin, "rb") as file:
+            return spec.origin, importlib.util.decode_source(file.read()), locations is not None
+    except (ImportError, OSError, ValueError, AttributeError, SyntaxError):
+        return None
+
+
+# ─────────────────────────────────────────────────── RemoteExecutor ───────────────────────────────────────────────
+
+
+class _RemoteFuture(Future):        # type: ignore[type-arg]
+    """A future that can be cancelled while it runs. Its condition is made when first used: a million of them may wait."""
+
+    def __init__(self, supervisor: _Supervisor, bundle: _Bundle) -> None:
+        # As Future.__init__, without the condition. The state stays PENDING until the future is settled.
+        self._state = concurrent.futures._base.PENDING
+        self._result = self._exception = None
+        self._waiters: list[Any] = []
+        self._done_callbacks: list[Any] = []
+        self._owner: tuple[_Supervisor, _Bundle] | None = (supervisor, bundle)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_condition":
+            return self.__dict__.setdefault(name, threading.Condition())
+        raise AttributeError(name)
+
+    def running(self) -> bool:
+        owner = self._owner
+        return owner is not None and bool(owner[1].attempts) and not self.done()
+
+    def cancel(self) -> bool:
+        owner = self._owner
+        return (owner is not None and owner[0].cancel(owner[1])) or self.cancelled()
+
+
+class _Supervisor:
+    """Own what a pool owns: the lock, the scheduler behind it, the links, the heartbeat.
+
+    It is apart from `RemoteExecutor` so that its threads do not keep that alive: a pool that nobody holds any more ends.
+    """
+
+    def __init__(self, scheduler: _Scheduler, title: str, ssh_options: Sequence[str], files: Iterable[str],
+                 heartbeat_seconds: float, show_status: bool | None) -> None:
+        self.title, self._ssh_options, self._heartbeat_seconds = title, ssh_options, heartbeat_seconds
+        self._cleanup = tempfile.TemporaryDirectory(prefix="executors-") if files else None
+        self._files = {name: entry for name, entry in (_prepare_file(path, self._cleanup.name) for path in files)} \
+            if self._cleanup else {}
+        self._config = {"lease": LEASE_BEATS * heartbeat_seconds, "output": True}
+        self._idents = itertools.count(1 << 62)        # of functions; attempts count from 1
+        self._references: dict[tuple[str, str], _Function] = {}
+        self._durations: dict[str, _Durations] = {}
+        self._by_digest: weakref.WeakValueDictionary[bytes, _Function] = weakref.WeakValueDictionary()
+        self._lost_seconds = 0.0            # that this process was suspended; written by the heartbeat alone
+        self._board = _Scoreboard(show_status)
+        self.pid = os.getpid()
+        self.wake: SimpleQueue[str] = SimpleQueue()     # its put may be called from a finalizer
+        self.ended = threading.Event()
+        # The one lock. It guards the scheduler, the links' set, and the tables of functions.
+        self._lock = threading.Lock()
+        self._scheduler = scheduler
+        self._links: set[_Link] = set()
+        self._heart = threading.Thread(target=self._keep_time, name=f"{title} heartbeat", daemon=True)
+        self._heart.start()
+
+    # The door
+
+    def decide(self, decision: Callable[..., Any], *operands: Any) -> Any:
+        """Let the scheduler decide under the lock; then, without it, do what was decided."""
+        with self._lock:
+            answer = decision(*operands)
+            actions = self._scheduler.take_actions()
+        if actions:
+            self._perform(actions)
+        return answer
+
+    def now(self) -> float:
+        """The time in seconds; it stands still while this process is suspended."""
+        return time.monotonic() - self._lost_seconds
+
+    def _perform(self, actions: list[Any]) -> None:
+        launches: dict[_Link, list[_Attempt]] = {}
+        for verb, *operands in actions:
+            if verb is _LAUNCH:
+                launches.setdefault(operands[0], []).append(operands[1])
+        for link, attempts in launches.items():
+            link.launch(attempts)
+        for verb, *operands in actions:
+            if verb is _SETTLE:
+                self._settle(*operands)
+            elif verb is not _LAUNCH:
+                self._do(verb, *operands)
+        if _log.isEnabledFor(logging.DEBUG):
+            _log_actions(actions)
+
+    def _do(self, verb: str, *operands: Any) -> None:
+        if verb is _CONNECT:
+            worker, = operands
+            link = _Link(worker.record, self._ssh_options, self._config)
+            with self._lock:
+                self._links.add(link)
+            threading.Thread(target=self._serve, args=(worker, link), name=f"{worker.machine} reader", daemon=True).start()
+        elif verb is _KILL:
+            link, ident = operands
+            link.send([wire.frame(wire.KILL, ident)])
+        elif verb is _RECALL:
+            link, number = operands
+            link.send([wire.frame(wire.RECALL, number)])
+        elif verb is _LEAVE:
+            operands[0].close()
+        elif verb is _FINISH:
+            self.wake.put("finished")
+
+    def _settle(self, bundle: _Bundle, kind: int, body: Any) -> None:
+        """Resolve a future. Unpickling and callbacks are the user's code: nothing they raise may pass."""
+        future, name = bundle.future, bundle.function.name
+        bundle.function = None
+        bundle.packed = bundle.future = future._owner = None
+        try:
+            if kind == wire.RESULT:
+                try:
+                    value = wire.unpack(body)
+                except BaseException as error:
+                    kind, body = _FAILED, BundleError(name, f"its result cannot be unpickled here: {_describe(error)}")
+                    body.__cause__ = error
+                else:
+                    future.set_result(value)
+                    return
+            if kind == wire.ERROR:
+                future.set_exception(_rebuild(name, body))
+            elif kind == _CANCELLED:
+                Future.cancel(future)
+                future.set_running_or_notify_cancel()
+            else:
+                future.set_exception(body)
+        except BaseException:
+            _log.exception("%s: a callback of the future of %s raised", self.title, name)
+
+    # Threads: a reader and a writer for each link, and the heartbeat
+
+    def _serve(self, worker: _Worker, link: _Link) -> None:
+        cause, permanent = "closed", False
+        try:
+            link.open(self._files)
+            threading.Thread(target=link.write_on, name=f"{worker.machine} writer", daemon=True).start()
+            _log.info("%s: %s is up: %d cores, %s", self.title, worker.record, link.hello["cores"], link.hello["python"])
+            self.decide(self._scheduler.up, worker, link, link.hello["cores"], self.now())
+            for messages in link.work():
+                self._receive(worker, link, messages)
+        except _LinkDown as down:
+            cause, permanent = down.cause, down.permanent
+        except Exception as error:
+            _log.exception("%s: the link to %s failed", self.title, worker.record)
+            cause = _describe(error)
+        if not self._scheduler.closed:
+            _log.log(logging.ERROR if permanent else logging.WARNING, "%s: %s: %s", self.title, worker.record, cause)
+        link.discard()
+        self.decide(self._scheduler.down, worker, link, cause, permanent, self.now())
+        with self._lock:
+            self._links.discard(link)
+        self.wake.put("link ended")
+
+    def _receive(self, worker: _Worker, link: _Link, messages: list[tuple[int, int, Any, Any]]) -> None:
+        scheduler, results = self._scheduler, []
+        for kind, ident, tag, body in messages:
+            if kind == wire.RESULT or kind == wire.ERROR:
+                results.append((kind, ident, tag, body))
+            elif kind == wire.OUTPUT:
+                self._board.show_output(worker.machine, ident, body)
+            elif kind == wire.DIED:
+                link.forget(ident)
+                status, words = pickle.loads(body)
+                self.decide(scheduler.died, worker, link, ident, _ending(status), words.decode("utf-8", "replace"), self.now())
+            elif kind == wire.KILLED:
+                link.forget(ident)
+                self.decide(scheduler.freed, worker, link, ident, self.now())
+            elif kind == wire.RECALLED:
+                idents = [one for one, in wire.IDENT.iter_unpack(body)]
+                self.decide(scheduler.recalled, worker, link, idents, self.now())
+            elif kind == wire.WANTED:
+                name = body.decode()
+                answer = pickle.dumps((name, pickle.dumps(_find_source(name))))
+                link.send([wire.frame(wire.MODULE, 0, answer)])
+            elif kind == wire.PONG:
+                worker.ahead_seconds = AHEAD_SECONDS + 2 * link.round_trip
+        if results:
+            self.decide(scheduler.finish, worker, link, results, self.now())
+
+    def _keep_time(self) -> None:
+        """Be the heartbeat, until the scheduler has finished and no link is left."""
+        beat_at, last, finished_at = 0.0, time.monotonic(), math.inf
+        while True:
+            try:
+                event = self.wake.get(timeout=min(TICK_SECONDS, self._heartbeat_seconds))
+            except Empty:
+                event = ""
+            now = time.monotonic()
+            if event == "abandoned":        # nobody holds the executor any more
+                self.decide(self._scheduler.close, False)
+            elif event == "finished":
+                finished_at = now
+                for link in self._current_links():
+                    link.close()
+            if now - last > 1.0 + TICK_SECONDS:     # we were not awake; nobody else's time has passed
+                self._lost_seconds += now - last
+            last = now
+            links = self._current_links()
+            if finished_at < math.inf and not links:
+                break
+            for link in links:
+                if link.hello and now >= beat_at:
+                    link.beat()
+                elif not link.hello and now - link.started > HELLO_SECONDS:
+                    link.abort(f"said nothing for {HELLO_SECONDS:g} s; what its login printed: {_last_line(link._noise)!r}")
+                if now - finished_at > CLOSE_SECONDS:
+                    link.abort("did not end")
+            if now >= beat_at:
+                beat_at = now + self._heartbeat_seconds
+            self.decide(self._scheduler.tick, self.now())
+            self._board.draw(self.status)
+        if self._cleanup:
+            self._cleanup.cleanup()
+        self._board.finish(self.status)
+        self.ended.set()
+
+    def _current_links(self) -> list[_Link]:
+        with self._lock:
+            return [*self._links]
+
+    # What callers want
+
+    def function(self, fn: Callable[..., Any]) -> _Function:
+        """Pickle a function, or find that it is known: by its name if it can be imported, otherwise by its contents."""
+        key = _reference(fn)
+        if key is not None:
+            function = self._references.get(key)
+            if function is None:
+                import cloudpickle
+                by_value = key[0] in cloudpickle.list_registry_pickle_by_value()
+                function = self._intern(fn, wire.pack(fn) if by_value else pickle.dumps(fn, 5))
+                with self._lock:
+                    self._references.setdefault(key, function)
+            return function
+        return self._intern(fn, wire.pack(fn))
+
+    def _intern(self, fn: Callable[..., Any], packed: Any) -> _Function:
+        digest = hashlib.sha256()
+        for buffer in (packed,) if type(packed) is bytes else packed[1]:
+            digest.update(buffer)
+        name = _name(fn)
+        with self._lock:
+            function = self._by_digest.get(digest.digest())
+            if function is None:
+                durations = self._durations.setdefault(name, _Durations())
+                function = self._by_digest[digest.digest()] = _Function(next(self._idents), name, packed, durations)
+        return function
+
+    def submit(self, function: _Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[Any]:
+        if os.getpid() != self.pid:
+            raise RuntimeError("this executor belongs to the parent process; make another one after a fork")
+        bundle = _Bundle(function, wire.pack((args, kwargs or None)))
+        future = bundle.future = _RemoteFuture(self, bundle)
+        self.decide(self._scheduler.submit, bundle, self.now())
+        return future
+
+    def cancel(self, bundle: _Bundle) -> bool:
+        return bool(self.decide(self._scheduler.cancel, bundle))
+
+    def shutdown(self, wait: bool, cancel_futures: bool, quiet: bool = False) -> None:
+        if os.getpid() != self.pid:
+            return
+        self._board.quiet = self._board.quiet or quiet
+        self.decide(self._scheduler.close, cancel_futures)
+        if wait and not threading.current_thread().daemon:      # a callback that shuts its own pool down cannot wait for itself
+            self.ended.wait()
+
+    @property
+    def task_count(self) -> int:
+        return self._scheduler.unfinished
+
+    @property
+    def histogram(self) -> Histogram:
+        total = Histogram()
+        with self._lock:
+            for worker in self._scheduler.workers:
+                total.merge(worker.durations)
+        return total
+
+    def status(self) -> RemoteExecutorStatus:
+        with self._lock:
+            return _take_status(self.title, self._scheduler, self.now())
+
+    def abandon(self) -> None:
+        """In a forked child: the links are the parent's."""
+        for link in self._links:
+            link.abandon()
+
+
+def _prepare_file(path: str, folder: str) -> tuple[str, tuple[str, str, bool]]:
+    """Return `name, (file to copy, its SHA-256, is it a tar of a directory)`. Raises FileNotFoundError."""
+    import tarfile
+    name = os.path.basename(os.path.abspath(path))
+    source, is_tree = path, os.path.isdir(path)
+
+    def plain(info: tarfile.TarInfo) -> tarfile.TarInfo:
+        info.mtime = info.uid = info.gid = 0        # the same content makes the same file
+        info.uname = info.gname = ""
+        return info
+
+    if is_tree:
+        source = os.path.join(folder, name + ".tar")
+        with tarfile.open(source, "w") as tar:
+            tar.add(path, name, filter=plain)
+    digest = hashlib.sha256()
+    with open(source, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return name, (source, digest.hexdigest(), is_tree)
+
+
+def _name(fn: Any) -> str:
+    while isinstance(fn, functools.partial):
+        fn = fn.args[0] if fn.func is wire.run_chunk else fn.func
+    return getattr(fn, "__qualname__", None) or type(fn).__qualname__
+
+
+def _describe(error: BaseException) -> str:
+    return f"{type(error).__name__}: {wire._text(error)}"
+
+
+def _ending(status: int) -> str:
+    """Say how a process ended, from its wait status."""
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        try:
+            return f"killed by {signal.Signals(number).name}" + (" (out of memory?)" if number == signal.SIGKILL else "")
+        except ValueError:
+            return f"killed by signal {number}"
+    return f"exited with status {os.WEXITSTATUS(status)}"
+
+
+def _rebuild(name: str, body: Any) -> BaseException:
+    """Return the exception of an ERROR message, with the remote traceback as its cause; see `wire.pack_outcome`."""
+    stage, pickled, kind, text, trace = wire.unpack(body)
+    error: BaseException | None = None
+    if stage == "run" and pickled is not None:
+        try:
+            error = pickle.loads(pickled)
+        except BaseException as problem:
+            text += f" (the exception cannot be unpickled here: {_describe(problem)})"
+    if not isinstance(error, BaseException):
+        what = {"arguments": "its function or arguments cannot be unpickled there", "result": "its result cannot be pickled",
+                "run": "it raised an exception that cannot be pickled"}[stage]
+        error = BundleError(name, f"{what}: {kind}: {text}")
+    error.__cause__ = _RemoteTraceback(trace)
+    return error
+
+
+def _log_actions(actions: list[Any]) -> None:
+    for verb, *operands in actions:
+        if verb is _LAUNCH:
+            attempt = operands[1]
+            _log.debug("attempt %d of %x on %s: %s", attempt.ident, id(attempt.bundle), attempt.worker.machine,
+                       "launched as a backup" if attempt.backup else "launched")
+        else:
+            _log.debug("%s %s", verb, operands[1:])
+
+
+_supervisors: weakref.WeakSet[_Supervisor] = weakref.WeakSet()
+
+
+@functools.cache
+def _prepare_process() -> None:
+    """Have pools drained at exit, before threads can no longer start, and let go of in forked children. Done once."""
+    register = getattr(threading, "_register_atexit", atexit.register)
+    register(lambda: [supervisor.shutdown(True, False) for supervisor in [*_supervisors]])
+    os.register_at_fork(after_in_child=lambda: [supervisor.abandon() for supervisor in [*_supervisors]])
+
+
+class RemoteExecutor(BaseExecutor):
+    """Run tasks on every machine you can `ssh` into.
+
+    Arguments:
+        workers: records, or their text form (see RemoteWorkerRecord).
+        policy: who gets the next attempt; by default at random, by weight.
+        title: a name for logs and displays.
+        ssh_options: further arguments for ssh, such as ["-p", "2222"]; they cannot undo what a link needs.
+        files: files and directories to be found by name in the working directory of tasks, copied by scp once per content.
+        schedule_backups: race stragglers by a second attempt elsewhere; default $EXECUTORS_SCHEDULE_REMOTE_BACKUPS, else True.
+        max_bundle_failures: processes that a task may kill before it is given up; default $EXECUTORS_MAX_BUNDLE_FAILURES, else 3.
+        bundle_timeout: seconds that an attempt may run before its task is killed with BundleTimeoutError.
+        heartbeat_seconds: between pings; a machine that leaves three unanswered is lost.
+        show_status: draw a scoreboard on stderr while tasks run; by default if it is a terminal.
+
+    Large buffers (NumPy arrays) are sent from where they are: do not change an array until the task it went to is done.
+
+    Raises ValueError for workers that cannot be parsed, and FileNotFoundError for files that do not exist. That no machine
+    can be reached is told by the futures, and then by `submit`, with NoWorkersError.
+
+    >>> with RemoteExecutor(["2/:"], show_status=False) as pool:
+    ...     list(pool.map(pow, [2, 3], [5, 2]))
+    [32, 9]
+    """
+
+    def __init__(self, workers: Iterable[RemoteWorkerRecord | str], policy: RemoteWorkerSelectionPolicy | None = None, *,
+                 title: str = "", ssh_options: Sequence[str] = (), files: Iterable[str] = (),
+                 schedule_backups: bool | None = None, max_bundle_failures: int | None = None,
+                 bundle_timeout: float | None = None, heartbeat_seconds: float = 5.0, show_status: bool | None = None) -> None:
+        self.title = title or type(self).__name__
+        records = _parse_workers(workers)
+        if not records:
+            raise ValueError("workers is empty: name at least one machine, or ':' for this one")
+        if schedule_backups is None:
+            schedule_backups = _from_environment("EXECUTORS_SCHEDULE_REMOTE_BACKUPS", _boolean) is not False
+        if max_bundle_failures is None:
+            max_bundle_failures = _from_environment("EXECUTORS_MAX_BUNDLE_FAILURES", int) or 3
+        for name, value in (("max_bundle_failures", max_bundle_failures), ("heartbeat_seconds", heartbeat_seconds),
+                            ("bundle_timeout", bundle_timeout)):
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} is {value!r}; it must be more than 0")
+        scheduler = _Scheduler(policy or WeightedRandomRemoteWorkerSelectionPolicy(), schedule_backups=schedule_backups,
+                               max_bundle_failures=max_bundle_failures, bundle_timeout=bundle_timeout)
+        self._supervisor = _Supervisor(scheduler, self.title, list(ssh_options), tuple(map(os.fspath, files)),
+                                       heartbeat_seconds, show_status)
+        _prepare_process()
+        _supervisors.add(self._supervisor)
+        self._finalizer = weakref.finalize(self, self._supervisor.wake.put, "abandoned")
+        for record in records:
+            self.add_worker(record)
+
+    @property
+    def task_count(self) -> int:
+        return self._supervisor.task_count
+
+    @property
+    def histogram(self) -> Histogram:       # type: ignore[override]
+        return self._supervisor.histogram
+
+    @property
+    def status(self) -> RemoteExecutorStatus:
+        """A snapshot of the pool; `print(pool.status)` shows it."""
+        return self._supervisor.status()
+
+    def add_worker(self, worker: RemoteWorkerRecord | str) -> None:
+        """Let one more machine join."""
+        record, = _parse_workers([worker])
+        supervisor = self._supervisor
+        supervisor.decide(supervisor._scheduler.add_worker, record, supervisor.now())
+
+    def remove_worker(self, worker: RemoteWorkerRecord | str) -> None:
+        """Let a machine leave; what runs there is run elsewhere. Raises ValueError if it is not in the pool."""
+        record, = _parse_workers([worker])
+        supervisor = self._supervisor
+        if not supervisor.decide(supervisor._scheduler.remove_worker, record, supervisor.now()):
+            raise ValueError(f"{record} is not in the pool")
+
+    def submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> Future[_T]:
+        supervisor = self._supervisor
+        return supervisor.submit(supervisor.function(fn), args, kwargs)
+
+    def _submitter(self, fn: Callable[..., _T]) -> Callable[..., Future[_T]]:
+        supervisor = self._supervisor
+        function = supervisor.function(fn)
+        return lambda *args: supervisor.submit(function, args, {})
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, quiet: bool = False) -> None:
+        self._supervisor.shutdown(wait, cancel_futures, quiet)
+
+
+def _boolean(text: str) -> bool:
+    return {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False,
+            "off": False}[text.lower()]
+
+
+# ───────────────────────────────────────────────────── scoreboard ─────────────────────────────────────────────────
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkerStatus:
+    """One machine of a RemoteExecutorStatus. Times are in seconds; `retry_in` and `cause` say why it is not up."""
+
+    worker: str
+    state: str
+    slots: int = 0
+    busy: int = 0
+    ahead: int = 0
+    done: int = 0
+    p50: float = 0.0
+    p95: float = 0.0
+    longest: float = 0.0
+    backups: int = 0
+    died: int = 0
+    retry_in: float = 0.0
+    cause: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class RemoteExecutorStatus:
+    """A snapshot of a RemoteExecutor. `str()` shows it as a person reads it.
+
+    >>> print(RemoteExecutorStatus("farm", waiting=40, running=8, done=112, failed=1, p50=1.24, p95=2.5, workers=(
+    ...     WorkerStatus("8/me@bigbox", "up", 8, 8, 0, 112, 1.24, 2.5, 1.9),
+    ...     WorkerStatus("lab2", "waiting", retry_in=12.0, cause="connection refused"))))
+    farm: 112 done, 1 failed, 8 running, 40 waiting   p50 1.24 s   p95 2.5 s
+      8/me@bigbox  8/8 slots      112 done  p50  1.24 s  p95   2.5 s  longest  1.9 s
+      lab2         waiting, next try in 12 s: connection refused
+    """
+
+    title: str
+    waiting: int = 0
+    running: int = 0
+    done: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    retried: int = 0
+    backups: int = 0
+    p50: float = 0.0
+    p95: float = 0.0
+    workers: tuple[WorkerStatus, ...] = ()
+
+    def __str__(self) -> str:
+        counts = [f"{self.done} done"]
+        counts += [f"{number} {what}" for number, what in ((self.failed, "failed"), (self.cancelled, "cancelled"),
+                                                           (self.retried, "retried"), (self.backups, "backups")) if number]
+        counts += [f"{self.running} running", f"{self.waiting} waiting"]
+        head = f"{self.title}: {', '.join(counts)}"
+        if self.p95:
+            head += f"   p50 {_seconds(self.p50)}   p95 {_seconds(self.p95)}"
+        width = max((len(worker.worker) for worker in self.workers), default=0)
+        return "\n".join([head, *(f"  {worker.worker:{width}}  {_worker_line(worker)}" for worker in self.workers)])
+
+
+def _worker_line(worker: WorkerStatus) -> str:
+    if worker.state != _Worker.UP:
+        wait = f", next try in {worker.retry_in:.0f} s" if worker.retry_in > 0 else ""
+        return f"{worker.state}{wait}" + (f": {worker.cause}" if worker.cause else "")
+    line = f"{f'{worker.busy}/{worker.slots}':>3} slots {worker.done:>8} done"
+    if worker.p95:
+        line += f"  p50 {_seconds(worker.p50):>7}  p95 {_seconds(worker.p95):>7}"
+    if worker.longest:
+        line += f"  longest {_seconds(worker.longest):>6}"
+    return line + "".join(f"  {number} {what}" for number, what in ((worker.backups, "backups"), (worker.died, "died")) if number)
+
+
+def _take_status(title: str, scheduler: _Scheduler, now: float) -> RemoteExecutorStatus:
+    total, workers = Histogram(), []
+    for worker in scheduler.workers:
+        durations, inflight = worker.durations, worker.inflight.values()
+        total.merge(durations)
+        longest = max((now - attempt.since for attempt in inflight if attempt.since is not None), default=0.0)
+        workers.append(WorkerStatus(
+            str(worker.record), worker.state, worker.count, worker.started, len(inflight) - worker.started, durations.count,
+            durations.percentile(50), durations.percentile(95), longest, worker.backups, worker.died,
+            worker.retry_at - now if worker.state == worker.WAITING else 0.0, worker.cause))
+    return RemoteExecutorStatus(
+        title, scheduler.waiting, scheduler.unfinished - scheduler.waiting, scheduler.done, scheduler.failed,
+        scheduler.cancelled, scheduler.retried, scheduler.backed_up, total.percentile(50), total.percentile(95), tuple(workers))
+
+
+class _Scoreboard:
+    """Show tasks' output and, on a terminal, the status below it, redrawn in place.
+
+    Many threads show things; the one that finds nobody writing writes for all, so that lines stay whole and no lock is held
+    while a terminal takes its time.
+    """
+
+    def __init__(self, show: bool | None) -> None:
+        self.quiet = False
+        stream = sys.stderr
+        self._stream = stream if show or (show is None and stream is not None and stream.isatty()) else None
+        self._height = 0        # lines of the status that stand on the terminal; the writer's alone
+        self._lock = threading.Lock()       # guards the queue and who writes
+        self._queue: deque[tuple[int, str]] = deque()       # (1 stdout, 2 stderr, 0 status; text)
+        self._writing = False
+
+    def show_output(self, machine: str, number: int, data: bytes) -> None:
+        """Show whole lines that a task wrote to its stdout (1) or stderr (2), headed by its machine."""
+        lines = data.decode("utf-8", "replace").splitlines()
+        self._show(number, "".join(f"{machine}: {line}\n" for line in lines))
+
+    def draw(self, status: Callable[[], RemoteExecutorStatus]) -> None:
+        """Redraw the status in place, while tasks run."""
+        if self._stream is not None and not self.quiet:
+            now = status()
+            if now.running or now.waiting:
+                self._show(0, str(now))
+
+    def finish(self, status: Callable[[], RemoteExecutorStatus]) -> None:
+        """Leave one line behind."""
+        now = status()
+        summary = str(now).partition("\n")[0].replace(", 0 running, 0 waiting", "")
+        if not self.quiet and now.done + now.failed:
+            _log.info("%s", summary)
+            if self._stream is not None:
+                self._show(2, summary + "\n")
+
+    def _show(self, number: int, text: str) -> None:
+        with self._lock:
+            self._queue.append((number, text))
+            if self._writing:
+                return
+            self._writing = True
+        while True:
+            with self._lock:
+                if not self._queue:
+                    self._writing = False
+                    return
+                number, text = self._queue.popleft()
+            try:
+                self._write(number, text)
+            except (OSError, ValueError):
+                pass        # the user closed the stream, or its disk is full
+
+    def _write(self, number: int, text: str) -> None:
+        erase = f"\x1b[{self._height}A\x1b[J" if self._height else ""
+        if number:
+            if erase and self._stream is not None:
+                self._stream.write(erase)
+                self._stream.flush()
+                self._height = 0
+            stream = sys.stdout if number == 1 else sys.stderr
+            if stream is not None:
+                stream.write(text)
+                stream.flush()
+        elif self._stream is not None:
+            columns, rows = shutil.get_terminal_size()
+            lines = [line[:columns - 1] for line in text.splitlines()][:rows - 1]
+            self._stream.write(erase + "".join(f"{line}\n" for line in lines))
+            self._stream.flush()
+            self._height = len(lines)
+
+
+# ────────────────────────────────────────────────────── defaults ──────────────────────────────────────────────────
+
+
+class Method(enum.Enum):
+    """Where `parallelize` runs things: on the default executor of this kind."""
+
+    THREAD = "thread"
+    PROCESS = "process"
+    REMOTE = "remote"
+
+
+class DefaultExecutors:
+    """The process-wide executors. Every instance is the same one; each pool is made when first asked for.
+
+    At exit they are shut down in the order threads, processes, remote, each finishing what it runs: what a thread does may
+    need the others.
+    """
+
+    _lock = threading.Lock()        # guards the pools
+    _pools: dict[Method, BaseExecutor] = {}     # noqa: RUF012 -- shared by intention
+    _owner = 0                      # the process they belong to; a forked child makes its own
+
+    def thread_pool(self) -> BaseExecutor:
+        """Return the default ThreadExecutor."""
+        return self._get(Method.THREAD, lambda: ThreadExecutor(title="default threads"))
+
+    def process_pool(self) -> BaseExecutor:
+        """Return the default ProcessExecutor."""
+        return self._get(Method.PROCESS, lambda: ProcessExecutor(title="default processes"))
+
+    def remote_pool(self) -> BaseExecutor:
+        """Return the default RemoteExecutor, on the workers of $EXECUTORS_REMOTE_WORKERS or ~/.config/executors/workers.
+
+        Raises ValueError if there are none.
+        """
+        return self._get(Method.REMOTE, lambda: RemoteExecutor(_default_workers(), title="default remote"))
+
+    def shutdown(self) -> None:
+        """Shut all pools down, as at exit; the next one asked for is a new one."""
+        with self._lock:
+            pools = self._forget() if self._owner == os.getpid() else {}
+        for method in Method:
+            if method in pools:
+                pools[method].shutdown()
+
+    @classmethod
+    def _forget(cls) -> dict[Method, BaseExecutor]:
+        pools, cls._pools = cls._pools, {}
+        return pools
+
+    @classmethod
+    def _get(cls, method: Method, make: Callable[[], BaseExecutor]) -> BaseExecutor:
+        _shut_down_at_exit()
+        with cls._lock:
+            if cls._owner != os.getpid():
+                cls._owner, cls._pools = os.getpid(), {}
+            if method not in cls._pools:
+                cls._pools[method] = make()
+            return cls._pools[method]
+
+
+@functools.cache
+def _shut_down_at_exit() -> None:
+    _prepare_process()      # first: exit functions run last in, first out, and remote pools must outlive the threads that use them
+    getattr(threading, "_register_atexit", atexit.register)(DefaultExecutors().shutdown)
+
+
+def parallelize(method: Method | concurrent.futures.Executor = Method.THREAD) -> Callable[
+        [Callable[..., _T]], Callable[..., Future[_T]]]:
+    """Make a function's calls return futures, from the default executor of a kind or from the executor given.
+
+    Futures among the arguments are awaited first, without holding up the caller or a worker.
+
+    >>> @parallelize(Method.THREAD)
+    ... def total(numbers):
+    ...     return sum(numbers)
+    >>> numbers = list(range(100))
+    >>> shards = [numbers[start::4] for start in range(4)]
+    >>> sum(wait_all(total(shard) for shard in shards))
+    4950
+    """
+    def executor() -> concurrent.futures.Executor:
+        if not isinstance(method, Method):
+            return method
+        pools = DefaultExecutors()
+        return {Method.THREAD: pools.thread_pool, Method.PROCESS: pools.process_pool, Method.REMOTE: pools.remote_pool}[method]()
+
+    def decorate(fn: Callable[..., _T]) -> Callable[..., Future[_T]]:
+        @functools.wraps(fn)
+        def call(*args: Any, **kwargs: Any) -> Future[_T]:
+            awaited = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, Future)]
+            if not awaited:
+                return executor().submit(fn, *args, **kwargs)
+            outer: Future[_T] = Future()
+            _when_all_done(awaited, lambda: _submit_into(outer, executor(), fn, args, kwargs))
+            return outer
+        return call
+
+    if callable(method):        # used without parentheses
+        raise TypeError("write @parallelize() or @parallelize(Method.PROCESS), with parentheses")
+    return decorate
+
+
+def _when_all_done(futures: Sequence[Future[Any]], then: Callable[[], None]) -> None:
+    lock, left = threading.Lock(), len(futures)
+
+    def one_done(_future: Future[Any]) -> None:
+        nonlocal left
+        with lock:
+            left -= 1
+            last = not left
+        if last:
+            then()
+
+    for future in futures:
+        future.add_done_callback(one_done)
+
+
+def _submit_into(outer: Future[_T], executor: concurrent.futures.Executor, fn: Callable[..., _T], args: tuple[Any, ...],
+                 kwargs: dict[str, Any]) -> None:
+    """Submit a call whose arguments have arrived, and pass its outcome on."""
+    def value(arg: Any) -> Any:
+        return arg.result() if isinstance(arg, Future) else arg
+
+    def pass_on(inner: Future[_T]) -> None:
+        try:
+            outer.set_result(inner.result())
+        except BaseException as error:
+            outer.set_exception(error)
+
+    if not outer.set_running_or_notify_cancel():
+        return
+    try:
+        inner = executor.submit(fn, *map(value, args), **{name: value(arg) for name, arg in kwargs.items()})
+    except BaseException as error:
+        outer.set_exception(error)
+    else:
+        inner.add_done_callback(pass_on)
+
+
+def wait_all(futures: Iterable[Future[_T]]) -> list[_T]:
+    """Return the results of futures in their order, or raise the first failure as soon as it happens."""
+    futures = list(futures)
+    done, _ = concurrent.futures.wait(futures, return_when=concurrent.futures.FIRST_EXCEPTION)
+    for future in futures:
+        if future in done:
+            future.result()
+    return [future.result() for future in futures]
+
+
+# ──────────────────────────────────────────────────── command line ────────────────────────────────────────────────
+
+
+_INSTALL_SSHD = "apt-get install openssh-server   (or your system's package of OpenSSH's server)"
+
+
+class _PrivateSshd:
+    """An sshd of our own: on a free loopback port, with throw-away keys, as this user. It leaves no trace.
+
+    Arguments:
+        names: host aliases that all lead to it.
+        settings: further lines for its configuration.
+    """
+
+    def __init__(self, names: Sequence[str] = ("localhost",), settings: Sequence[str] = ()) -> None:
+        self.names, self._settings = names, settings
+        self.binary = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin:/sbin")
+        if self.binary is None:
+            raise FileNotFoundError(f"there is no sshd on this machine: {_INSTALL_SSHD}")
+
+    def __enter__(self) -> _PrivateSshd:
+        self.folder = tempfile.mkdtemp(prefix="executors-sshd-")
+        self._made_run = os.getuid() == 0 and not os.path.exists("/run/sshd")
+        if self._made_run:
+            os.mkdir("/run/sshd", 0o755)        # sshd insists on it, if root starts it
+        try:
+            self._start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _start(self) -> None:
+        for key in ("host", "user"):
+            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self._path(key)], check=True)
+        shutil.copyfile(self._path("user.pub"), self._path("authorized_keys"))
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self._write("sshd_config", [
+            f"Port {self.port}", "ListenAddress 127.0.0.1", f"HostKey {self._path('host')}", "PidFile none", "StrictModes no",
+            f"AuthorizedKeysFile {self._path('authorized_keys')}", "PasswordAuthentication no", "UsePAM no",
+            "KbdInteractiveAuthentication no", "Subsystem sftp internal-sftp", *self._settings])
+        with open(self._path("host.pub"), encoding="ascii") as file:
+            self._write("known_hosts", [f"[127.0.0.1]:{self.port} {file.read()}"])
+        self._write("config", [
+            f"Host {' '.join(self.names)}", "HostName 127.0.0.1", f"Port {self.port}", f"IdentityFile {self._path('user')}",
+            "IdentitiesOnly yes", f"UserKnownHostsFile {self._path('known_hosts')}", "StrictHostKeyChecking yes"])
+        self.ssh_options = ["-F", self._path("config")]
+        self.process = subprocess.Popen([str(self.binary), "-D", "-f", self._path("sshd_config"), "-E", self._path("log")],
+                                        stdin=subprocess.DEVNULL, start_new_session=True)
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), 1).close()
+                return
+            except OSError:
+                if self.process.poll() is not None:
+                    with open(self._path("log"), encoding="utf-8", errors="replace") as file:
+                        raise OSError(f"sshd does not start: {file.read().strip()}") from None
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self.folder, name)
+
+    def _write(self, name: str, lines: Sequence[str]) -> None:
+        with open(self._path(name), "w", encoding="ascii") as file:
+            file.write("\n".join(lines) + "\n")
+
+    def __exit__(self, *_: object) -> None:
+        process = getattr(self, "process", None)
+        if process is not None:
+            process.terminate()
+            process.wait()
+        if self._made_run:
+            shutil.rmtree("/run/sshd", ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _count_primes(limit: int) -> tuple[int, str, int]:
+    """Return how many primes there are below `limit`, and who counted them; what the selftest runs."""
+    sieve = bytearray([1]) * limit
+    sieve[:2] = b"\0\0"
+    for n in range(2, int(limit ** 0.5) + 1):
+        if sieve[n]:
+            sieve[n * n::n] = bytes(len(range(n * n, limit, n)))
+    return sum(sieve), socket.gethostname(), os.getpid()
+
+
+def _selftest_one(label: str, pool: BaseExecutor) -> bool:
+    """Run real work on one executor and say what it saw; return whether all was right."""
+    limits = [100_000 + 10_000 * n for n in range(40)]
+    print(f"{label}\n{'-' * len(label)}")
+    started = time.monotonic()
+    try:
+        with pool:
+            answers = list(pool.map(_count_primes, limits, timeout=120))
+            offset = 1
+            right = pool.submit(lambda n: n + offset, 41).result(timeout=60) == 42
+    except Exception as error:
+        print(f"FAILED: {_describe(error)}\n")
+        return False
+    elapsed = time.monotonic() - started
+    right = right and [count for count, _, _ in answers] == [_count_primes(limit)[0] for limit in limits]
+    places = {(host, pid) for _, host, pid in answers}
+    hosts = ", ".join(sorted({host for host, _ in places}))
+    print(f"counted primes below {len(limits)} limits in {elapsed:.2f} s, on {hosts}, in {len(places)} process(es)")
+    print(f"{pool.histogram}\n{'right' if right else 'WRONG RESULTS'}\n")
+    return right
+
+
+def _selftest(workers: str | None) -> bool:
+    results = [_selftest_one("ThreadExecutor", ThreadExecutor(2)), _selftest_one("ProcessExecutor", ProcessExecutor(2))]
+    if workers is not None:
+        results.append(_selftest_one(f"RemoteExecutor: {workers}", RemoteExecutor(workers.split(","))))
+        return all(results)
+    try:
+        sshd = _PrivateSshd()
+    except FileNotFoundError as error:
+        print(f"{error}\nso the remote part runs over a plain pipe, without ssh.\n")
+        results.append(_selftest_one("RemoteExecutor: 2/: (no ssh)", RemoteExecutor(["2/:"])))
+        return all(results)
+    with sshd:
+        record = RemoteWorkerRecord(None, "localhost", count=2, python=sys.executable)
+        label = f"RemoteExecutor: {record}, by ssh to a private sshd on port {sshd.port}"
+        results.append(_selftest_one(label, RemoteExecutor([record], ssh_options=sshd.ssh_options)))
+    return all(results)
+
+
+def _check(records: Sequence[RemoteWorkerRecord]) -> bool:
+    """Log in to every machine at once and run a call on it; say for each how it went."""
+    width = max(len(str(record)) for record in records)
+    pools = [(record, RemoteExecutor([record], show_status=False)) for record in records]
+    started, fit = time.monotonic(), True
+    for (record, pool), future in [(pair, pair[1].submit(os.getpid)) for pair in pools]:
+        try:
+            future.result(HELLO_SECONDS)
+            print(f"{str(record):{width}}  fit: answered after {_seconds(time.monotonic() - started)}")
+        except Exception as error:
+            cause = error.causes[0][1] if isinstance(error, NoWorkersError) else pool.status.workers[0].cause or _describe(error)
+            print(f"{str(record):{width}}  NOT FIT: {cause}")
+            fit = False
+        pool.shutdown(cancel_futures=True, quiet=True)
+    return fit
+
+
+def _main(arguments: Sequence[str] | None = None) -> int:
+    """Be `python -m executors`; return the exit status."""
+    import argparse
+    parser = argparse.ArgumentParser(prog="python -m executors", description="Try the executors on this machine, or on yours.")
+    parser.add_argument("--selftest", action="store_true", help="run real work on every executor and say what it saw")
+    parser.add_argument("--check", action="store_true", help="log in to each worker and say what is wrong with it")
+    parser.add_argument("--workers", metavar="TEXT[,TEXT...]", help="the machines, like 8/me@bigbox,4/lab2")
+    options = parser.parse_args(arguments)
+    try:
+        records = _parse_workers(options.workers) if options.workers else None
+        if options.check:
+            fit = _check(records or _default_workers())
+        elif options.selftest:
+            fit = _selftest(options.workers)
+        else:
+            parser.print_help()
+            return 2
+    except (ValueError, OSError, subprocess.SubprocessError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    print("all is well" if fit else "NOT all is well: see above")
+    return 0 if fit else 1
+
+
+if __name__ == "__main__":
+    import executors        # so that tasks are functions of a module that workers can import, not of __main__
+
+    sys.exit(executors._main())

@@ -1,0 +1,1253 @@
+"""The worker's side of `executors`: unpickle, run, pickle; and the wire format that both sides speak.
+
+Nothing of this is installed anywhere. `executors.py` sends this file's own text over ssh to a bare Python, which makes a
+module of it and calls `serve()`. From then on the machine runs three kinds of process, one inside the other:
+
+    guardian ──► shim ──► slot, slot, ...          (each forked from the one before; only slots run users' code)
+
+- A *slot* runs one call at a time. It is the leader of its own session and, on Linux, the reaper of everything it starts.
+- The *shim* is one thread around `poll`. It feeds slots, passes their results and their output on, and replaces a slot that
+  died or was killed. It never unpickles a call or a result. It ends when its controller does: at end of file, or when it has
+  heard nothing for the length of its lease.
+- The *guardian* only waits: for the shim to die, after which it kills whatever the shim left behind; or for the controller's
+  end of the connection to vanish while the shim cannot act on it.
+
+A frame is a header and a payload:
+
+    ┌────────┬──────────────┬──────────────┬───────────────────────────┐
+    │ kind 1 │ identifier 8 │ length 8     │ payload, at most MAX_FRAME│      (network byte order, sizes in bytes)
+    └────────┴──────────────┴──────────────┴───────────────────────────┘
+
+CALL, FUNCTION, RESULT and ERROR are *messages*. Their payload begins with a tag (CALL: which function; RESULT: microseconds
+run) and a count n. With n = 0 the rest is a pickle. Otherwise n lengths follow, of a pickle and its out-of-band buffers, and
+their bytes come after in PART frames of the same identifier, cut so that no frame is long enough to keep another waiting.
+
+A call that waits in a slot's pipe can still be taken back. Beside its data pipe each slot has a *permit* pipe, into which the
+shim writes the identifier of every call it sends; a slot starts a call only after it has read that call's permit. The shim
+holds the reading end too: what it reads back out of that pipe has not been started and, the kernel having handed each permit
+to one reader only, never will be. So when a slot dies, the call it leaves without a result or a permit is the one that ran.
+
+This file must parse on any Python from 3.6, and imports little: it is compiled at the start of every connection.
+"""
+
+import collections
+import fcntl
+import os
+import pickle
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+
+__all__ = ["FrameError", "FrameReader", "MessageReader", "Outbox", "Shipped", "frame", "is_plain", "main", "message", "pack",
+           "pack_outcome", "run_call", "run_chunk", "run_plain", "run_shipped", "serve", "unpack"]
+
+MAX_FRAME = 1 << 20       # bytes of payload; a longer one on the wire means that the stream is garbled
+INLINE = 1 << 16          # bytes of pickle up to which a message is one frame; buffers from this size leave the pickle
+READ_SIZE = 1 << 16       # bytes asked of one read; small frames come many to a read
+SLOT_DEPTH = 64           # calls in a slot's pipe, the running one included: enough to keep it busy through our own turn
+BACKLOG = 4 << 20         # bytes queued towards one descriptor at which its source is no longer read
+TERM_SECONDS = 0.5        # between SIGTERM and SIGKILL
+LAST_WORDS = 2000         # bytes of stderr kept to explain a slot's death
+HEADER = struct.Struct("!BQQ")
+TAG = struct.Struct("!QB")
+SHORT = struct.Struct("!BQQQB")     # HEADER and TAG of a message that is one frame
+IDENT = struct.Struct("!Q")
+
+# Controller to shim; CALL, FUNCTION, FORGET and PART go on to slots.
+CONFIG, CALL, FUNCTION, FORGET, KILL, RECALL, PING, MODULE, FILES = range(1, 10)
+# Shim to controller; RESULT, ERROR and PART come from slots.
+HELLO, RESULT, ERROR, DIED, KILLED, RECALLED, PONG, WANTED, OUTPUT, STORED = range(32, 42)
+PART = 64
+
+
+# ───────────────────────────────────────────────────── frames ─────────────────────────────────────────────────────
+
+
+class FrameError(Exception):
+    """The stream cannot be one of frames: it ended inside one, or announces an absurd length."""
+
+
+def frame(kind, ident=0, payload=b""):
+    """Return one frame as bytes."""
+    return HEADER.pack(kind, ident, len(payload)) + payload
+
+
+def message(kind, ident, tag, packed):
+    """Return the frames of a message as a list of buffers; `packed` comes from `pack` and is not copied."""
+    if type(packed) is bytes:
+        return [SHORT.pack(kind, ident, 9 + len(packed), tag, 0) + packed]
+    lengths, buffers = packed
+    head = TAG.pack(tag, len(lengths)) + struct.pack("!%dQ" % len(lengths), *lengths)
+    out = [frame(kind, ident, head)]
+    for buffer in buffers:
+        view = memoryview(buffer).cast("B")
+        for at in range(0, len(view), MAX_FRAME):
+            part = view[at:at + MAX_FRAME]
+            out += HEADER.pack(PART, ident, len(part)), part
+    return out
+
+
+class FrameReader:
+    """Cut frames out of a descriptor, one `read` system call at a time, so that it serves blocking and polled ones alike.
+
+    `read()` returns the frames `(kind, identifier, bytes)` that one read completed, each with its header at the front.
+    It raises EOFError where the stream ends between frames and FrameError where it ends inside one.
+    """
+
+    def __init__(self, fd):
+        self.fd = fd
+        self._rest = b""        # less than one frame, and short
+        self._pending = None    # (kind, identifier, buffer) of a long frame that is being read in place
+        self._view = None       # what of it is still to come
+
+    def read(self):
+        if self._pending is not None:
+            return self._read_in_place()
+        chunk = os.read(self.fd, READ_SIZE)
+        if not chunk:
+            self._end(len(self._rest), HEADER.unpack(self._rest[:17])[2] + 17 if len(self._rest) >= 17 else 17)
+        data = self._rest + chunk if self._rest else chunk
+        frames, at, end, unpack_from = [], 0, len(data), HEADER.unpack_from
+        while end - at >= 17:
+            kind, ident, size = unpack_from(data, at)
+            if size > MAX_FRAME:
+                raise FrameError("a frame of kind %d announces %d bytes, more than %d" % (kind, size, MAX_FRAME))
+            stop = at + 17 + size
+            if stop > end:
+                if size > INLINE:
+                    self._open(kind, ident, size, data[at:])
+                    at = end
+                break
+            frames.append((kind, ident, data[at:stop]))
+            at = stop
+        self._rest = data[at:]
+        return self._complete(frames)
+
+    def _open(self, kind, ident, size, start):
+        """Read the rest of a long frame straight into its buffer, so that its bytes are moved once."""
+        data = bytearray(17 + size)
+        data[:len(start)] = start
+        self._view = memoryview(data)[len(start):]
+        self._pending = kind, ident, data
+
+    def _read_in_place(self):
+        count = os.readv(self.fd, [self._view])
+        if not count:
+            self._end(0, len(self._view))
+        self._view = self._view[count:]
+        if self._view:
+            return []
+        done, self._pending, self._view = self._pending, None, None
+        return self._complete([done])
+
+    def _end(self, got, expected):
+        if got or self._pending:
+            raise FrameError("the stream ended inside a frame: expected %d bytes, got %d" % (expected, got))
+        raise EOFError
+
+    def _complete(self, frames):
+        return frames
+
+
+class MessageReader(FrameReader):
+    """Like FrameReader, but `read()` returns messages whole, as `(kind, identifier, tag, segments)`, for `unpack`.
+
+    Frames of other kinds come as `(kind, identifier, None, payload)`. PARTs are read into the buffer they are part of.
+    """
+
+    def __init__(self, fd):
+        FrameReader.__init__(self, fd)
+        self._unfinished = {}      # identifier -> [kind, tag, segments, index of the one being filled, how far]
+
+    def forget(self, ident):
+        """Drop what has arrived of a message whose sender is gone."""
+        self._unfinished.pop(ident, None)
+
+    def _open(self, kind, ident, size, start):
+        if kind != PART or ident not in self._unfinished:
+            FrameReader._open(self, kind, ident, size, start)
+            return
+        target, start = self._target(ident, size), start[17:]
+        target[:len(start)] = start
+        self._view = target[len(start):]
+        self._pending = kind, ident, size
+
+    def _target(self, ident, size):
+        _kind, _tag, segments, index, at = self._unfinished[ident]
+        if size > len(segments[index]) - at:
+            raise FrameError("a part of %d bytes overruns its segment of %d" % (size, len(segments[index])))
+        return memoryview(segments[index])[at:at + size]
+
+    def _complete(self, frames):
+        out = []
+        for kind, ident, data in frames:
+            if kind == PART:
+                if ident in self._unfinished:       # otherwise it is of a message that was forgotten
+                    self._advance(out, ident, data)
+            elif kind not in (CALL, RESULT, FUNCTION, ERROR):
+                out.append((kind, ident, None, data[17:]))
+            elif data[25] == 0:
+                out.append((kind, ident, IDENT.unpack_from(data, 17)[0], (data[26:],)))
+            else:
+                tag, count = TAG.unpack_from(data, 17)
+                segments = [bytearray(n) for n in struct.unpack_from("!%dQ" % count, data, 26)]
+                self._unfinished[ident] = [kind, tag, segments, 0, 0]
+        return out
+
+    def _advance(self, out, ident, data):
+        """Account for a part: either its frame, or the size of one that was read in place."""
+        size = data if type(data) is int else len(data) - 17
+        if size is not data:
+            self._target(ident, size)[:] = memoryview(data)[17:]
+        kind, tag, segments, index, at = state = self._unfinished[ident]
+        state[4] += size
+        if state[4] == len(segments[index]):
+            state[3:] = index + 1, 0
+        if state[3] == len(segments):
+            del self._unfinished[ident]
+            out.append((kind, ident, tag, segments))
+
+
+class Outbox:
+    """Frames on their way into a non-blocking descriptor. The owner calls `flush` when the descriptor takes more."""
+
+    def __init__(self, fd):
+        self.fd = fd
+        self.size = 0       # bytes queued
+        self._queue = collections.deque()
+
+    def put(self, buffers):
+        for buffer in buffers:
+            self._queue.append(buffer)
+            self.size += len(buffer)
+
+    def flush(self):
+        """Write what the descriptor takes; return whether nothing is left. Raises OSError when nobody reads any more."""
+        queue = self._queue
+        while queue:
+            batch, size = [], 0
+            while queue and size < MAX_FRAME and len(batch) < 512:
+                batch.append(queue.popleft())
+                size += len(batch[-1])
+            if size <= INLINE and len(batch) > 1:
+                batch = [b"".join(batch)]
+            try:
+                wrote = os.writev(self.fd, batch)
+            except BlockingIOError:
+                wrote = 0
+            self.size -= wrote
+            for at, buffer in enumerate(batch):
+                if wrote < len(buffer):
+                    queue.extendleft(reversed([memoryview(buffer)[wrote:]] + batch[at + 1:]))
+                    return False
+                wrote -= len(buffer)
+        return True
+
+
+def write_all(fd, buffers):
+    """Write a message to a blocking descriptor."""
+    outbox = Outbox(fd)
+    outbox.put(buffers)
+    while not outbox.flush():
+        pass
+
+
+# ───────────────────────────────────────────────── running a call ─────────────────────────────────────────────────
+
+_PLAIN = frozenset([int, float, complex, bool, str, bytes, type(None)])
+
+
+class _Chunks(list):
+    """A file to pickle into that keeps large objects as they are instead of copying them."""
+
+    write = list.append
+
+
+def is_plain(obj):
+    """Tell whether `pickle` alone does for `obj`: nothing in it can refer to code, and so to `__main__`."""
+    return type(obj) in _PLAIN or type(obj) is tuple and all(map(is_plain, obj))
+
+
+def pack(obj):
+    """Pickle `obj` by value: plain types with pickle, the rest with cloudpickle, large buffers (NumPy arrays) uncopied.
+
+    Returns bytes if that is short, otherwise `(lengths, buffers)` for `message`. Raises what pickling raises.
+    """
+    chunks, large = _Chunks(), []
+    if is_plain(obj):
+        data = pickle.dumps(obj, 5)
+        if len(data) <= INLINE:
+            return data
+        chunks.append(data)
+    else:
+        import cloudpickle
+
+        def stays_in_band(buffer):
+            raw = buffer.raw()
+            if raw.nbytes < INLINE or len(large) == 254:
+                return True
+            large.append(raw)
+            return False
+
+        cloudpickle.CloudPickler(chunks, protocol=5, buffer_callback=stays_in_band).dump(obj)
+    length = sum(map(len, chunks))
+    if length <= INLINE and not large:
+        return b"".join(chunks)
+    return [length] + [raw.nbytes for raw in large], chunks + large
+
+
+def unpack(segments):
+    """Return the object of a message's segments. Runs whatever code the pickle names, so it may raise anything."""
+    return pickle.loads(segments[0], buffers=segments[1:])
+
+
+def run_call(function, args, kwargs):
+    """Call a function; return `(True, its value)` or `(False, what it raised)`, SystemExit and KeyboardInterrupt included."""
+    try:
+        return True, function(*args, **kwargs)
+    except BaseException as error:      # noqa: B902 -- whatever it was, it belongs to the caller's future
+        return False, error
+
+
+def run_chunk(function, chunk):
+    """Call a function on each tuple of arguments of a chunk; what `map(..., chunksize=n)` sends."""
+    return [function(*args) for args in chunk]
+
+
+class Shipped:
+    """Wrap an object so that plain pickle carries it as cloudpickle would; what arrives is the object itself."""
+
+    def __init__(self, obj):
+        import cloudpickle
+        self._data = cloudpickle.dumps(obj)
+
+    def __reduce__(self):
+        return pickle.loads, (self._data,)
+
+
+def run_shipped(call):
+    """Run `(function, args, kwargs)` in a process pool."""
+    function, args, kwargs = call
+    value = function(*args, **kwargs)
+    return value if is_plain(value) else Shipped(value)
+
+
+def run_plain(function, *args):
+    """Run a call that plain pickle could carry in a process pool."""
+    return run_shipped((function, args, {}))
+
+
+def pack_outcome(ok, value, stage="run"):
+    """Pickle what `run_call` returned. Return `(RESULT or ERROR, packed)`; never raises.
+
+    The payload of an ERROR is a plain tuple `(stage, pickled exception or None, type, text, traceback)`. The exception is
+    there only if it also survives unpickling, which is tried here, where a constructor that does not fit its arguments
+    cannot hurt anyone. `stage` is "arguments", "run" or "result".
+    """
+    if ok:
+        try:
+            return RESULT, pack(value)
+        except BaseException as error:      # noqa: B902
+            stage, value = "result", error
+    import traceback
+    try:
+        text = "".join(traceback.format_exception(type(value), value, _below(value.__traceback__)))
+    except BaseException as error:      # noqa: B902 -- a __str__ or __repr__ that raises
+        text = "(the traceback cannot be shown: %s)\n" % type(error).__name__
+    try:
+        pickled = pack(value)
+        if type(pickled) is not bytes:
+            pickled = b"".join(pickled[1]) if len(pickled[0]) == 1 else None
+        if pickled is not None and type(pickle.loads(pickled)) is not type(value):
+            pickled = None
+    except BaseException:      # noqa: B902
+        pickled = None
+    return ERROR, pack((stage, pickled, type(value).__name__, _text(value), text))
+
+
+def _text(value):
+    try:
+        return str(value)
+    except BaseException as error:      # noqa: B902
+        return "(%s in __str__)" % type(error).__name__
+
+
+def _below(trace):
+    """Leave out the frames of this file from the top of a traceback: they tell the user nothing."""
+    while trace is not None and trace.tb_next is not None and trace.tb_frame.f_globals.get("run_call") is run_call:
+        trace = trace.tb_next
+    return trace
+
+
+# ────────────────────────────────────────────────────── modules ───────────────────────────────────────────────────
+
+
+class ModuleFinder:
+    """Import what the controller has in its project: first on `sys.meta_path`, so that the project's copy wins.
+
+    `ask(name)` returns None, or `(file name, source, is a package)`.
+    """
+
+    def __init__(self, ask):
+        import importlib.util
+        self._make_spec = importlib.util.spec_from_loader
+        self._ask = ask
+        self._ours = set()      # top-level names that came from the controller
+        standard = getattr(sys, "stdlib_module_names", ())
+        self._standard = frozenset(standard) | frozenset(sys.builtin_module_names)
+
+    def find_spec(self, name, path=None, target=None):
+        top = name.partition(".")[0]
+        if top in self._standard or (name != top and top not in self._ours):
+            return None
+        found = self._ask(name)
+        if found is None:
+            return None
+        self._ours.add(top)
+        filename, source, is_package = found
+        spec = self._make_spec(name, _SourceLoader(filename, source), origin=filename, is_package=is_package)
+        spec.has_location = True
+        return spec
+
+
+class _SourceLoader:
+    def __init__(self, filename, source):
+        self._filename, self._source = filename, source
+
+    def create_module(self, spec):
+        return None
+
+    def exec_module(self, module):
+        exec(compile(self._source, self._filename, "exec", dont_inherit=True), module.__dict__)
+
+    def get_source(self, name):      # through this, tracebacks show lines (linecache.lazycache)
+        return self._source
+
+
+def _asker(sock):
+    """Return the function that asks the shim for a module over a slot's import socket."""
+    import threading
+    lock, owner, known = threading.Lock(), os.getpid(), {}
+
+    def ask(name):
+        # A child that users' code forked shares the socket with its parent, and would take the other's answer.
+        if name in known or os.getpid() != owner:
+            return known.get(name)
+        with lock:      # any thread may import; one question is under way at a time
+            if name not in known:
+                sock.sendall(frame(WANTED, 0, name.encode()))
+                header = _receive(sock, 17)
+                known[name] = pickle.loads(_receive(sock, HEADER.unpack(header)[2]))
+        return known[name]
+    return ask
+
+
+def _receive(sock, size):
+    data = b""
+    while len(data) < size:
+        more = sock.recv(size - len(data))
+        if not more:
+            raise ImportError("the shim is gone")
+        data += more
+    return data
+
+
+# ─────────────────────────────────────────────────────── slot ─────────────────────────────────────────────────────
+
+_CALLS_FD, _RESULTS_FD, _PERMITS_FD, _IMPORTS_FD = 3, 4, 5, 6
+
+
+def _slot(machine):
+    """Run calls from descriptor 3 until it ends. Everything a slot needs stands at a fixed descriptor, see `_Slot`."""
+    reader, functions, permit = MessageReader(_CALLS_FD), {}, b""
+    try:
+        while True:
+            for kind, ident, tag, body in reader.read():
+                if kind == CALL:
+                    try:
+                        permit = permit or os.read(_PERMITS_FD, 8)
+                    except BlockingIOError:
+                        continue        # taken back
+                    if permit != IDENT.pack(ident):
+                        continue        # likewise; the permit in hand is of a call further on
+                    permit = b""
+                    _serve_call(functions, ident, tag, body, machine)
+                elif kind == FUNCTION:
+                    functions[ident] = body
+                elif kind == FORGET:
+                    functions.pop(ident, None)
+            body = None
+    except EOFError:
+        pass
+
+
+def _serve_call(functions, ident, tag, body, machine):
+    started = time.perf_counter()
+    try:
+        function = functions[tag]
+        if type(function) in (tuple, list):
+            function = functions[tag] = unpack(function)
+        args, kwargs = unpack(body)
+        kwargs = kwargs or {}
+    except BaseException as error:      # noqa: B902
+        kind, packed = pack_outcome(False, _explain(error, machine), "arguments")
+    else:
+        del body
+        ok, value = run_call(function, args, kwargs)
+        del args, kwargs
+        kind, packed = pack_outcome(ok, value if ok else _explain(value, machine))
+        del value
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError, AttributeError):
+        pass        # the user closed or replaced it
+    elapsed = int((time.perf_counter() - started) * 1e6)
+    if type(packed) is bytes:
+        os.write(_RESULTS_FD, SHORT.pack(kind, ident, 9 + len(packed), elapsed, 0) + packed)
+    else:
+        write_all(_RESULTS_FD, message(kind, ident, elapsed, packed))
+
+
+def _explain(error, machine):
+    """Say on a missing third-party module where it is missing and what to do."""
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        note = "on %s, with %s: install it there, or name another interpreter in the worker's record (python=...)" % (
+            machine, sys.executable)
+        if hasattr(error, "add_note"):
+            error.add_note(note)
+        elif isinstance(error.args[0] if error.args else None, str):
+            error.args = ("%s (%s)" % (error.args[0], note),) + error.args[1:]
+    return error
+
+
+# ─────────────────────────────────────────────────────── shim ─────────────────────────────────────────────────────
+
+
+class _Call:
+    """A call in the shim's hands: its frames as they came, kept for as long as they may have to be sent again."""
+
+    __slots__ = ("ident", "function", "frames", "missing", "slot")
+
+    def __init__(self, ident, function, data):
+        self.ident, self.function, self.frames, self.slot = ident, function, [data], None
+        self.missing = _parts_size(data)        # bytes of PARTs still to come
+
+
+def _parts_size(data):
+    """Return how many bytes of PARTs follow the first frame of a message."""
+    return sum(struct.unpack_from("!%dQ" % data[25], data, 26)) if data[25] else 0
+
+
+class _Slot:
+    """The shim's end of one slot: its process and the pipes to it."""
+
+    def __init__(self, machine, prctl, high):
+        calls, results, permits, out, err = (os.pipe() for _ in range(5))
+        imports = socket.socketpair()
+        for fd in (calls[1], results[0], permits[0], out[0], err[0]):
+            os.set_blocking(fd, False)
+        for fd in (calls[1], results[1]):
+            _enlarge(fd)
+        self.high = max(high, calls[1], results[1], permits[1], out[1], err[1], imports[1].fileno())
+        shim = os.getpid()
+        self.pid = os.fork()
+        if self.pid == 0:
+            fds = [out[1], err[1], calls[0], results[1], permits[0], imports[1].fileno()]
+            _exit_after(lambda: _be_slot(fds, self.high, prctl, shim, machine))
+        for fd in (calls[0], results[1], out[1], err[1]):
+            os.close(fd)
+        imports[1].close()
+        self.imports = imports[0]
+        self.outbox = Outbox(calls[1])
+        self.results = FrameReader(results[0])
+        self.permits = permits                      # both ends: what is read here has been taken back
+        self.streams = {out[0]: b"", err[0]: b""}   # descriptor -> what was read of a line that is not whole yet
+        self.stderr = err[0]
+        self.last_words = b""
+        self.calls = collections.OrderedDict()      # identifier -> _Call, in the order they were sent
+        self.functions = set()                      # identifiers of those it has been sent
+        self.receiving = None                       # the last long _Call, which may still be arriving
+        self.served = False                         # whether it has finished a call
+        self.killed = False
+        self.kill_at = None                         # when SIGTERM has had its time
+
+    def close(self):
+        for fd in [self.outbox.fd, self.results.fd] + list(self.permits) + list(self.streams):
+            os.close(fd)
+        self.imports.close()
+
+
+def _be_slot(fds, high, prctl, shim, machine):
+    """Turn a fresh fork of the shim into a slot, and run it: its own session and descriptors, and default signals."""
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGCHLD, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.setsid()
+    prctl(1, signal.SIGKILL)        # PR_SET_PDEATHSIG: die with the shim, even if it is killed
+    prctl(36, 1)                    # PR_SET_CHILD_SUBREAPER: what this slot's children leave behind stays below it
+    aside = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, high + 1) for fd in fds]
+    for number, fd in enumerate(aside, 1):
+        os.dup2(fd, number, inheritable=number < 3)
+    os.closerange(7, max(aside) + 1)
+    for fd, name in ((1, "stdout"), (2, "stderr")):
+        stream = open(fd, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
+        setattr(sys, name, stream)
+        setattr(sys, "__%s__" % name, stream)
+    sys.meta_path.insert(0, ModuleFinder(_asker(socket.socket(fileno=_IMPORTS_FD))))
+    if os.getppid() == shim:        # otherwise it died before its death could be ours
+        _slot(machine)
+        import atexit
+        atexit._run_exitfuncs()
+
+
+class Shim:
+    """Supervise the slots of one machine for one controller, in one thread around `poll`."""
+
+    def __init__(self, link_in, link_out, modules, scratch):
+        self._reader, self._outbox = FrameReader(link_in), Outbox(link_out)
+        self._modules = modules         # name -> pickled answer to a slot that wants it
+        self._asking = {}               # name -> slots that wait until the controller has answered
+        self._slots = {}                # pid -> _Slot
+        self._queue = collections.deque()       # _Calls without a slot
+        self._functions = {}            # identifier -> frames
+        self._arriving = {}             # identifier -> [_Call or frames of a function, bytes of PARTs still to come]
+        self._doomed = collections.deque(maxlen=1024)    # killed before they came, if they come at all
+        self._config = {"slots": 1, "lease": 60.0, "machine": "worker", "output": True}
+        self._heard = time.monotonic()
+        self._over = False
+        self._handlers = {}             # descriptor -> function(events)
+        self._poll = select.poll()
+        self._wake, wake_out = os.pipe()
+        for fd in (self._wake, wake_out, link_in, link_out):
+            os.set_blocking(fd, False)
+        self._high = max(link_in, link_out, wake_out)
+        self._prctl = _no_prctl
+        self._scratch = scratch         # a path nobody has made yet
+        signal.set_wakeup_fd(wake_out, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGTERM, lambda *_: setattr(self, "_over", True))
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def run(self):
+        """Serve until the controller is gone, then leave nothing behind."""
+        self._watch(self._wake, self._on_signal)
+        self._watch(self._reader.fd, self._on_link)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._send(HELLO, 0, pickle.dumps({"cores": cores, "pid": os.getpid(), "hostname": socket.gethostname(),
+                                           "python": sys.executable}))
+        try:
+            self._flush()
+            self._prctl = _find_prctl()     # after the greeting: loading ctypes takes as long as forking a slot
+            self._prctl(36, 1)
+            self._prctl(1, signal.SIGTERM)
+            while not self._over:
+                self._turn()
+        except (EOFError, BrokenPipeError, ConnectionError):
+            pass
+        except (FrameError, OSError) as error:
+            sys.stderr.write("executors shim: %s\n" % error)
+        finally:
+            self._end()
+
+    def _turn(self):
+        lease_end = self._heard + self._config["lease"]
+        wake_at = min([lease_end] + [slot.kill_at for slot in self._slots.values() if slot.kill_at])
+        for fd, _events in self._poll.poll(max(0, wake_at - time.monotonic()) * 1000 + 1):
+            if fd in self._handlers:
+                self._handlers[fd]()
+        self._dispatch()
+        self._flush()
+        now = time.monotonic()
+        for slot in self._slots.values():
+            if slot.kill_at and now >= slot.kill_at:
+                slot.kill_at = None
+                signal_tree(slot.pid, signal.SIGKILL)
+        self._over = self._over or now >= self._heard + self._config["lease"]
+
+    def _end(self):
+        """End every slot: the idle ones leave through their atexit functions, the busy ones get SIGTERM, then SIGKILL."""
+        for slot in self._slots.values():
+            os.close(slot.outbox.fd)
+            if slot.calls:
+                signal_tree(slot.pid, signal.SIGTERM)
+        deadline = time.monotonic() + TERM_SECONDS
+        while self._slots and time.monotonic() < deadline:
+            select.select([self._wake], [], [], max(0, deadline - time.monotonic()))
+            os.read(self._wake, 4096)
+            for pid, _status in _dead_children():
+                self._slots.pop(pid, None)
+        kill_descendants()
+        _remove(self._scratch)
+
+    # Descriptors: what is watched, and what is written
+
+    def _watch(self, fd, handler, events=select.POLLIN):
+        self._handlers[fd] = handler
+        self._poll.register(fd, events)
+
+    def _unwatch(self, fd):
+        if self._handlers.pop(fd, None):
+            self._poll.unregister(fd)
+
+    def _send(self, kind, ident=0, payload=b""):
+        self._outbox.put((frame(kind, ident, payload),))
+
+    def _flush(self):
+        """Write what is queued. Where something stays, watch for room, and stop reading what would add to it."""
+        full = False
+        for slot in self._slots.values():
+            if slot.outbox.size:
+                self._flush_one(slot.outbox)
+                full = full or slot.outbox.size > BACKLOG
+        if full == (self._reader.fd in self._handlers):
+            self._unwatch(self._reader.fd) if full else self._watch(self._reader.fd, self._on_link)
+        if self._outbox.size:
+            self._flush_one(self._outbox)
+        slow = self._outbox.size > BACKLOG
+        for slot in self._slots.values():
+            if slow == (slot.results.fd in self._handlers):
+                self._pause(slot) if slow else self._resume(slot)
+
+    def _flush_one(self, outbox):
+        try:
+            empty = outbox.flush()
+        except OSError:
+            if outbox is self._outbox:
+                raise
+            return      # a slot that died; SIGCHLD tells
+        if empty:
+            self._unwatch(outbox.fd)
+        elif outbox.fd not in self._handlers:
+            self._watch(outbox.fd, lambda: None, select.POLLOUT)
+
+    def _pause(self, slot):
+        for fd in (slot.results.fd,) + tuple(slot.streams):
+            self._unwatch(fd)
+
+    def _resume(self, slot):
+        self._watch(slot.results.fd, lambda: self._on_results(slot))
+        for fd in slot.streams:
+            self._watch(fd, lambda fd=fd: self._on_output(slot, fd))
+
+    # From the controller
+
+    def _on_link(self):
+        self._heard = time.monotonic()
+        for kind, ident, data in self._reader.read():
+            if kind == CALL:
+                self._on_call(ident, data)
+            elif kind == PART:
+                self._on_part(ident, data)
+            elif kind == FUNCTION:
+                self._functions[ident] = [data]
+                if data[25]:
+                    self._arriving[ident] = [self._functions[ident], _parts_size(data)]
+            elif kind == FORGET:
+                self._functions.pop(ident, None)
+                for slot in self._slots.values():
+                    if ident in slot.functions:
+                        slot.functions.discard(ident)
+                        slot.outbox.put((data,))
+            elif kind == KILL:
+                self._kill(ident)
+            elif kind == RECALL:
+                self._recall(ident)
+            elif kind == PING:
+                self._send(PONG, ident)
+            elif kind == MODULE:
+                self._on_module(*pickle.loads(data[17:]))
+            elif kind == CONFIG:
+                self._config.update(pickle.loads(data[17:]))
+            elif kind == FILES:
+                self._send(STORED, ident, pickle.dumps(store_files(self._scratch, **pickle.loads(data[17:]))))
+
+    def _on_call(self, ident, data):
+        if ident in self._doomed:
+            return
+        call = _Call(ident, self._functions[IDENT.unpack_from(data, 17)[0]], data)
+        self._queue.append(call)
+        if call.missing:
+            self._arriving[ident] = [call, call.missing]
+
+    def _on_part(self, ident, data):
+        if ident not in self._arriving:
+            return      # of a call that was killed, or whose slot died while it was being sent
+        owner, missing = self._arriving[ident]
+        missing -= len(data) - 17
+        if type(owner) is list:
+            owner.append(data)
+        else:
+            owner.missing = missing
+            (owner.slot.outbox.put if owner.slot else owner.frames.extend)((data,))
+        if missing:
+            self._arriving[ident][1] = missing
+        else:
+            del self._arriving[ident]
+
+    def _on_module(self, name, answer):
+        self._modules[name] = answer
+        for slot in self._asking.pop(name, ()):
+            self._answer(slot, answer)
+
+    # Calls and slots
+
+    def _dispatch(self):
+        """Deal the queue out evenly, forking slots as they are needed; then see that none waits beside an idle slot."""
+        live = [slot for slot in self._slots.values() if not slot.killed]
+        if self._queue:
+            idle = sum(not slot.calls for slot in live)
+            for _ in range(min(self._config["slots"] - len(live), len(self._queue) - idle)):
+                live.append(self._new_slot())
+            level = -(-(len(self._queue) + sum(len(slot.calls) for slot in live)) // len(live)) if live else 0
+            for slot in live:
+                self._fill(slot, min(level, SLOT_DEPTH))
+        elif len(live) > 1:
+            laden = max(live, key=lambda slot: len(slot.calls))
+            if len(laden.calls) > 1 and not all(slot.calls for slot in live) and self._take_back(laden):
+                self._dispatch()
+
+    def _fill(self, slot, level):
+        permits, queue = [], self._queue
+        while queue and len(slot.calls) < level:
+            if slot.receiving and slot.receiving.missing or slot.calls and len(queue[0].frames) + queue[0].missing > 1:
+                break       # a long call goes to an idle slot only, and nothing overtakes it on the way
+            call = queue.popleft()
+            tag = IDENT.unpack_from(call.frames[0], 17)[0]
+            if tag not in slot.functions:
+                slot.functions.add(tag)
+                slot.outbox.put(call.function)
+            slot.outbox.put(call.frames)
+            permits.append(IDENT.pack(call.ident))
+            slot.calls[call.ident] = call
+            if len(call.frames) + call.missing > 1:
+                call.slot, call.frames, slot.receiving = slot, [], call
+        if permits:
+            os.write(slot.permits[1], b"".join(permits))      # before the calls are: no permit must mean taken back
+
+    def _take_back(self, slot):
+        """Take every call that `slot` has not started back into the queue; return whether there was one."""
+        try:
+            permits = os.read(slot.permits[0], 8 * SLOT_DEPTH)
+        except BlockingIOError:
+            return False
+        self._queue.extendleft([slot.calls.pop(ident) for (ident,) in IDENT.iter_unpack(permits)][::-1])
+        return True
+
+    def _recall(self, wanted):
+        """Give up to `wanted` calls that no slot has started back to the controller."""
+        for slot in self._slots.values():
+            if len(slot.calls) > 1 and len(self._queue) < wanted:
+                self._take_back(slot)
+        given = [self._queue.pop() for _ in range(min(wanted, len(self._queue)))]
+        self._send(RECALLED, 0, b"".join(IDENT.pack(call.ident) for call in reversed(given)))
+
+    def _kill(self, ident):
+        for slot in self._slots.values():
+            if ident in slot.calls:
+                # In this order: without permits it can start nothing new, so what then has no result is what runs.
+                self._take_back(slot)
+                while self._on_results(slot):
+                    pass
+                if ident in slot.calls:
+                    slot.killed, slot.kill_at = True, time.monotonic() + TERM_SECONDS
+                    signal_tree(slot.pid, signal.SIGTERM)
+                    return
+        for call in self._queue:
+            if call.ident == ident:
+                self._queue.remove(call)
+                self._arriving.pop(ident, None)
+                self._send(KILLED, ident)
+                return
+        self._doomed.append(ident)      # its CALL has been overtaken, or it has just finished
+        self._send(KILLED, ident)
+
+    def _new_slot(self):
+        slot = _Slot(self._config["machine"], self._prctl, self._high)
+        self._high = slot.high
+        self._slots[slot.pid] = slot
+        self._resume(slot)
+        self._watch(slot.imports.fileno(), lambda: self._on_wanted(slot))
+        return slot
+
+    # From the slots
+
+    def _on_results(self, slot):
+        """Pass on what one read brought; return whether there may be more. What a call printed goes before its result."""
+        try:
+            frames = slot.results.read()
+        except BlockingIOError:
+            return False
+        except (EOFError, FrameError):
+            self._unwatch(slot.results.fd)
+            return False
+        for fd in slot.streams:
+            self._on_output(slot, fd)
+        for kind, ident, data in frames:
+            if kind != PART:        # a long result is as good as here: its slot does nothing but write it
+                slot.calls.pop(ident, None)
+        self._outbox.put([data for _kind, _ident, data in frames])
+        slot.served = True
+        if not slot.calls:
+            slot.last_words = b""
+        return True
+
+    def _on_output(self, slot, fd):
+        """Pass on whole lines; return whether there may be more."""
+        try:
+            chunk = os.read(fd, READ_SIZE)
+        except BlockingIOError:
+            return False
+        if not chunk:
+            self._unwatch(fd)
+        elif fd == slot.stderr:
+            slot.last_words = (slot.last_words + chunk)[-LAST_WORDS:]
+        text = slot.streams[fd] + chunk
+        cut = text.rfind(b"\n") + 1 if chunk and len(text) < INLINE else len(text)
+        slot.streams[fd] = text[cut:]
+        if cut and self._config["output"]:
+            self._send(OUTPUT, 2 if fd == slot.stderr else 1, text[:cut])
+        return bool(chunk)
+
+    def _on_wanted(self, slot):
+        try:
+            name = _receive(slot.imports, HEADER.unpack(_receive(slot.imports, 17))[2]).decode()
+        except (ImportError, OSError):
+            self._unwatch(slot.imports.fileno())
+            return
+        if name in self._modules:
+            self._answer(slot, self._modules[name])
+        elif name in self._asking:
+            self._asking[name].append(slot)
+        else:
+            self._asking[name] = [slot]
+            self._send(WANTED, 0, name.encode())
+
+    def _answer(self, slot, answer):
+        try:
+            slot.imports.sendall(frame(MODULE, 0, answer))
+        except OSError:
+            pass        # it died while it waited
+
+    def _on_signal(self):
+        """Learn who died. A slot's death is reported with the call that ran in it; what its children left is killed."""
+        os.read(self._wake, 4096)
+        for pid, status in _dead_children():
+            slot = self._slots.pop(pid, None)
+            if slot is not None:
+                self._bury(slot, status)
+        kill_children(spare=self._slots)
+
+    def _bury(self, slot, status):
+        if not slot.served:
+            try:        # it never came to life: blame its first call, or we should fork slots for it for ever
+                os.read(slot.permits[0], 8)
+            except BlockingIOError:
+                pass
+        self._take_back(slot)
+        while self._on_results(slot):
+            pass
+        for fd in slot.streams:
+            while self._on_output(slot, fd):
+                pass
+        for ident in slot.calls:        # at most one is left: the one that ran
+            self._arriving.pop(ident, None)
+            if slot.killed:
+                self._send(KILLED, ident)
+            else:
+                self._send(DIED, ident, pickle.dumps((status, slot.last_words)))
+        self._pause(slot)
+        self._unwatch(slot.imports.fileno())
+        self._unwatch(slot.outbox.fd)
+        slot.close()
+
+
+# ───────────────────────────────────────────────────── processes ──────────────────────────────────────────────────
+
+
+def _no_prctl(option, value):
+    pass
+
+
+def _find_prctl():
+    """Return Linux's `prctl(option, value)`, or something that does nothing."""
+    if not sys.platform.startswith("linux"):
+        return _no_prctl
+    try:
+        import ctypes
+        prctl = ctypes.CDLL(None).prctl
+    except (ImportError, OSError, AttributeError):
+        return _no_prctl
+    return lambda option, value: prctl(option, value, 0, 0, 0)
+
+
+def _dead_children():
+    """Reap and yield `(pid, status)` until no dead child is left."""
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if not pid:
+            return
+        yield pid, status
+
+
+def _process_tree():
+    """Return {parent: [children]} of the living processes on this machine; empty where there is no /proc."""
+    tree = collections.defaultdict(list)
+    for name in os.listdir("/proc") if os.path.exists("/proc/self/stat") else ():
+        if name.isdigit():
+            try:
+                with open("/proc/%s/stat" % name, "rb") as file:
+                    state, parent = file.read().rpartition(b")")[2].split()[:2]
+            except (OSError, ValueError):
+                continue        # it has just ended
+            if state not in b"ZX":
+                tree[int(parent)].append(int(name))
+    return tree
+
+
+def signal_tree(pid, number):
+    """Signal a process and all that descends from it; without /proc, its process group."""
+    tree, pids = _process_tree(), [pid]
+    for parent in pids:
+        pids += tree.get(parent, ())
+    if not tree:
+        pids = [-pid]
+    for one in pids:
+        try:
+            os.kill(one, number)
+        except (ProcessLookupError, PermissionError):
+            pass
+
+
+def kill_children(spare=()):
+    """Kill the children of this process, with all below them, except `spare` and what is below those."""
+    for pid in _process_tree().get(os.getpid(), ()):
+        if pid not in spare:
+            signal_tree(pid, signal.SIGKILL)
+
+
+def kill_descendants():
+    """Kill all that descends from this process. As a subreaper it inherits what its dead children leave, until none do."""
+    while True:
+        kill_children()
+        try:
+            os.wait()
+        except ChildProcessError:
+            return
+
+
+def _guard(shim, link_in, scratch):
+    """Wait for the shim's end, then kill what it left. End it if the controller is gone and it does not see to it itself."""
+    _find_prctl()(36, 1)
+    wake, wake_out = os.pipe()
+    os.set_blocking(wake_out, False)
+    signal.set_wakeup_fd(wake_out)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    poll = select.poll()
+    poll.register(wake, select.POLLIN)
+    poll.register(link_in, getattr(select, "POLLRDHUP", 0))      # a hang-up is always told
+    patience = None
+    while not any(pid == shim for pid, _status in _dead_children()):
+        events = poll.poll(patience)
+        if not events:
+            signal_tree(shim, signal.SIGKILL)
+        for fd, _event in events:
+            if fd == wake:
+                os.read(wake, 4096)
+            else:
+                poll.unregister(link_in)
+                patience = 4000 * TERM_SECONDS
+    kill_descendants()
+    _remove(scratch)
+
+
+def _exit_after(run):
+    """Be a forked child: leave when `run` returns or raises, and never up the parent's stack."""
+    status = 1
+    try:
+        run()
+        status = 0
+    except SystemExit:
+        status = 0
+    except BaseException:      # noqa: B902
+        import traceback
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def _remove(path):
+    if os.path.lexists(path):
+        import shutil
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _enlarge(fd):
+    """Give a pipe a megabyte where the platform lets us (Linux: F_SETPIPE_SZ); large arrays then move faster."""
+    try:
+        fcntl.fcntl(fd, 1031, MAX_FRAME)
+    except OSError:
+        pass
+
+
+def serve(modules):
+    """Become guardian and shim on descriptors 0 and 1; return when all is over.
+
+    modules: {name: pickled answer for `ModuleFinder`}, what slots can import from the start.
+    """
+    link_in, link_out = (fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (0, 1))
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(2, 1)       # a stray print must not get between frames
+    os.close(null)
+    for fd in (link_in, link_out):
+        _enlarge(fd)
+    scratch = os.path.join(os.environ.get("TMPDIR") or "/tmp", "executors-" + os.urandom(8).hex())
+    shim = os.fork()
+    if shim == 0:
+        _exit_after(lambda: Shim(link_in, link_out, modules, scratch).run())
+    os.close(link_out)
+    _guard(shim, link_in, scratch)
+
+
+# ─────────────────────────────────────────────────────── files ────────────────────────────────────────────────────
+
+CACHE = ".cache/executors"      # below the home directory
+KEEP_SECONDS = 30 * 86400       # how long the cache keeps what no run has used
+
+
+def store_files(scratch, names, arrived):
+    """Find files in this machine's cache, or check what `scp` has just left in it, and link them into the slots' directory.
+
+    The cache is ~/.cache/executors/<sha256>/, mode 0700. A directory travels as a tar file and is unpacked there. Temporary
+    paths are relative to the home directory and need no quoting, so that scp's two protocols agree on them.
+
+    Arguments:
+        scratch: the directory that slots are to run in; made here.
+        names: {name: (sha256, is a directory)}, all that slots are to find.
+        arrived: {name: temporary path}, those copied in answer to an earlier call.
+
+    Returns {name: temporary path} of what is still to be copied, or a str that says why it cannot be.
+    """
+    cache = os.path.join(os.path.expanduser("~"), CACHE)
+    try:
+        os.makedirs(cache, mode=0o700, exist_ok=True)
+        for name, temporary in arrived.items():
+            _admit(cache, name, os.path.join(os.path.expanduser("~"), temporary), *names[name])
+        wanted = {name: os.path.join(CACHE, "incoming-" + os.urandom(8).hex())
+                  for name, (digest, _is_tree) in names.items() if not os.path.exists(os.path.join(cache, digest, name))}
+        if not wanted:
+            os.mkdir(scratch, 0o700)
+            for name, (digest, _is_tree) in names.items():
+                os.utime(os.path.join(cache, digest))
+                os.symlink(os.path.join(cache, digest, name), os.path.join(scratch, name))
+            os.chdir(scratch)
+            sys.path.insert(0, scratch)
+            _prune(cache)
+        return wanted
+    except (OSError, EOFError) as error:
+        return str(error)
+
+
+def _admit(cache, name, temporary, digest, is_tree):
+    """Move a copied file to its place if its digest is right: scp leaves a full-length corrupt file on a full disk."""
+    import hashlib
+    import shutil
+    import tarfile
+    hashed, staging = hashlib.sha256(), temporary + ".d"
+    try:
+        with open(temporary, "rb") as file:
+            for block in iter(lambda: file.read(MAX_FRAME), b""):
+                hashed.update(block)
+        if hashed.hexdigest() != digest:
+            raise OSError("%s arrived damaged (its SHA-256 differs): is the disk full?" % name)
+        os.mkdir(staging, 0o700)
+        if is_tree:
+            with tarfile.open(temporary) as tar:
+                tar.extraction_filter = getattr(tarfile, "tar_filter", None)
+                tar.extractall(staging)
+        else:
+            os.rename(temporary, os.path.join(staging, name))
+        os.rename(staging, os.path.join(cache, digest))
+    except FileExistsError:
+        pass        # another run of ours has just put it there
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _prune(cache):
+    import shutil
+    for entry in os.scandir(cache):
+        if time.time() - entry.stat().st_mtime > KEEP_SECONDS:
+            shutil.rmtree(entry.path) if entry.is_dir() else os.unlink(entry.path)
+
+
+# ───────────────────────────────────────────────────── one-shot mode ──────────────────────────────────────────────
+
+READING, UNPICKLING, RUNNING, PICKLING, WRITING = 3, 4, 5, 6, 7     # exit statuses; 2 is argparse's
+
+
+def main(arguments=None):
+    """Run one pickled `(function, args, kwargs)` from a file, as batch queues do; return the exit status.
+
+    The result file holds the pickle of `(True, value)`, or of `(False, exception)` if the function raised; it appears whole
+    or not at all. Statuses: 0 ran; 2 usage; 3 cannot read the code file; 4 cannot unpickle it; 5 the function raised;
+    6 cannot pickle the outcome; 7 cannot write the result file. Each but 0 comes with one line on stderr.
+    """
+    import argparse
+    parser = argparse.ArgumentParser(description="Run one cloudpickled (function, args, kwargs).")
+    parser.add_argument("--code_file", required=True, help="the pickled call")
+    parser.add_argument("--result_file", required=True, help="where to leave the pickled outcome")
+    options = parser.parse_args(arguments)
+    stage, path, what = READING, options.code_file, "read"
+    try:
+        with open(options.code_file, "rb") as file:
+            code = file.read()
+        stage, what = UNPICKLING, "unpickle"
+        function, args, kwargs = pickle.loads(code)
+        ok, value = run_call(function, args, kwargs)
+        stage, path, what = PICKLING, options.result_file, "pickle the outcome for"
+        outcome = _pickle_outcome(ok, value)
+        stage, what = WRITING, "write"
+        _write_whole(options.result_file, outcome)
+    except BaseException as error:      # noqa: B902 -- unpickling may raise anything
+        return _fail(stage, "cannot %s %s: %s: %s" % (what, path, type(error).__name__, _text(error)))
+    if not ok:
+        return _fail(RUNNING, "%s raised %s: %s" % (options.code_file, type(value).__name__, _text(value)))
+    return 0
+
+
+def _pickle_outcome(ok, value):
+    import cloudpickle
+    return cloudpickle.dumps((ok, value))
+
+
+def _write_whole(path, data):
+    temporary = "%s.%d" % (path, os.getpid())
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+        os.replace(temporary, path)
+    except BaseException:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+        raise
+
+
+def _fail(status, text):
+    sys.stderr.write("remote_worker: %s\n" % " ".join(text.split()))
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
