@@ -185,14 +185,14 @@ class Histogram:
     >>> h.count, round(h.mean, 4)
     (100, 0.0505)
     >>> print(h)
-    977 µs - 1.95 ms  #                                         1
-    1.95 ms - 3.91 ms  ##                                       2
-    3.91 ms - 7.81 ms  ####                                     4
-    7.81 ms - 15.6 ms  ########                                 8
-    15.6 ms - 31.2 ms  ###############                         16
-    31.2 ms - 62.5 ms  #############################           31
-    62.5 ms - 125 ms  ####################################    38
-    count 100   p50 52.1 ms   p95 96.3 ms   p99 100 ms
+       977 µs - 1.95 ms  #                                        1
+      1.95 ms - 3.91 ms  ##                                       2
+      3.91 ms - 7.81 ms  ####                                     4
+      7.81 ms - 15.6 ms  ########                                 8
+      15.6 ms - 31.2 ms  ################                        16
+      31.2 ms - 62.5 ms  ##############################          31
+       62.5 ms - 125 ms  ####################################    38
+    count 100   p50 50.8 ms   p95 98.2 ms   p99 100 ms
     """
 
     _LOWEST, _OCTAVES, _SPLIT = -20, 40, 4
@@ -248,7 +248,9 @@ class Histogram:
         if not used:
             return "nothing counted"
         lines = []
-        for octave in range(used[0], used[-1] + 1):
+        for before, octave in zip([used[0], *used], used):
+            if octave - before > 1:
+                lines.append(f"{'...':>19}")
             low, high = (_seconds(self._bound((octave + end) * self._SPLIT)) for end in (0, 1))
             bar = "#" * math.ceil(36 * octaves[octave] / max(octaves))
             lines.append(f"{f'{low} - {high}':>19}  {bar:<36} {octaves[octave]:>5}")
@@ -721,6 +723,7 @@ class _Scheduler:
                 self.workers.remove(worker)
                 if link is not None:
                     self._actions.append((_LEAVE, link))
+                self._fill(now)
                 return True
         return False
 
@@ -865,9 +868,13 @@ class _Scheduler:
         if len(self._idle) == 1 and not avoid:
             return self._idle[0]
         index = self._policy.choose(self._idle_records, avoid)
-        if index is None and all(worker.machine in avoid for worker in self._up):
+        if index is None and not any(self._is_hopeful(worker) for worker in self.workers if worker.machine not in avoid):
             index = self._policy.choose(self._idle_records)     # it has failed everywhere
         return None if index is None else self._idle[index]
+
+    @staticmethod
+    def _is_hopeful(worker: _Worker) -> bool:
+        return worker.state in (worker.UP, worker.CONNECTING) or worker.state == worker.WAITING and not worker.failures
 
     def _pick_ahead(self, bundle: _Bundle) -> _Worker | None:
         """Choose who is sent a bundle although all slots are busy: only while bundles are shorter than a round trip is worth."""
@@ -1003,7 +1010,8 @@ class _Scheduler:
         if bundle.settled or attempt not in bundle.attempts:
             return
         bundle.attempts = tuple(other for other in bundle.attempts if other is not attempt)
-        if bundle.attempts:
+        for other in bundle.attempts:
+            self._backups.pop(other.ident, None)        # now it is all there is
             return
         self.waiting += 1
         self.retried += 1
@@ -1074,13 +1082,11 @@ class _Scheduler:
 # ─────────────────────────────────────────────────────── links ────────────────────────────────────────────────────
 
 # The user's own configuration turns each of these on somewhere, and each would break a link. The first value given wins.
-_SSH_OPTIONS = [
-    "-T", "-a", "-x",
-    *itertools.chain.from_iterable(("-o", option) for option in (
-        "IgnoreUnknown=ForkAfterAuthentication,StdinNull,SessionType",      # OpenSSH before 8.7 has not got them
-        "BatchMode=yes", "ClearAllForwardings=yes", "ControlMaster=no", "ControlPath=none", "PermitLocalCommand=no",
-        "RemoteCommand=none", "StdinNull=no", "ForkAfterAuthentication=no", "SessionType=default",
-        "ServerAliveInterval=5", "ServerAliveCountMax=3", "ConnectTimeout=10"))]
+_SSH_SETTINGS = [
+    "IgnoreUnknown=ForkAfterAuthentication,StdinNull,SessionType",      # OpenSSH before 8.7 has not got them
+    "BatchMode=yes", "ClearAllForwardings=yes", "ControlMaster=no", "ControlPath=none", "PermitLocalCommand=no",
+    "RemoteCommand=none", "StdinNull=no", "ForkAfterAuthentication=no", "ServerAliveInterval=5", "ServerAliveCountMax=3",
+    "ConnectTimeout=10"]
 
 # What ssh says, whether trying again can help, and what the user can do about it.
 _DIAGNOSES = [(re.compile(pattern, re.IGNORECASE), permanent, remedy) for pattern, permanent, remedy in (
@@ -1154,12 +1160,17 @@ def _link_argv(record: RemoteWorkerRecord, ssh_options: Sequence[str], magic: st
               f'echo {_NO_PYTHON[1]}: {candidates} >&2; exit {_NO_PYTHON[0]}')
     if record.machine == ":":
         return ["/bin/sh", "-c", script]
-    return [SSH, *_SSH_OPTIONS, *ssh_options, "--", record.login, f"exec sh -c '{script}'"]
+    # SessionType is not for scp, which asks for a session of type subsystem.
+    return [SSH, "-T", "-a", "-x", *_dash_o([*_SSH_SETTINGS, "SessionType=default"]), *ssh_options, "--", record.login, f"exec sh -c '{script}'"]
+
+
+def _dash_o(settings: Iterable[str]) -> list[str]:
+    return [word for setting in settings for word in ("-o", setting)]
 
 
 def _scp_argv(record: RemoteWorkerRecord, ssh_options: Sequence[str], source: str, target: str) -> list[str]:
     """Return the command that copies one file; it has letters of its own for two of ssh's options."""
-    options, login = list(_SSH_OPTIONS[3:]), record.login
+    options, login = _dash_o(_SSH_SETTINGS), record.login
     remaining = iter(ssh_options)
     for option in remaining:
         if option[:2] in ("-p", "-l"):
@@ -1192,13 +1203,14 @@ def _bootstrap() -> bytes:
 class _Link:
     """The one ssh connection to a worker. It knows frames and pipes, and nothing of bundles' fates or of its owner.
 
-    `open` and `read` belong to the reader thread, `write_on` to the writer thread; any thread may `send`, `beat` and `abort`.
+    `open`, `work` and `discard` belong to the reader thread; any thread may `launch`, `send`, `beat`, `close` and `abort`.
     """
 
     def __init__(self, record: RemoteWorkerRecord, ssh_options: Sequence[str], config: Mapping[str, Any]) -> None:
         self.record, self._ssh_options, self._config = record, ssh_options, config
         self._process: Any = None
-        self._errors: Any = None            # ssh's stderr: a file without a name
+        self._stdin = self._stdout = -1     # our ends of its pipes
+        self._errors: Any = None            # its stderr: a file without a name
         self._noise = b""                   # what came before the magic: the login shell's
         self._reached = ""                  # how far the protocol got
         self._reader: Any = None
@@ -1212,10 +1224,11 @@ class _Link:
         self._seen = (-1, -1)
         self._reading = False               # False while our own code keeps the reader busy: the machine is not to blame
         self._missed = 0
-        # Guards the rest. Who sets _writing is the one who writes, until it finds nothing left and clears it.
+        # Guards the rest. Who sets _writing is the one who writes, until it finds nothing left and clears it; or finds the link
+        # closed: then it closes the descriptor, and _writing stays set.
         self._lock = threading.Lock()
         self._queue: list[Any] = []
-        self._writing = self._closed = False
+        self._writing = self._closed = self._over = False
         self._outbox: Any = None
         self._stuck = threading.Semaphore(0)        # wakes the writer: what is left in the outbox is its to write
         self._known: OrderedDict[int, _Function] = OrderedDict()
@@ -1228,16 +1241,20 @@ class _Link:
         magic = os.urandom(12).hex()
         argv = _link_argv(self.record, self._ssh_options, magic)
         self._errors = os.fdopen(os.memfd_create("stderr"), "r+b") if hasattr(os, "memfd_create") else tempfile.TemporaryFile()
+        stdin, self._stdin = os.pipe()
+        self._stdout, stdout = os.pipe()
         try:
-            self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, bufsize=0,
-                                             start_new_session=True)
+            self._process = subprocess.Popen(argv, stdin=stdin, stdout=stdout, stderr=self._errors, start_new_session=True)
         except OSError as error:
             raise _LinkDown(f"cannot run {argv[0]}: {error.strerror}; install openssh-client", True) from None
+        finally:
+            os.close(stdin)
+            os.close(stdout)
         try:
             self._check_version(self._await_magic(magic.encode()))
-            self._process.stdin.write(_bootstrap())
             self._reached = "start"
             self._start_frames()
+            self.send([_bootstrap()])
             self.hello = self._await(wire.HELLO)
             if files:
                 self._copy(files)
@@ -1250,7 +1267,7 @@ class _Link:
     def _await_magic(self, magic: bytes) -> list[str]:
         """Read past the noise of login files to the line that the first stage prints; return its words."""
         while True:
-            data = os.read(self._process.stdout.fileno(), wire.READ_SIZE)
+            data = os.read(self._stdout, wire.READ_SIZE)
             if not data:
                 raise EOFError
             self._noise += data
@@ -1269,11 +1286,11 @@ class _Link:
                             f"record, python=/path/to/python{ours}", True)
 
     def _start_frames(self) -> None:
-        stdin, stdout = self._process.stdin.fileno(), self._process.stdout.fileno()
-        os.set_blocking(stdin, False)
-        for fd in (stdin, stdout):
+        os.set_blocking(self._stdin, False)
+        for fd in (self._stdin, self._stdout):
             wire._enlarge(fd)
-        self._reader, self._outbox = wire.MessageReader(stdout), wire.Outbox(stdin)
+        self._reader, self._outbox = wire.MessageReader(self._stdout), wire.Outbox(self._stdin)
+        threading.Thread(target=self._write_on, name=f"{self.record.machine} writer", daemon=True).start()
 
     def _await(self, kind: int) -> Any:
         while True:
@@ -1307,7 +1324,6 @@ class _Link:
         """Say why a link ended by how far it got, ssh's words, and its exit status (255 means ten things)."""
         if self._abort_cause:
             return _LinkDown(self._abort_cause)
-        self._process.stdin.close()
         try:
             status = self._process.wait(CLOSE_SECONDS)
         except subprocess.TimeoutExpired:
@@ -1315,7 +1331,7 @@ class _Link:
         words = os.pread(self._errors.fileno(), 1 << 16, max(0, os.fstat(self._errors.fileno()).st_size - (1 << 16)))
         text = " ".join(words.decode("utf-8", "replace").split("\n")[-6:]).strip()
         if self._reached:
-            return _LinkDown(f"connection lost ({_last_line(words) or error or 'end of stream'})")
+            return _LinkDown(f"connection lost ({_last_line(words) or str(error) or 'the other end is gone'})")
         if status == _NO_PYTHON[0] and _NO_PYTHON[1] in text:
             tried = text.rpartition(": ")[2]
             return _LinkDown(f"no Python: tried {tried}; install it there, or name it in the worker's record, "
@@ -1392,29 +1408,36 @@ class _Link:
         while True:
             with self._lock:
                 queue, self._queue = self._queue, []
-                if not queue and not outbox.size:
-                    self._writing = False
-                    return
+                closed = self._closed
+                if closed or not queue and not outbox.size:
+                    self._writing = closed
+                    break
             outbox.put(queue)
             try:
                 done = outbox.flush()
-            except OSError:
-                return      # ssh has ended; the reader will say so. _writing stays set: nothing more is written
+            except OSError:         # ssh has ended; the reader will say so
+                with self._lock:
+                    closed = self._closed = True
+                break
             self._writes += 1
             if not done:
                 self._stuck.release()
                 return
+        if closed:
+            os.close(self._stdin)
 
-    def write_on(self) -> None:
+    def _write_on(self) -> None:
         """Be the writer thread: go on where others found the pipe full, until the link is closed."""
         while True:
             self._stuck.acquire()
-            if self._closed:
+            if self._over:
                 return
             poll = select.poll()
-            poll.register(self._outbox.fd, select.POLLOUT)
+            poll.register(self._stdin, select.POLLOUT)
             poll.poll()
             self._write()
+            if self._closed:
+                return
 
     def beat(self) -> None:
         """Ping. A machine that has given no sign of life for three beats is cut off; counted in beats, not seconds, so that a
@@ -1434,18 +1457,13 @@ class _Link:
 
     def close(self) -> None:
         """End the link in peace: the shim sees the end of its input, and goes."""
+        self._abort_cause = self._abort_cause or "closed"
         with self._lock:
-            self._closed = True
-        self._stuck.release()
-        if self._outbox is not None:
-            self._abort_cause = self._abort_cause or "closed"
-            self._shut_stdin()
-
-    def _shut_stdin(self) -> None:
-        # Another thread may be about to write to the descriptor, so its number must not become free: put something else there.
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, self._process.stdin.fileno(), inheritable=False)
-        os.close(null)
+            self._closed, mine, self._writing = True, not self._writing, True
+        if mine:
+            os.close(self._stdin)
+            self._over = True
+            self._stuck.release()
 
     def abort(self, cause: str) -> None:
         """End the link at once; the reader thread sees it end."""
@@ -1458,23 +1476,22 @@ class _Link:
 
     def discard(self) -> None:
         """Release everything; called by the reader thread, when nothing else reads."""
-        self.close()
         if self._process is not None:
+            self.close()
             try:
                 self._process.wait(CLOSE_SECONDS)
             except subprocess.TimeoutExpired:
                 self.abort("did not end")
                 self._process.wait()
-            self._process.stdout.close()
-        if self._errors is not None:
-            self._errors.close()
+            os.close(self._stdout)
+        self._errors.close()
 
     def abandon(self) -> None:
         """In a forked child: let go of the parent's connection without a word."""
-        for file in (self._process.stdin, self._process.stdout) if self._process is not None else ():
+        for fd in (self._stdin, self._stdout):
             try:
-                os.close(file.fileno())
-            except (OSError, ValueError):
+                os.close(fd)
+            except OSError:
                 pass
 
 
@@ -1567,9 +1584,7 @@ class _Supervisor:
     def __init__(self, scheduler: _Scheduler, title: str, ssh_options: Sequence[str], files: Iterable[str],
                  heartbeat_seconds: float, show_status: bool | None) -> None:
         self.title, self._ssh_options, self._heartbeat_seconds = title, ssh_options, heartbeat_seconds
-        self._cleanup = tempfile.TemporaryDirectory(prefix="executors-") if files else None
-        self._files = {name: entry for name, entry in (_prepare_file(path, self._cleanup.name) for path in files)} \
-            if self._cleanup else {}
+        self._files, self._cleanup = _prepare_files([*files])
         self._config = {"lease": LEASE_BEATS * heartbeat_seconds, "output": True}
         self._idents = itertools.count(1 << 62)        # of functions; attempts count from 1
         self._references: dict[tuple[str, str], _Function] = {}
@@ -1666,7 +1681,6 @@ class _Supervisor:
         cause, permanent = "closed", False
         try:
             link.open(self._files)
-            threading.Thread(target=link.write_on, name=f"{worker.machine} writer", daemon=True).start()
             _log.info("%s: %s is up: %d cores, %s", self.title, worker.record, link.hello["cores"], link.hello["python"])
             self.decide(self._scheduler.up, worker, link, link.hello["cores"], self.now())
             for messages in link.work():
@@ -1742,8 +1756,7 @@ class _Supervisor:
                 beat_at = now + self._heartbeat_seconds
             self.decide(self._scheduler.tick, self.now())
             self._board.draw(self.status)
-        if self._cleanup:
-            self._cleanup.cleanup()
+        self._cleanup()
         self._board.finish(self.status)
         self.ended.set()
 
@@ -1820,26 +1833,40 @@ class _Supervisor:
             link.abandon()
 
 
-def _prepare_file(path: str, folder: str) -> tuple[str, tuple[str, str, bool]]:
-    """Return `name, (file to copy, its SHA-256, is it a tar of a directory)`. Raises FileNotFoundError."""
-    import tarfile
-    name = os.path.basename(os.path.abspath(path))
-    source, is_tree = path, os.path.isdir(path)
+def _prepare_files(paths: Sequence[str]) -> tuple[dict[str, tuple[str, str, bool]], Callable[[], None]]:
+    """Return `{name: (file to copy, its SHA-256, is it a tar of a directory)}` and what removes the tars."""
+    files: dict[str, tuple[str, str, bool]] = {}
+    if not paths:
+        return files, lambda: None
+    folder = tempfile.TemporaryDirectory(prefix="executors-")
+    try:
+        for path in paths:
+            name = os.path.basename(os.path.abspath(path))
+            if name in files:
+                raise ValueError(f"files has two named {name}; slots could see only one")
+            source = _tar(path, os.path.join(folder.name, name)) if os.path.isdir(path) else path
+            digest = hashlib.sha256()
+            with open(source, "rb") as file:
+                for block in iter(lambda: file.read(1 << 20), b""):
+                    digest.update(block)
+            files[name] = source, digest.hexdigest(), source is not path
+    except BaseException:
+        folder.cleanup()
+        raise
+    return files, folder.cleanup
 
-    def plain(info: tarfile.TarInfo) -> tarfile.TarInfo:
+
+def _tar(path: str, target: str) -> str:
+    import tarfile
+
+    def anonymous(info: tarfile.TarInfo) -> tarfile.TarInfo:
         info.mtime = info.uid = info.gid = 0        # the same content makes the same file
         info.uname = info.gname = ""
         return info
 
-    if is_tree:
-        source = os.path.join(folder, name + ".tar")
-        with tarfile.open(source, "w") as tar:
-            tar.add(path, name, filter=plain)
-    digest = hashlib.sha256()
-    with open(source, "rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return name, (source, digest.hexdigest(), is_tree)
+    with tarfile.open(target, "w") as tar:
+        tar.add(path, os.path.basename(target), filter=anonymous)
+    return target
 
 
 def _name(fn: Any) -> str:
@@ -2436,9 +2463,9 @@ def _check(records: Sequence[RemoteWorkerRecord]) -> bool:
     width = max(len(str(record)) for record in records)
     pools = [(record, RemoteExecutor([record], show_status=False)) for record in records]
     started, fit = time.monotonic(), True
-    for (record, pool), future in [(pair, pair[1].submit(os.getpid)) for pair in pools]:
+    for record, pool in pools:
         try:
-            future.result(HELLO_SECONDS)
+            pool.submit(os.getpid).result(HELLO_SECONDS)
             print(f"{str(record):{width}}  fit: answered after {_seconds(time.monotonic() - started)}")
         except Exception as error:
             cause = error.causes[0][1] if isinstance(error, NoWorkersError) else pool.status.workers[0].cause or _describe(error)
@@ -2456,6 +2483,7 @@ def _main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="log in to each worker and say what is wrong with it")
     parser.add_argument("--workers", metavar="TEXT[,TEXT...]", help="the machines, like 8/me@bigbox,4/lab2")
     options = parser.parse_args(arguments)
+    _log.addHandler(logging.NullHandler())      # what it would say is in what we print
     try:
         records = _parse_workers(options.workers) if options.workers else None
         if options.check:

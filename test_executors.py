@@ -1,0 +1,1539 @@
+"""Tests of `executors` and `remote_worker`, against real processes, a real OpenSSH sshd, and the real ssh and scp.
+
+One set of contract tests runs over every executor. The scheduler alone is tested in isolation, with an injected clock.
+Waiting in tests is always for a condition, with a deadline that only a failure reaches.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import concurrent.futures as cf
+import functools
+import gc
+import io
+import itertools
+import os
+import pickle
+import random
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import weakref
+from operator import neg
+
+import cloudpickle
+import numpy
+import pytest
+
+import executors
+import remote_worker as wire
+from executors import BundleError, NoWorkersError, RemoteExecutor, RemoteWorkerRecord
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+PATIENCE = 20       # seconds after which what we wait for is not going to happen
+
+
+# ───────────────────────────────────────────────────── machinery ──────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="session")
+def sshds():
+    """Two private sshds, which the aliases alpha and beta lead to; without an sshd this fails, and says what to install."""
+    with executors._PrivateSshd(["alpha"]) as alpha, executors._PrivateSshd(["beta"]) as beta:
+        with open(alpha._path("config"), "a") as both, open(beta._path("config")) as other:
+            both.write("\n" + other.read())
+        yield alpha, beta
+
+
+@pytest.fixture
+def ssh(sshds):
+    """Make remote executors over ssh: `ssh("2/alpha", "2/beta", ...)`, on this interpreter."""
+    pools = []
+
+    def make(*workers, python=sys.executable, **options):
+        records = [RemoteWorkerRecord.parse(f"{worker} python={python}" if python else worker) for worker in workers]
+        options = {"show_status": False, "heartbeat_seconds": 0.5, "ssh_options": sshds[0].ssh_options, **options}
+        pools.append(RemoteExecutor(records, **options))
+        return pools[-1]
+
+    yield make
+    for pool in pools:
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.fixture
+def local():
+    """Make remote executors over plain pipes."""
+    pools = []
+
+    def make(*workers, **options):
+        pools.append(RemoteExecutor(workers or ["2/:"], **{"show_status": False, "heartbeat_seconds": 0.5, **options}))
+        return pools[-1]
+
+    yield make
+    for pool in pools:
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.fixture(params=["thread", "process", "pipe", "ssh"])
+def pool(request):
+    """Each executor in turn, with four threads, processes or slots."""
+    if request.param == "thread":
+        made = executors.ThreadExecutor(4)
+    elif request.param == "process":
+        made = executors.ProcessExecutor(4)
+    elif request.param == "pipe":
+        made = request.getfixturevalue("local")("4/:")
+    else:
+        made = request.getfixturevalue("ssh")("2/alpha", "2/beta")
+    yield made
+    made.shutdown(cancel_futures=True)
+
+
+@pytest.fixture(params=["pipe", "ssh"])
+def remote(request):
+    """A remote executor of four slots."""
+    if request.param == "pipe":
+        return request.getfixturevalue("local")("4/:")
+    return request.getfixturevalue("ssh")("2/alpha", "2/beta")
+
+
+def until(condition, what="it"):
+    """Wait for a condition of the world outside, which nothing notifies us of."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not happen"
+        time.sleep(0.01)
+
+
+def alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def parent(pid):
+    with open(f"/proc/{pid}/stat") as file:
+        return int(file.read().rpartition(")")[2].split()[1])
+
+
+def read(path):
+    with open(path) as file:
+        return file.read()
+
+
+def descendants(pid=None):
+    tree, pids = wire._process_tree(), [pid or os.getpid()]
+    for parent in pids:
+        pids += tree.get(parent, ())
+    return set(pids[1:])
+
+
+def command_line(pid):
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return file.read().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""
+
+
+def run_script(text, *arguments, **options):
+    """Run a script as a user would, in a process of its own; return how it ended."""
+    options = {"capture_output": True, "text": True, "timeout": 60, "cwd": HERE, **options}
+    return subprocess.run([sys.executable, "-c", textwrap.dedent(text), *map(str, arguments)], **options)
+
+
+# What runs on workers. Everything here is found by name in this module, which follows to them.
+
+
+def crash(number=signal.SIGKILL):
+    os.kill(os.getpid(), number)
+
+
+def wait_for(path):
+    while not os.path.exists(path):
+        time.sleep(0.01)
+    return os.getpid()
+
+
+def touch_and_wait(path):
+    open(path, "w").close()
+    while True:
+        time.sleep(1)
+
+
+def raise_it(error):
+    raise error
+
+
+class TwoArguments(Exception):
+    def __init__(self, one, two):
+        super().__init__(f"{one} and {two}")
+
+
+class Bomb:
+    """Does something when it is unpickled."""
+
+    def __init__(self, action, *args):
+        self.action, self.args = action, args
+
+    def __reduce__(self):
+        return self.action, self.args
+
+
+class BombOnPickle:
+    def __init__(self, action, *args):
+        self.action, self.args = action, args
+
+    def __reduce__(self):
+        self.action(*self.args)
+
+
+def recurse(obj):
+    for _ in range(100_000):
+        obj = [obj]
+    return obj
+
+
+# ──────────────────────────────────────── the contract of every executor ──────────────────────────────────────────
+
+
+class TestContract:
+    def test_submit_and_the_base_class(self, pool):
+        assert isinstance(pool, cf.Executor)
+        future = pool.submit(pow, 2, exp=10)
+        assert isinstance(future, cf.Future)
+        assert future.result(PATIENCE) == 1024
+        assert future.done() and not future.running() and not future.cancelled() and future.exception() is None
+
+    def test_keyword_arguments_named_like_ours(self, pool):
+        assert pool.submit(dict, self=1, fn=2, pool=3).result(PATIENCE) == {"self": 1, "fn": 2, "pool": 3}
+
+    def test_what_plain_pickle_cannot_carry(self, pool):
+        offset = 10
+        assert pool.submit(lambda n: n + offset, 1).result(PATIENCE) == 11
+        assert pool.submit(functools.partial(pow, 2), 5).result(PATIENCE) == 32
+        assert pool.submit([3, 1, 2].index, 2).result(PATIENCE) == 2
+        assert pool.submit(lambda: lambda n: n * 2).result(PATIENCE)(21) == 42
+
+        class Counter:
+            def __init__(self):
+                self.n = 5
+
+            def add(self, n):
+                return self.n + n
+
+        assert pool.submit(Counter().add, 1).result(PATIENCE) == 6
+
+    def test_map(self, pool):
+        assert list(pool.map(pow, range(10), itertools.repeat(2))) == [n * n for n in range(10)]
+        assert list(pool.map(neg, range(10), chunksize=3)) == [-n for n in range(10)]
+        assert list(pool.map(lambda n: n + 1, range(100), buffersize=3)) == list(range(1, 101))
+        assert list(pool.map(neg, [])) == []
+
+    @pytest.mark.parametrize("bad", [{"chunksize": 0}, {"buffersize": 0}])
+    def test_map_rejects(self, pool, bad):
+        with pytest.raises(ValueError, match="at least 1"):
+            pool.map(neg, [1], **bad)
+
+    def test_map_reads_no_further_ahead_than_its_buffer(self, pool):
+        taken = []
+        results = pool.map(neg, (taken.append(n) or n for n in itertools.count()), buffersize=4)
+        assert [next(results) for _ in range(10)] == [-n for n in range(10)]
+        assert len(taken) == 14
+        results.close()
+
+    def test_map_times_out(self, pool, tmp_path):
+        results = pool.map(wait_for, [str(tmp_path), str(tmp_path / "never")], timeout=1.5)
+        assert next(results)
+        with pytest.raises(TimeoutError):
+            next(results)
+        (tmp_path / "never").touch()
+
+    def test_map_raises_where_the_failure_is(self, pool):
+        results = pool.map(lambda n: 1 // n, [1, 0, 1])
+        assert next(results) == 1
+        with pytest.raises(ZeroDivisionError):
+            next(results)
+
+    def test_an_exception_is_itself(self, pool):
+        error = pool.submit(raise_it, KeyError("lost")).exception(PATIENCE)
+        assert type(error) is KeyError and error.args == ("lost",)
+
+    def test_wait_and_as_completed(self, pool, tmp_path):
+        slow = pool.submit(wait_for, str(tmp_path / "go"))
+        fast = [pool.submit(neg, n) for n in range(5)]
+        assert next(cf.as_completed([slow, fast[0]], PATIENCE)) is fast[0]
+        done, left = cf.wait([slow, *fast], PATIENCE, cf.FIRST_COMPLETED)
+        assert slow in left and done
+        (tmp_path / "go").touch()
+        done, left = cf.wait([slow, *fast], PATIENCE)
+        assert not left
+
+    def test_asyncio(self, pool):
+        async def both():
+            loop = asyncio.get_running_loop()
+            return await asyncio.gather(loop.run_in_executor(pool, neg, 1), asyncio.wrap_future(pool.submit(neg, 2)))
+        assert asyncio.run(both()) == [-1, -2]
+
+    def test_callbacks_may_submit(self, pool):
+        done, results = threading.Event(), []
+
+        def again(future):
+            results.append(future.result())
+            if len(results) < 5:
+                pool.submit(neg, future.result()).add_done_callback(again)
+            else:
+                done.set()
+
+        pool.submit(neg, 7).add_done_callback(again)
+        assert done.wait(PATIENCE) and results == [-7, 7, -7, 7, -7]
+
+    def test_submit_from_many_threads(self, pool):
+        with cf.ThreadPoolExecutor(8) as threads:
+            futures = threads.map(lambda n: pool.submit(neg, n), range(400))
+            assert [future.result(PATIENCE) for future in futures] == [-n for n in range(400)]
+
+    def test_shutdown_drains_and_may_be_repeated(self, pool):
+        futures = [pool.submit(neg, n) for n in range(50)]
+        pool.shutdown()
+        assert all(future.done() for future in futures) and pool.task_count == 0
+        pool.shutdown()
+        with pytest.raises(RuntimeError):
+            pool.submit(neg, 1)
+
+    def test_shutdown_without_waiting(self, pool):
+        futures = [pool.submit(neg, n) for n in range(20)]
+        pool.shutdown(wait=False)
+        assert [future.result(PATIENCE) for future in futures] == [-n for n in range(20)]
+
+    def test_shutdown_cancels(self, pool, tmp_path):
+        running = [pool.submit(wait_for, str(tmp_path / "go")) for _ in range(4)]
+        waiting = [pool.submit(neg, n) for n in range(100)]
+        until(lambda: all(future.running() for future in running), "starting")
+        pool.shutdown(wait=False, cancel_futures=True)
+        (tmp_path / "go").touch()
+        assert all(future.result(PATIENCE) for future in running)
+        until(lambda: all(future.done() for future in waiting))
+        assert sum(future.cancelled() for future in waiting) >= 90      # the standard process pool has a few in its pipe
+
+    def test_with_and_counts(self, pool):
+        with pool as same:
+            assert same is pool
+            future = pool.submit(neg, 1)
+            assert future.result(PATIENCE) == -1
+        assert pool.get_task_count() == 0
+        assert pool.histogram.count == 1
+
+    def test_shutdown_if_idle(self, pool, tmp_path):
+        future = pool.submit(wait_for, str(tmp_path / "go"))
+        assert pool.shutdown_if_idle() is False
+        (tmp_path / "go").touch()
+        assert future.result(PATIENCE)
+        until(lambda: pool.task_count == 0)
+        assert pool.shutdown_if_idle() is True
+
+    def test_references_are_dropped(self, pool):
+        class Thing:
+            def method(self):
+                pass
+
+        thing = Thing()
+        collected = threading.Event()
+        watch = weakref.ref(thing, lambda _: collected.set())
+        future = pool.submit(thing.method)
+        del thing
+        future.result(PATIENCE)
+        gc.collect()
+        assert collected.wait(PATIENCE), watch()
+
+    def test_arrays(self, pool):
+        array = numpy.arange(300_000.0).reshape(300, 1000)
+        result = pool.submit(lambda a: a * 2, array).result(PATIENCE)
+        assert (result == array * 2).all()
+        result[0] = 0       # as it could be, had it been computed here
+
+
+@pytest.mark.parametrize("kind", ["ThreadExecutor(2)", "ProcessExecutor(2)", "RemoteExecutor(['2/:'])"])
+def test_functions_of_main_and_an_exit_without_shutdown(kind):
+    """A script without a guard, whose functions are its own, and which forgets to shut down: all is done, and it ends."""
+    done = run_script("""
+        import executors, sys
+        FACTOR = 3
+        def scale(n):
+            return n * FACTOR
+        pool = executors.%s
+        for n in range(5):
+            pool.submit(scale, n).add_done_callback(lambda future: print(f"{future.result()}\\n", end="", flush=True))
+    """ % kind)
+    assert sorted(done.stdout.split()) == ["0", "12", "3", "6", "9"], done
+    assert done.returncode == 0 and not done.stderr
+
+
+def test_a_broken_process_pool_is_replaced():
+    with executors.ProcessExecutor(1) as pool:
+        with pytest.raises(cf.process.BrokenProcessPool):
+            pool.submit(os._exit, 1).result(PATIENCE)
+        until(lambda: pool._pool._broken)
+        assert pool.submit(neg, 1).result(PATIENCE) == -1
+
+
+def test_sizes_come_from_the_environment(monkeypatch):
+    monkeypatch.setenv("EXECUTORS_THREADPOOL_SIZE", "3")
+    with executors.ThreadExecutor() as pool:
+        assert pool._pool._max_workers == 3
+    monkeypatch.setenv("EXECUTORS_THREADPOOL_SIZE", "many")
+    with pytest.raises(ValueError, match="EXECUTORS_THREADPOOL_SIZE is 'many'"):
+        executors.ThreadExecutor()
+
+
+# ──────────────────────────────────────── defaults and parallelize ────────────────────────────────────────────────
+
+
+class TestDefaults:
+    @pytest.fixture(autouse=True)
+    def clean(self, monkeypatch):
+        monkeypatch.setenv("EXECUTORS_REMOTE_WORKERS", "2/:")
+        yield
+        executors.DefaultExecutors().shutdown()
+
+    def test_one_of_each(self):
+        first, second = executors.DefaultExecutors(), executors.DefaultExecutors()
+        with cf.ThreadPoolExecutor(8) as threads:
+            assert len(set(threads.map(lambda _: first.thread_pool(), range(50)))) == 1
+        assert first.process_pool() is second.process_pool() and first.remote_pool() is second.remote_pool()
+        old = first.remote_pool()
+        first.shutdown()
+        assert second.remote_pool() is not old
+
+    @pytest.mark.parametrize("method", [*executors.Method, None])
+    def test_shard_call_wait(self, method):
+        with executors.ThreadExecutor(2) as own:
+            @executors.parallelize(method or own)
+            def total(numbers, start=0):
+                return sum(numbers, start)
+
+            numbers = list(range(100))
+            shards = [numbers[n::4] for n in range(4)]
+            partial_sums = [total(shard) for shard in shards]
+            assert sum(executors.wait_all(partial_sums)) == 4950
+            assert total([0], start=total([1, 2])).result(PATIENCE) == 3      # futures are awaited
+            with pytest.raises(TypeError):
+                total([total(["x"])]).result(PATIENCE) if False else total(total(["x"])).result(PATIENCE)
+
+    def test_wait_all_raises_at_once(self, tmp_path):
+        pool = executors.DefaultExecutors().thread_pool()
+        slow = pool.submit(wait_for, str(tmp_path / "go"))
+        with pytest.raises(ZeroDivisionError):
+            executors.wait_all([slow, pool.submit(divmod, 1, 0)])
+        assert not slow.done()
+        (tmp_path / "go").touch()
+
+    def test_parentheses_are_asked_for(self):
+        with pytest.raises(TypeError, match="parentheses"):
+            executors.parallelize(neg)
+
+    def test_no_workers_configured(self, monkeypatch, tmp_path):
+        monkeypatch.delenv("EXECUTORS_REMOTE_WORKERS")
+        monkeypatch.setenv("HOME", str(tmp_path))
+        with pytest.raises(ValueError, match=r"EXECUTORS_REMOTE_WORKERS.*\.config/executors/workers"):
+            executors.DefaultExecutors().remote_pool()
+        (tmp_path / ".config/executors").mkdir(parents=True)
+        (tmp_path / ".config/executors/workers").write_text("# the lab\n1/:   # this one\n\n")
+        assert executors.DefaultExecutors().remote_pool().submit(neg, 1).result(PATIENCE) == -1
+
+    def test_running_work_is_finished_at_exit(self):
+        done = run_script("""
+            import executors
+            @executors.parallelize(executors.Method.REMOTE)
+            def inner(n):
+                return n + 1
+            @executors.parallelize(executors.Method.THREAD)
+            def outer(n):
+                print(f"{inner(n).result()}\\n", end="", flush=True)
+            for n in range(3):
+                outer(n)
+        """, env={**os.environ, "EXECUTORS_REMOTE_WORKERS": "2/:"})
+        assert sorted(done.stdout.split()) == ["1", "2", "3"] and not done.stderr, done
+
+
+# ───────────────────────────────────────────── records and policies ───────────────────────────────────────────────
+
+
+class TestRecords:
+    @pytest.mark.parametrize("text", ["8/me@bigbox weight=2 python=~/venv/bin/python", "4/lab2", ":", "lab", "me@::1", "1/:"])
+    def test_round_trip(self, text):
+        assert str(RemoteWorkerRecord.parse(text)) == text
+
+    @pytest.mark.parametrize("text, complaint", [
+        ("", "machine ''"), ("-oProxyCommand=evil", "begin with '-'"), ("-x@host", "username '-x'"), ("x/host", "x/host"),
+        ("0/host", "at least 1"), ("host weight=0", "more than 0"), ("host wight=1", "no setting 'wight'"),
+        ("host python=a;b", "plain path"), ("me@", "machine"), ("a@b@c", "hold spaces, '@'"), ("host weight=x", "could not convert")])
+    def test_bad_texts_are_quoted(self, text, complaint):
+        with pytest.raises(ValueError) as caught:
+            RemoteWorkerRecord.parse(text)
+        assert complaint in str(caught.value) and repr(text) in str(caught.value)
+
+    def test_it_is_frozen(self):
+        with pytest.raises(AttributeError):
+            RemoteWorkerRecord(None, "host").weight = 2
+
+    def test_weights_are_kept_to(self):
+        policy = executors.WeightedRandomRemoteWorkerSelectionPolicy(random.Random(1))
+        records = [RemoteWorkerRecord(None, "a"), RemoteWorkerRecord(None, "b", weight=3)]
+        chosen = [policy.choose(records) for _ in range(4000)]
+        assert 2850 < sum(chosen) < 3150
+
+    @pytest.mark.parametrize("policy", [executors.WeightedRandomRemoteWorkerSelectionPolicy(),
+                                        executors.RoundRobinRemoteWorkerSelectionPolicy()])
+    def test_avoidance(self, policy):
+        records = [RemoteWorkerRecord(None, name) for name in "abc"]
+        assert {policy.choose(records, {"a", "c"}) for _ in range(50)} == {1}
+        assert policy.choose(records, {"a", "b", "c"}) is None
+
+    def test_round_robin_takes_turns(self):
+        policy = executors.RoundRobinRemoteWorkerSelectionPolicy()
+        records = [RemoteWorkerRecord(None, name) for name in "abc"]
+        assert [policy.choose(records) for _ in range(7)] == [0, 1, 2, 0, 1, 2, 0]
+
+    @pytest.mark.parametrize("options", [{"workers": []}, {"workers": ["1/:"], "heartbeat_seconds": 0},
+                                         {"workers": ["1/:"], "max_bundle_failures": -1}, {"workers": ["1/:"], "bundle_timeout": 0}])
+    def test_bad_options(self, options):
+        before = threading.active_count()
+        with pytest.raises(ValueError):
+            RemoteExecutor(**options)
+        assert threading.active_count() == before
+
+    def test_a_missing_file_is_told_at_once(self):
+        before = threading.active_count()
+        with pytest.raises(FileNotFoundError, match="no-such-file"):
+            RemoteExecutor(["1/:"], files=["no-such-file"])
+        assert threading.active_count() == before
+
+
+class TestHistogram:
+    def test_percentiles_are_within_ten_per_cent(self):
+        source = random.Random(7)
+        values = sorted(source.lognormvariate(-3, 2) for _ in range(5000))
+        histogram = executors.Histogram()
+        for value in values:
+            histogram.add(value)
+        for p in (1, 25, 50, 75, 95, 99):
+            assert histogram.percentile(p) == pytest.approx(values[int(len(values) * p / 100)], rel=0.1)
+        assert histogram.percentile(0) == values[0] and histogram.percentile(100) == values[-1]
+
+    def test_extremes_and_nothing(self):
+        histogram = executors.Histogram()
+        assert str(histogram) == "nothing counted" and histogram.percentile(50) == 0 and histogram.mean == 0
+        for value in (0.0, 1e-9, 1e9):
+            histogram.add(value)
+        assert histogram.count == 3 and histogram.maximum == 1e9 and histogram.minimum == 0
+        assert "count 3" in str(histogram)
+
+    def test_merge(self):
+        one, other = executors.Histogram(), executors.Histogram()
+        one.add(1)
+        other.add(3)
+        one.merge(other)
+        assert (one.count, one.mean, one.minimum, one.maximum) == (2, 2, 1, 3)
+
+
+# ──────────────────────────────────────────── the scheduler, alone ────────────────────────────────────────────────
+
+
+class Farm:
+    """A scheduler with a clock of ours. Launched attempts wait in `running` until a test ends them."""
+
+    def __init__(self, *workers, **options):
+        self.time = 0.0
+        self.scheduler = executors._Scheduler(executors.RoundRobinRemoteWorkerSelectionPolicy(), jitter=lambda: 0.5, **options)
+        self.running, self.killed, self.settled, self.recalls, self.connects, self.finished = {}, [], {}, [], [], 0
+        self.functions = {}
+        for text in workers:
+            self.decide(self.scheduler.add_worker, RemoteWorkerRecord.parse(text), self.time)
+        for worker in [*self.connects]:
+            self.up(worker)
+
+    def up(self, worker):
+        self.connects.remove(worker)
+        self.decide(self.scheduler.up, worker, f"link to {worker.machine} at {self.time}", 1, self.time)
+
+    def decide(self, decision, *operands):
+        answer = decision(*operands)
+        for verb, *rest in self.scheduler.take_actions():
+            if verb == executors._LAUNCH:
+                assert rest[0] == rest[1].worker.link
+                self.running[rest[1].ident] = rest[1]
+            elif verb == executors._KILL:
+                self.killed.append(rest[1])
+            elif verb == executors._SETTLE:
+                assert rest[0] not in self.settled, "settled twice"
+                self.settled[rest[0]] = (rest[1], rest[2])
+            elif verb == executors._RECALL:
+                self.recalls.append(tuple(rest))
+            elif verb == executors._CONNECT:
+                self.connects.append(rest[0])
+            elif verb == executors._FINISH:
+                self.finished += 1
+        self.check()
+        return answer
+
+    def check(self):
+        """Conservation: every slot is free or taken, and every bundle is waiting, running or settled."""
+        scheduler = self.scheduler
+        running = set()
+        for worker in scheduler.workers:
+            assert worker.started == min(worker.count, len(worker.inflight)) or worker.state != worker.UP
+            assert (worker in scheduler._idle) == (worker.state == worker.UP and len(worker.inflight) < worker.count)
+            running |= {attempt.bundle for attempt in worker.inflight.values() if attempt in attempt.bundle.attempts}
+        queued = [b for q in (scheduler._queue, *scheduler._retries.values()) for b in q if not b.settled]
+        assert len(queued) == scheduler.waiting and len(running) + len(queued) == scheduler.unfinished
+        assert not running & set(queued)
+
+    def function(self, name="f"):
+        if name not in self.functions:
+            self.functions[name] = executors._Function(len(self.functions), name, b"", executors._Durations())
+        return self.functions[name]
+
+    def submit(self, name="f", number=1):
+        bundles = [executors._Bundle(self.function(name), b"") for _ in range(number)]
+        for bundle in bundles:
+            self.decide(self.scheduler.submit, bundle, self.time)
+        return bundles if number > 1 else bundles[0]
+
+    def attempts(self, bundle):
+        return [attempt for attempt in self.running.values() if attempt.bundle is bundle]
+
+    def finish(self, *attempts, seconds=1.0):
+        for attempt in attempts:
+            del self.running[attempt.ident]
+            self.decide(self.scheduler.finish, attempt.worker, attempt.worker.link,
+                        [(wire.RESULT, attempt.ident, int(seconds * 1e6), None)], self.time)
+
+    def die(self, attempt):
+        del self.running[attempt.ident]
+        self.decide(self.scheduler.died, attempt.worker, attempt.worker.link, attempt.ident, "killed", "", self.time)
+
+    def free(self, ident):
+        attempt = self.running.pop(ident)
+        self.decide(self.scheduler.freed, attempt.worker, attempt.worker.link, ident, self.time)
+
+    def lose(self, worker, permanent=False):
+        for attempt in [*worker.inflight.values()]:
+            self.running.pop(attempt.ident, None)
+        if worker in self.connects:
+            self.connects.remove(worker)
+        self.decide(self.scheduler.down, worker, worker.link, "lost", permanent, self.time)
+
+    def tick(self, seconds=0.0):
+        self.time += seconds
+        self.decide(self.scheduler.tick, self.time)
+
+    def teach(self, name="f", seconds=1.0, number=3):
+        """Let a function have completions."""
+        for _ in range(number):
+            self.finish(*self.attempts(self.submit(name)), seconds=seconds)
+
+
+class TestScheduler:
+    def test_first_come_first_served(self):
+        farm = Farm("2/a")
+        bundles = farm.submit(number=4)
+        assert [len(farm.attempts(bundle)) for bundle in bundles] == [1, 1, 0, 0]
+        farm.finish(*farm.attempts(bundles[1]))
+        assert [len(farm.attempts(bundle)) for bundle in bundles] == [1, 0, 1, 0]
+
+    def test_long_bundles_are_not_sent_ahead_and_short_ones_are(self):
+        farm = Farm("1/a")
+        farm.teach(seconds=1.0)
+        assert sum(len(farm.attempts(bundle)) for bundle in farm.submit(number=5)) == 1
+        farm = Farm("1/a")
+        farm.teach(seconds=0.0005)
+        assert sum(len(farm.attempts(bundle)) for bundle in farm.submit(number=50)) == 5
+
+    def test_what_was_sent_ahead_is_recalled_for_an_idle_slot(self):
+        farm = Farm("1/a", "1/b")
+        farm.teach(seconds=0.0005)
+        bundles = farm.submit(number=6)
+        on_b = [farm.attempts(bundle)[0] for bundle in bundles if farm.attempts(bundle)[0].worker.machine == "b"]
+        on_a = [attempt for attempt in farm.running.values() if attempt not in on_b]
+        farm.finish(*on_b, seconds=0.0005)
+        link, number = farm.recalls[-1]
+        assert link == on_a[0].worker.link and number == 1
+        given = on_a[-1]
+        del farm.running[given.ident]
+        farm.decide(farm.scheduler.recalled, given.worker, given.worker.link, [given.ident], farm.time)
+        again, = farm.attempts(given.bundle)
+        assert again.worker.machine == "b" and not given.bundle.failures
+
+    def test_a_retry_goes_elsewhere_while_there_is_an_elsewhere(self):
+        farm = Farm("1/a", "1/b")
+        blocker = farm.submit()
+        bundle = farm.submit()
+        first, = farm.attempts(bundle)
+        farm.die(first)
+        assert not farm.attempts(bundle)        # the other machine is busy: wait for it
+        other = farm.submit()
+        assert farm.attempts(other)[0].worker is first.worker      # and hold nobody up
+        farm.finish(*farm.attempts(blocker))
+        second, = farm.attempts(bundle)
+        assert second.worker is not first.worker
+        farm.die(second)
+        farm.finish(*farm.attempts(other))
+        farm.die(*farm.attempts(bundle))
+        kind, error = farm.settled[bundle]
+        assert isinstance(error, BundleError) and len(error.attempts) == 3 and "f: killed the process" in str(error)
+
+    def test_a_lost_machine_costs_its_bundles_nothing(self):
+        farm = Farm("2/a", max_bundle_failures=1)
+        first, second, third = farm.submit(number=3)
+        worker = farm.attempts(first)[0].worker
+        for expected in (1.0, 2.0, 4.0):
+            farm.lose(worker)
+            assert worker.retry_at == pytest.approx(farm.time + expected)
+            farm.tick(expected)
+            farm.up(worker)
+            assert farm.attempts(first) and farm.attempts(second) and not farm.attempts(third)
+        farm.finish(*farm.attempts(first))
+        farm.lose(worker)
+        assert worker.retry_at == pytest.approx(farm.time + 1)     # it had proved itself
+        assert not first.failures and not second.failures
+
+    def test_reports_of_an_old_link_are_ignored(self):
+        farm = Farm("1/a")
+        bundle = farm.submit()
+        old, = farm.attempts(bundle)
+        link = old.worker.link
+        farm.lose(old.worker)
+        farm.tick(1)
+        farm.up(old.worker)
+        farm.decide(farm.scheduler.finish, old.worker, link, [(wire.RESULT, old.ident, 1, None)], farm.time)
+        assert bundle not in farm.settled
+        farm.finish(*farm.attempts(bundle))
+        assert bundle in farm.settled
+
+    def test_quarantine_is_at_most_a_minute(self):
+        farm = Farm("1/a")
+        worker = farm.scheduler.workers[0]
+        for _ in range(20):
+            farm.lose(worker)
+            assert worker.retry_at - farm.time <= 60
+            farm.tick(60)
+            if worker in farm.connects:
+                farm.up(worker)
+
+    def test_no_more_than_eight_handshakes(self):
+        farm = Farm()
+        for n in range(20):
+            farm.decide(farm.scheduler.add_worker, RemoteWorkerRecord(None, f"m{n}", count=1), 0.0)
+        assert len(farm.connects) == 8
+        farm.up(farm.connects[0])
+        assert len(farm.connects) == 8
+
+    def test_hopeless_at_once_when_every_cause_is_permanent(self):
+        farm = Farm()
+        for name in "ab":
+            farm.decide(farm.scheduler.add_worker, RemoteWorkerRecord(None, name), 0.0)
+        bundle = farm.submit()
+        a, b = farm.scheduler.workers
+        farm.lose(a, permanent=True)
+        assert bundle not in farm.settled
+        farm.lose(b, permanent=True)
+        assert isinstance(farm.settled[bundle][1], NoWorkersError) and "a  lost" in str(farm.settled[bundle][1])
+        with pytest.raises(NoWorkersError):
+            farm.submit()
+        farm.decide(farm.scheduler.add_worker, RemoteWorkerRecord(None, "c", count=1), 0.0)
+        farm.up(farm.connects[-1])
+        assert farm.attempts(farm.submit())
+
+    def test_giving_up_counts_only_time_we_were_awake(self):
+        farm = Farm("1/a")
+        farm.lose(farm.scheduler.workers[0])
+        bundle = farm.submit()
+        farm.tick()
+        farm.connects.clear()
+        farm.tick(1000)
+        assert bundle not in farm.settled
+        for _ in range(61):
+            farm.tick(1)
+        assert isinstance(farm.settled[bundle][1], NoWorkersError)
+
+    def test_cancel(self):
+        farm = Farm("1/a")
+        running, waiting = farm.submit(number=2)
+        assert farm.decide(farm.scheduler.cancel, waiting) and farm.settled[waiting][0] == executors._CANCELLED
+        assert farm.decide(farm.scheduler.cancel, running) and not farm.decide(farm.scheduler.cancel, running)
+        third = farm.submit()
+        assert not farm.attempts(third)         # the slot is not free before the machine says so
+        farm.free(farm.killed[0])
+        assert farm.attempts(third)
+
+    def test_bundle_timeout(self):
+        farm = Farm("1/a", bundle_timeout=5)
+        bundle, after = farm.submit(number=2)
+        farm.tick(4.9)
+        assert bundle not in farm.settled
+        farm.tick(0.2)
+        assert isinstance(farm.settled[bundle][1], executors.BundleTimeoutError) and farm.killed
+        farm.free(farm.killed[0])
+        farm.tick(4.9)
+        assert after not in farm.settled
+
+    def test_a_straggler_gets_a_backup_and_the_first_wins(self):
+        farm = Farm("1/a", "1/b")
+        farm.teach(seconds=1.0)
+        bundle = farm.submit()
+        slow, = farm.attempts(bundle)
+        farm.tick(1.4)
+        assert len(farm.attempts(bundle)) == 1
+        farm.tick(0.3)
+        backup = farm.attempts(bundle)[1]
+        assert backup.backup and backup.worker is not slow.worker
+        farm.tick(10)
+        assert len(farm.attempts(bundle)) == 2      # at most two
+        farm.finish(backup)
+        assert bundle in farm.settled and farm.killed == [slow.ident]
+        farm.finish(slow)       # it was too late to be killed: dropped
+
+    @pytest.mark.parametrize("why", ["backups are off", "no completions yet", "too short to bother", "no idle slot", "work waits"])
+    def test_no_backup_when(self, why):
+        farm = Farm("1/a", "1/b", schedule_backups=why != "backups are off")
+        if why != "no completions yet":
+            farm.teach(seconds=0.1 if why == "too short to bother" else 1.0)
+        bundle = farm.submit()
+        if why in ("no idle slot", "work waits"):
+            farm.submit(number=1 if why == "no idle slot" else 2)
+        farm.tick(0.45 if why == "too short to bother" else 100)
+        assert len(farm.attempts(bundle)) == 1
+
+    def test_no_backup_on_the_same_machine(self):
+        farm = Farm("2/a")
+        farm.teach()
+        bundle = farm.submit()
+        farm.tick(100)
+        assert len(farm.attempts(bundle)) == 1
+
+    def test_new_work_takes_the_youngest_backups_slot(self):
+        farm = Farm("2/a", "2/b")
+        farm.teach()
+        bundles = farm.submit(number=2)
+        farm.tick(2)
+        backups = [attempt for attempt in farm.running.values() if attempt.backup]
+        assert len(backups) == 2
+        new = farm.submit()
+        assert farm.killed == [max(attempt.ident for attempt in backups)]
+        farm.free(farm.killed[0])
+        assert farm.attempts(new)
+        farm.tick(100)
+        assert not any(bundle in farm.settled for bundle in bundles)
+
+    def test_the_number_of_backups_is_bounded(self):
+        farm = Farm(*(f"2/m{n}" for n in range(10)))
+        farm.teach()
+        farm.submit(number=10)
+        farm.tick(2)
+        assert sum(attempt.backup for attempt in farm.running.values()) == 2
+
+    def test_if_the_slow_one_dies_the_backup_goes_on(self):
+        farm = Farm("1/a", "1/b")
+        farm.teach()
+        bundle = farm.submit()
+        slow, = farm.attempts(bundle)
+        farm.tick(2)
+        farm.lose(slow.worker)
+        assert len(farm.attempts(bundle)) == 1
+        farm.finish(*farm.attempts(bundle))
+        assert bundle in farm.settled
+
+    def test_workers_come_and_go(self):
+        farm = Farm("1/a")
+        bundle = farm.submit()
+        farm.decide(farm.scheduler.add_worker, RemoteWorkerRecord.parse("1/b"), farm.time)
+        farm.up(farm.connects[0])
+        farm.running.clear()
+        assert farm.decide(farm.scheduler.remove_worker, RemoteWorkerRecord.parse("1/a"), farm.time)
+        assert farm.attempts(bundle)[0].worker.machine == "b"
+        assert not farm.decide(farm.scheduler.remove_worker, RemoteWorkerRecord.parse("1/a"), farm.time)
+
+    def test_close(self):
+        farm = Farm("1/a")
+        running, waiting = farm.submit(number=2)
+        farm.decide(farm.scheduler.close, True)
+        assert farm.settled[waiting][0] == executors._CANCELLED and not farm.finished
+        with pytest.raises(RuntimeError):
+            farm.submit()
+        farm.finish(*farm.attempts(running))
+        assert farm.finished == 1
+
+    @pytest.mark.parametrize("seed", range(20))
+    def test_random_histories_conserve_everything(self, seed):
+        """Anything may happen in any order; all is settled once, and `Farm.check` holds after every step."""
+        source = random.Random(seed)
+        farm = Farm("2/a", "1/b", "3/c", max_bundle_failures=2)
+        bundles = []
+        for _ in range(400):
+            roll, running = source.random(), [*farm.running.values()]
+            if roll < 0.35:
+                bundles.append(farm.submit(source.choice("fgh")))
+            elif roll < 0.65 and running:
+                farm.finish(source.choice(running), seconds=source.choice([1e-4, 0.1, 3.0]))
+            elif roll < 0.7 and running:
+                farm.die(source.choice(running))
+            elif roll < 0.75 and bundles:
+                farm.decide(farm.scheduler.cancel, source.choice(bundles))
+            elif roll < 0.8:
+                farm.lose(source.choice(farm.scheduler.workers)) if source.random() < 0.5 else None
+            elif roll < 0.85 and farm.killed:
+                ident = farm.killed.pop()
+                if ident in farm.running:
+                    farm.free(ident)
+            elif roll < 0.9 and running:
+                worker = source.choice(running).worker
+                given = [ident for ident in worker.inflight if worker.inflight[ident].since is None][:3]
+                for ident in given:
+                    del farm.running[ident]
+                farm.decide(farm.scheduler.recalled, worker, worker.link, given, farm.time)
+            else:
+                farm.tick(source.choice([0.1, 1, 5]))
+                for worker in [*farm.connects]:
+                    farm.up(worker)
+        while farm.scheduler.unfinished:
+            farm.finish(*farm.running.values())
+            farm.tick(60)
+            for worker in [*farm.connects]:
+                farm.up(worker)
+        assert set(farm.settled) == set(bundles)
+        assert not farm.scheduler._backups
+
+
+# ───────────────────────────────────────────────────── frames ─────────────────────────────────────────────────────
+
+
+def read_all(reader):
+    out = []
+    try:
+        while True:
+            out += reader.read()
+    except EOFError:
+        return out
+
+
+class Stream:
+    """A descriptor that yields given bytes, then ends."""
+
+    def __init__(self, data):
+        self.fd, out = os.pipe()
+        self._writer = threading.Thread(target=self._write, args=(out, data))
+        self._writer.start()
+
+    def _write(self, out, data):
+        with os.fdopen(out, "wb") as file:
+            file.write(data)
+
+    def __enter__(self):
+        return self.fd
+
+    def __exit__(self, *_):
+        while os.read(self.fd, 1 << 20):
+            pass
+        self._writer.join()
+        os.close(self.fd)
+
+
+class TestFrames:
+    def test_round_trip(self):
+        frames = [(wire.PING, 0, b""), (wire.KILL, 2 ** 64 - 1, b"x"), (wire.OUTPUT, 1, b"y" * 70_000), (wire.PONG, 1, b"")] * 3
+        with Stream(b"".join(wire.frame(*frame) for frame in frames)) as fd:
+            assert [(kind, ident, bytes(data[17:])) for kind, ident, data in read_all(wire.FrameReader(fd))] == frames
+
+    @pytest.mark.parametrize("length", range(1, 17 + 5))
+    def test_truncation_says_what_was_expected(self, length):
+        data = wire.frame(wire.KILL, 7, b"12345")
+        with Stream(data + data[:length]) as fd, pytest.raises(wire.FrameError) as caught:
+            read_all(wire.FrameReader(fd))
+        assert f"expected {17 if length < 17 else 22} bytes, got {length}" in str(caught.value)
+
+    def test_truncation_inside_a_long_frame(self):
+        with Stream(wire.frame(wire.OUTPUT, 1, b"x" * 500_000)[:-1]) as fd, pytest.raises(wire.FrameError, match="ended inside"):
+            read_all(wire.FrameReader(fd))
+
+    @pytest.mark.parametrize("size", [wire.MAX_FRAME + 1, 2 ** 63, 2 ** 64 - 1])
+    def test_absurd_lengths(self, size):
+        with Stream(struct.pack("!BQQ", wire.OUTPUT, 0, size)) as fd, pytest.raises(wire.FrameError, match=f"announces {size} bytes"):
+            read_all(wire.FrameReader(fd))
+
+    def test_a_part_that_overruns(self):
+        data = b"".join(map(bytes, wire.message(wire.RESULT, 1, 0, ([100_000], [b"x" * 100_000]))))
+        broken = data.replace(struct.pack("!Q", 100_000), struct.pack("!Q", 99_000), 1)
+        with Stream(broken) as fd, pytest.raises(wire.FrameError, match="overruns"):
+            read_all(wire.MessageReader(fd))
+
+    @pytest.mark.parametrize("value", [None, 1.5, "é" * 10, (1, (2, b"x")), list(range(50_000)), b"x" * 3_000_000, "y" * 200_000,
+                                       {"a": numpy.arange(1_000_000), "b": numpy.ones(300_000), "c": [1, 2]}])
+    def test_messages(self, value):
+        data = b"".join(map(bytes, wire.message(wire.RESULT, 5, 77, wire.pack(value))))
+        with Stream(data) as fd:
+            (kind, ident, tag, segments), = read_all(wire.MessageReader(fd))
+        assert (kind, ident, tag) == (wire.RESULT, 5, 77)
+        assert pickle.dumps(wire.unpack(segments)) == pickle.dumps(value)
+
+    def test_large_buffers_are_not_copied_into_the_pickle(self):
+        lengths, buffers = wire.pack(numpy.zeros(1_000_000))
+        assert lengths[0] < 1000 and lengths[1] == 8_000_000
+
+    def test_messages_interleave(self):
+        one = wire.message(wire.RESULT, 1, 0, wire.pack(numpy.full(400_000, 1.0)))
+        two = wire.message(wire.RESULT, 2, 0, wire.pack(numpy.full(400_000, 2.0)))
+        mixed = [one[0], two[0]]
+        for at in range(1, len(one), 2):
+            mixed += [*one[at:at + 2], wire.frame(wire.PONG), *two[at:at + 2]]
+        with Stream(b"".join(map(bytes, mixed))) as fd:
+            messages = read_all(wire.MessageReader(fd))
+        results = {ident: wire.unpack(body) for kind, ident, _, body in messages if kind == wire.RESULT}
+        assert results[1].sum() == 400_000 and results[2].sum() == 800_000
+        assert sum(kind == wire.PONG for kind, *_ in messages) == len(range(1, len(one), 2))
+
+    def test_forgetting_half_a_message(self):
+        head, *parts = wire.message(wire.RESULT, 1, 0, wire.pack(b"x" * 3_000_000))
+        reader = wire.MessageReader(-1)
+        read_in, out = os.pipe()
+        reader.fd = read_in
+        os.write(out, head)
+        assert reader.read() == []
+        reader.forget(1)
+        with Stream(b"".join(map(bytes, parts)) + wire.frame(wire.PONG)) as reader.fd:
+            assert [kind for kind, *_ in read_all(reader)] == [wire.PONG]
+        os.close(read_in), os.close(out)
+
+    def test_an_outbox_survives_a_full_pipe(self):
+        read_in, out = os.pipe()
+        os.set_blocking(out, False)
+        frames = [wire.frame(wire.OUTPUT, n, b"x" * (n * 997 % 70_000)) for n in range(100)]
+        outbox, got = wire.Outbox(out), []
+        outbox.put(frames)
+        while not outbox.flush():
+            got.append(os.read(read_in, 50_000))
+        os.close(out)
+        with os.fdopen(read_in, "rb") as rest:
+            got.append(rest.read())
+        assert b"".join(got) == b"".join(frames) and outbox.size == 0
+
+    def test_the_wire_parses_on_old_pythons(self):
+        with open(wire.__file__, encoding="utf-8") as file:
+            ast.parse(file.read(), feature_version=(3, 6))
+
+
+# ────────────────────────────────────────────────── one-shot mode ─────────────────────────────────────────────────
+
+
+class TestOneShot:
+    def run(self, tmp_path, code, result="result"):
+        path = tmp_path / "code"
+        if code is not None:
+            path.write_bytes(code if type(code) is bytes else cloudpickle.dumps(code))
+        return subprocess.run([sys.executable, os.path.join(HERE, "remote_worker.py"), "--code_file", str(path), "--result_file",
+                               str(tmp_path / result)], capture_output=True, text=True, timeout=PATIENCE, cwd=tmp_path)
+
+    def test_it_runs(self, tmp_path):
+        offset = 40
+        done = self.run(tmp_path, (lambda n, m: n + m + offset, (1,), {"m": 1}))
+        assert (done.returncode, done.stderr) == (0, "")
+        assert pickle.loads((tmp_path / "result").read_bytes()) == (True, 42)
+
+    @pytest.mark.parametrize("code, result, status, words", [
+        (None, "result", 3, ["code", "No such file"]),
+        (b"rubbish", "result", 4, ["unpickle", "code"]),
+        ((len, ()), "result", 4, ["unpickle", "code", "not enough values"]),
+        ((divmod, (1, 0), {}), "result", 5, ["code", "ZeroDivisionError"]),
+        ((lambda: sys.exit(3), (), {}), "result", 5, ["SystemExit"]),
+        ((threading.Lock, (), {}), "result", 6, ["pickle", "result"]),
+        ((int, (), {}), "no/such/folder", 7, ["write", "no/such/folder"]),
+    ])
+    def test_each_failure_has_a_status_and_a_line(self, tmp_path, code, result, status, words):
+        done = self.run(tmp_path, code, result)
+        assert done.returncode == status and done.stderr.count("\n") == 1, done.stderr
+        assert all(word in done.stderr for word in words), done.stderr
+        if status == 5:
+            ok, error = pickle.loads((tmp_path / "result").read_bytes())
+            assert not ok and isinstance(error, (ZeroDivisionError, SystemExit))
+        else:
+            assert not (tmp_path / "result").exists()
+
+
+# ─────────────────────────────────────────────────── command line ─────────────────────────────────────────────────
+
+
+class TestCommandLine:
+    def run(self, *arguments, **options):
+        return subprocess.run([sys.executable, "-m", "executors", *arguments], capture_output=True, text=True, timeout=60, cwd=HERE,
+                              **options)
+
+    def test_selftest(self, tmp_path):
+        done = self.run("--selftest", env={**os.environ, "TMPDIR": str(tmp_path)})
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stdout.count("right\n") == 3 and done.stdout.endswith("all is well\n") and not done.stderr
+        assert "private sshd" in done.stdout and "p95" in done.stdout and "\x1b" not in done.stdout
+        assert not os.listdir(tmp_path)
+
+    def test_selftest_on_named_workers(self):
+        done = self.run("--selftest", "--workers", "2/:")
+        assert done.returncode == 0 and "RemoteExecutor: 2/:" in done.stdout
+
+    def test_selftest_fails_honestly(self):
+        done = self.run("--selftest", "--workers", "no-such-host.invalid")
+        assert done.returncode == 1 and "NOT all is well" in done.stdout and "resolve" in done.stdout, done.stdout
+
+    def test_check(self):
+        done = self.run("--check", "--workers", ":,no-such-host.invalid")
+        assert done.returncode == 1, done.stdout
+        fit, unfit, verdict = done.stdout.splitlines()
+        assert "fit: answered" in fit and "NOT FIT" in unfit and "resolve" in unfit and verdict.startswith("NOT")
+        assert self.run("--check", "--workers", "1/:").returncode == 0
+
+    def test_nonsense(self):
+        done = self.run("--check", "--workers", "x/y")
+        assert done.returncode == 2 and "'x/y'" in done.stderr
+        assert self.run().returncode == 2
+
+
+# ─────────────────────────────────────────────── faults, for real ─────────────────────────────────────────────────
+
+
+def worker_processes(pool):
+    """Return the pids of the shims of a pool's machines (all of which are this machine)."""
+    return [link.hello["pid"] for link in pool._supervisor._current_links() if link.hello]
+
+
+class TestBlame:
+    def test_an_exception_comes_with_its_remote_traceback(self, remote):
+        error = remote.submit(raise_it, ValueError("so far away")).exception(PATIENCE)
+        assert type(error) is ValueError and error.args == ("so far away",)
+        assert "raise error" in str(error.__cause__) and "in raise_it" in str(error.__cause__)
+        assert "run_call" not in str(error.__cause__)
+
+    @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()])
+    def test_no_exception_is_too_base(self, remote, error):
+        assert type(remote.submit(raise_it, error).exception(PATIENCE)) is type(error)
+        assert remote.submit(neg, 1).result(PATIENCE) == -1
+
+    @pytest.mark.parametrize("make, words", [
+        (lambda: raise_it(TwoArguments("x", "y")), ["exception that cannot be pickled", "TwoArguments", "x and y"]),
+        (lambda: raise_it(ValueError(threading.Lock())), ["exception that cannot be pickled", "ValueError"]),
+        (threading.Lock, ["result cannot be pickled", "lock"]),
+        (lambda: recurse([]), ["result cannot be pickled", "recursion"]),
+        (lambda: BombOnPickle(sys.exit, 1), ["result cannot be pickled", "SystemExit"]),
+        (lambda: Bomb(sys.exit, "boom"), ["result cannot be unpickled here", "SystemExit", "boom"]),
+        (lambda: Bomb(raise_it, KeyboardInterrupt()), ["result cannot be unpickled here", "KeyboardInterrupt"]),
+        (lambda: Bomb(divmod, 1, 0), ["result cannot be unpickled here", "ZeroDivisionError"]),
+    ])
+    def test_what_cannot_be_pickled_is_one_clear_error(self, remote, make, words):
+        error = remote.submit(make).exception(PATIENCE)
+        assert type(error) is BundleError
+        assert all(word in str(error) for word in words), str(error)
+        assert remote.submit(neg, 1).result(PATIENCE) == -1     # slot, link and threads live on
+        assert remote.status.retried == 0
+
+    @pytest.mark.parametrize("bomb, words", [(Bomb(divmod, 1, 0), "ZeroDivisionError"), (Bomb(sys.exit, 4), "SystemExit: 4")])
+    def test_arguments_that_cannot_be_unpickled_there(self, remote, bomb, words):
+        error = remote.submit(neg, bomb).exception(PATIENCE)
+        assert type(error) is BundleError and "arguments cannot be unpickled there" in str(error) and words in str(error)
+
+    def test_arguments_that_cannot_be_pickled_are_told_by_submit(self, remote):
+        with pytest.raises(TypeError, match="lock"):
+            remote.submit(neg, threading.Lock())
+        assert remote.task_count == 0
+
+    def test_a_missing_module_is_named_with_its_machine_and_the_remedy(self, remote):
+        def needs():
+            import no_such_module
+            return no_such_module
+        error = remote.submit(needs).exception(PATIENCE)
+        assert type(error) is ModuleNotFoundError and error.name == "no_such_module"
+        text = " ".join([str(error), *getattr(error, "__notes__", ())])
+        assert sys.executable in text and "python=" in text
+
+    @pytest.mark.parametrize("how, words", [
+        (functools.partial(crash, signal.SIGSEGV), "SIGSEGV"), (functools.partial(crash, signal.SIGKILL), "SIGKILL"),
+        (lambda: os._exit(3), "exited with status 3"), (lambda: os.write(2, b"last words\n") and os._exit(9), "last words")])
+    def test_a_death_is_charged_to_its_bundle(self, remote, how, words):
+        others = [remote.submit(neg, n) for n in range(20)]
+        error = remote.submit(how).exception(PATIENCE)
+        assert type(error) is BundleError and len(error.attempts) == 3 and words in str(error), str(error)
+        assert [future.result(PATIENCE) for future in others] == [-n for n in range(20)]
+
+    def test_it_is_retried_on_another_machine(self, ssh):
+        pool = ssh("1/alpha", "1/beta", max_bundle_failures=2)
+        error = pool.submit(os._exit, 1).exception(PATIENCE)
+        assert sorted(machine for machine, _, _ in error.attempts) == ["alpha", "beta"]
+
+    def test_innocents_in_the_same_pipe_are_not_charged(self, local):
+        """Short calls are sent ahead into a slot's pipe; when one kills the slot, those behind it have lost nothing."""
+        pool = local("1/:", max_bundle_failures=1, schedule_backups=False)
+        list(pool.map(neg, range(100)))
+        futures = [pool.submit(neg, n) if n % 50 else pool.submit(os._exit, 7) for n in range(300)]
+        outcomes = [future.exception(PATIENCE) for future in futures]
+        assert [n for n, error in enumerate(outcomes) if error] == [0, 50, 100, 150, 200, 250]
+
+    def test_bundle_timeout(self, ssh, tmp_path):
+        pool = ssh("1/alpha", bundle_timeout=1)
+        error = pool.submit(touch_and_wait, str(tmp_path / "started")).exception(PATIENCE)
+        assert type(error) is executors.BundleTimeoutError and "bundle_timeout=1" in str(error)
+        assert pool.submit(neg, 1).result(PATIENCE) == -1
+
+
+class TestCancel:
+    def test_a_running_bundle_and_all_it_started_is_killed(self, remote, tmp_path):
+        def family(path):
+            child = subprocess.Popen([sys.executable, "-c", f"""if 1:
+                import os, signal, time
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                if os.fork() == 0:
+                    os.setsid()
+                    if os.fork():
+                        os._exit(0)
+                    open({path!r} + ".orphan", "w").write(str(os.getpid()))
+                time.sleep(1000)"""])
+            with open(path, "w") as file:
+                file.write(f"{os.getpid()} {child.pid}")
+            time.sleep(1000)
+
+        path = str(tmp_path / "pids")
+        future = remote.submit(family, path)
+        until(lambda: os.path.exists(path + ".orphan") and os.path.getsize(path + ".orphan") and os.path.getsize(path))
+        assert future.running() and not future.done()
+        with open(path) as one, open(path + ".orphan") as other:
+            pids = [int(pid) for pid in f"{one.read()} {other.read()}".split()]
+        assert len(pids) == 3 and all(map(alive, pids))
+        assert future.cancel() and future.cancelled() and future.cancel()
+        with pytest.raises(cf.CancelledError):
+            future.result(PATIENCE)
+        until(lambda: not any(map(alive, pids)), "killing")
+        assert remote.submit(neg, 1).result(PATIENCE) == -1
+
+    def test_it_spares_its_neighbours(self, local, tmp_path):
+        pool = local("2/:")
+        kept = pool.submit(wait_for, str(tmp_path / "go"))
+        future = pool.submit(touch_and_wait, str(tmp_path / "started"))
+        until((tmp_path / "started").exists)
+        waiting = [pool.submit(neg, n) for n in range(10)]
+        assert future.cancel() and waiting[5].cancel()
+        assert [f.result(PATIENCE) for n, f in enumerate(waiting) if n != 5] == [-n for n in range(10) if n != 5]
+        (tmp_path / "go").touch()
+        assert kept.result(PATIENCE)
+
+    def test_a_finished_one_cannot_be(self, remote):
+        future = remote.submit(neg, 1)
+        assert future.result(PATIENCE) == -1 and not future.cancel()
+
+    def test_cancelling_at_any_moment(self, remote):
+        """Each future is either cancelled or has its value, and the pool is as good as new."""
+        source = random.Random(3)
+        futures = [remote.submit(time.sleep, source.random() / 100) for _ in range(300)]
+        for future in source.sample(futures, 150):
+            future.cancel()
+        cf.wait(futures, PATIENCE)
+        assert all(future.cancelled() or future.result() is None for future in futures)
+        until(lambda: sum(worker.busy for worker in remote.status.workers) == 0)
+        assert remote.submit(neg, 1).result(PATIENCE) == -1
+
+
+class TestLostMachines:
+    @pytest.mark.parametrize("victim", ["shim", "ssh", "sshd session", "guardian"])
+    def test_a_lost_link_costs_nothing(self, ssh, tmp_path, victim):
+        pool = ssh("1/alpha", "1/beta", max_bundle_failures=1, schedule_backups=False)
+        futures = [pool.submit(wait_for, str(tmp_path / "go")) for _ in range(2)]
+        until(lambda: all(future.running() for future in futures))
+        link = pool._supervisor._current_links()[0]
+        shim = link.hello["pid"]
+        guardian = parent(shim)
+        session = parent(parent(guardian))
+        left = descendants(guardian)
+        os.kill({"shim": shim, "ssh": link._process.pid, "sshd session": session, "guardian": guardian}[victim], signal.SIGKILL)
+        until(lambda: not any(map(alive, left)), "the end of what the machine ran")
+        (tmp_path / "go").touch()
+        assert all(future.result(PATIENCE) for future in futures)
+        until(lambda: all(worker.state == "up" for worker in pool.status.workers), "reconnection")
+
+    @pytest.mark.parametrize("whom", ["shim", "ssh"])
+    def test_a_frozen_one_is_found_out_by_its_silence(self, ssh, tmp_path, whom):
+        pool = ssh("1/alpha", max_bundle_failures=1, heartbeat_seconds=0.25)
+        future = pool.submit(wait_for, str(tmp_path / "go"))
+        until(future.running)
+        link, = pool._supervisor._current_links()
+        os.kill(link.hello["pid"] if whom == "shim" else link._process.pid, signal.SIGSTOP)
+        until(lambda: pool.status.workers[0].state != "up", "condemnation")
+        assert "heartbeats" in pool.status.workers[0].cause
+        (tmp_path / "go").touch()
+        assert future.result(PATIENCE)
+        until(lambda: not alive(link.hello["pid"]), "the end of the frozen shim")
+
+    def test_a_busy_controller_condemns_nobody(self, local):
+        pool = local("1/:", heartbeat_seconds=0.05)
+        release = threading.Event()
+        future = pool.submit(neg, 1)
+        future.add_done_callback(lambda _: release.wait(1))     # holds the reader up for twenty beats
+        assert future.result(PATIENCE) == -1
+        assert pool.submit(neg, 2).result(PATIENCE) == -2
+        assert pool.status.retried == 0 and pool.histogram.count == 2
+
+    def test_a_straggler_is_raced_for_real(self, ssh, tmp_path):
+        pool = ssh("1/alpha", "1/beta")
+        def work(path, n):      # hangs on whoever comes first, and only there
+            if n == 99:
+                try:
+                    os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+                except FileExistsError:
+                    return "backup"
+                time.sleep(1000)
+        list(pool.map(work, [str(tmp_path / "mark")] * 4, range(4)))
+        assert pool.submit(work, str(tmp_path / "mark"), 99).result(PATIENCE) == "backup"
+        assert pool.status.backups == 1
+        until(lambda: sum(worker.busy for worker in pool.status.workers) == 0, "the end of the straggler")
+
+
+class TestNothingIsLeft:
+    SCRIPT = """
+        import executors, os, sys, time
+        pool = executors.RemoteExecutor(sys.argv[2:4], ssh_options=["-F", sys.argv[1]], show_status=False, heartbeat_seconds=0.5)
+        def busy(path):
+            import subprocess, sys, time, os
+            if os.fork() == 0:
+                os.setsid()
+                if os.fork() == 0:
+                    open(path + str(os.getpid()), "w").close()
+                    time.sleep(1000)
+                os._exit(0)
+            time.sleep(1000)
+        futures = [pool.submit(busy, sys.argv[4]) for _ in range(2)]
+        while len(os.listdir(sys.argv[4])) < 2:
+            time.sleep(0.01)
+        print(*(link.hello["pid"] for link in pool._supervisor._links), flush=True)
+        input()
+        {then}
+    """
+
+    @pytest.mark.parametrize("then", ["time.sleep(1000)  # until killed", "os._exit(1)", "os.abort()", "pool.shutdown(wait=False); os._exit(0)",
+                                      "[f.cancel() for f in futures]; pool.shutdown()", "[f.cancel() for f in futures]"])
+    def test_after_the_controller(self, sshds, tmp_path, then):
+        python = f"python={sys.executable}"
+        folder = tmp_path / "pids"
+        folder.mkdir()
+        before = set(os.listdir("/tmp"))
+        with subprocess.Popen([sys.executable, "-c", textwrap.dedent(self.SCRIPT.format(then=then)),
+                               sshds[0].ssh_options[1], f"1/alpha {python}", f"1/: {python}", f"{folder}/"], stdout=subprocess.PIPE, text=True,
+                              stdin=subprocess.PIPE, cwd=HERE, stderr=subprocess.DEVNULL) as controller:
+            shims = [int(pid) for pid in controller.stdout.readline().split()]
+            assert len(shims) == 2
+            orphans = [int(name) for name in os.listdir(folder)]
+            others = {pid for shim in shims for pid in descendants(shim)} | descendants(controller.pid)
+            assert all(map(alive, orphans)) and len(orphans) == 2 and others >= set(orphans)
+            if "killed" in then:
+                controller.kill()
+            else:
+                controller.stdin.write("\n")
+                controller.stdin.flush()
+            controller.wait(PATIENCE)
+        until(lambda: not any(map(alive, [*shims, *orphans, *others])), "the end of everything")
+        assert set(os.listdir("/tmp")) <= before
+
+    def test_the_lease_covers_what_no_end_of_file_tells(self, sshds, tmp_path):
+        """The controller is frozen: every connection stays open, and nothing is heard over it."""
+        script = "import executors, time, sys\npool = executors.RemoteExecutor([sys.argv[1]], show_status=False, heartbeat_seconds=0.1)\n" \
+                 "print(pool.submit(__import__('os').getppid).result(), flush=True)\ntime.sleep(1000)"
+        with subprocess.Popen([sys.executable, "-c", script, "1/:"], stdout=subprocess.PIPE, text=True, cwd=HERE) as controller:
+            shim = int(controller.stdout.readline())
+            assert alive(shim)
+            os.kill(controller.pid, signal.SIGSTOP)
+            until(lambda: not alive(shim), "the end of the lease")
+            controller.kill()
+
+    def test_a_forked_child_does_not_keep_links_open(self, local, tmp_path):
+        pool = local("1/:")
+        pool.submit(neg, 1).result(PATIENCE)
+        shim, = worker_processes(pool)
+        child = os.fork()
+        if child == 0:
+            try:
+                pool.submit(neg, 1)
+            except RuntimeError:
+                time.sleep(1000)
+            os._exit(1)
+        try:
+            pool.shutdown()
+            until(lambda: not alive(shim))
+            assert os.waitpid(child, os.WNOHANG) == (0, 0)
+        finally:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+    def test_an_executor_nobody_holds_ends(self):
+        pool = RemoteExecutor(["1/:"], show_status=False)
+        pool.submit(neg, 1).result(PATIENCE)
+        shim, = worker_processes(pool)
+        supervisor = pool._supervisor
+        del pool
+        assert supervisor.ended.wait(PATIENCE) and not alive(shim)
+
+
+# ───────────────────────────────────────────── connecting, and what follows ───────────────────────────────────────
+
+
+class TestConnecting:
+    def cause(self, pool):
+        with pytest.raises(NoWorkersError) as caught:
+            pool.submit(neg, 1).result(PATIENCE)
+        (machine, cause), = caught.value.causes
+        assert machine in str(caught.value) and cause in str(caught.value)
+        return cause
+
+    def test_no_such_host(self, ssh):
+        assert "resolve hostname" in self.cause(ssh("no-such-host.invalid"))
+
+    def test_no_key(self, ssh, sshds, tmp_path):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / "key")], check=True)
+        config = tmp_path / "config"
+        config.write_text(read(sshds[0]._path("config")).replace(sshds[0]._path("user"), str(tmp_path / "key")))
+        cause = self.cause(ssh("alpha", ssh_options=["-F", str(config)]))
+        assert "Permission denied (publickey)" in cause and "ssh-copy-id alpha" in cause
+
+    def test_an_unknown_host_key(self, ssh, sshds, tmp_path):
+        config = tmp_path / "config"
+        config.write_text(read(sshds[0]._path("config")).replace(sshds[0]._path("known_hosts"), str(tmp_path / "none")))
+        cause = self.cause(ssh("alpha", ssh_options=["-F", str(config)]))
+        assert "Host key verification failed" in cause and "ssh alpha" in cause
+
+    def test_no_python(self, ssh):
+        cause = self.cause(ssh("alpha", python="/no/such/python"))
+        assert "no Python: tried /no/such/python" in cause and "python=" in cause
+
+    def test_the_wrong_python(self, ssh):
+        others = [f"/root/.pyenv/versions/{v}/bin/python" for v in ("2.7.18", "3.6.15", "3.12.1", "3.10.13")]
+        other = next((path for path in others if os.path.exists(path) and not path.startswith("{}.{}".format(*sys.version_info))), None)
+        if other is None:
+            pytest.skip("there is only one Python here")
+        cause = self.cause(ssh("alpha", python=other))
+        assert "cpython" in cause or "python 2" in cause
+        assert other in cause and "needs cpython {}.{}".format(*sys.version_info) in cause
+
+    def test_bad_ssh_options(self, ssh):
+        assert "nonsense" in self.cause(ssh("alpha", ssh_options=["-o", "nonsense=1"])).lower()
+
+    def test_nobody_listens(self, ssh):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        pool = ssh("127.0.0.1", ssh_options=["-p", str(port), "-F", "none"])
+        future = pool.submit(neg, 1)
+        until(lambda: "Connection refused" in pool.status.workers[0].cause)
+        assert not future.done() and "is sshd running" in pool.status.workers[0].cause     # it may start yet
+        pool.shutdown(cancel_futures=True)
+
+    def test_one_bad_machine_does_not_stop_the_others(self, ssh):
+        pool = ssh("1/no-such-host.invalid", "1/alpha")
+        assert list(pool.map(neg, range(10))) == [-n for n in range(10)]
+
+    def test_the_default_interpreter_is_found(self, ssh):
+        """Which one the login shell finds is the machine's affair: it works, or the reason is told."""
+        pool = ssh("1/alpha", python=None)
+        try:
+            assert pool.submit(neg, 1).result(PATIENCE) == -1
+        except NoWorkersError as error:
+            assert "python" in str(error)
+
+    def test_workers_may_come_and_go(self, ssh):
+        pool = ssh("1/alpha")
+        assert pool.submit(neg, 1).result(PATIENCE) == -1
+        pool.add_worker(f"1/beta python={sys.executable}")
+        pool.remove_worker(f"1/alpha python={sys.executable}")
+        assert pool.submit(neg, 2).result(PATIENCE) == -2
+        assert [worker.worker.split()[0] for worker in pool.status.workers] == ["1/beta"]
+        with pytest.raises(ValueError, match="not in the pool"):
+            pool.remove_worker("1/alpha")
+
+
+class TestWhatFollows:
+    def test_modules_of_the_project(self, tmp_path):
+        (tmp_path / "proj").mkdir()
+        (tmp_path / "proj/__init__.py").write_text("")
+        (tmp_path / "proj/one.py").write_text("from . import two\ndef f(n):\n    import lazily\n    return two.g(n) + lazily.N\n")
+        (tmp_path / "proj/two.py").write_text("def g(n):\n    if n < 0:\n        raise ValueError('negative')  # here\n    return n * 2\n")
+        (tmp_path / "lazily.py").write_text("N = 1\n")
+        (tmp_path / "main.py").write_text(textwrap.dedent("""
+            import executors, os, proj.one
+            with executors.RemoteExecutor(["2/:"], show_status=False) as pool:
+                os.chdir("/")
+                print(pool.submit(proj.one.f, 20).result())
+                print(pool.submit(proj.one.f, -1).exception().__cause__)
+        """))
+        environment = {**os.environ, "PYTHONPATH": HERE}
+        done = subprocess.run([sys.executable, "main.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+        assert done.stdout.startswith("41\n") and "raise ValueError('negative')  # here" in done.stdout, done
+
+    def test_files(self, ssh, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "data.bin").write_bytes(os.urandom(100_000))
+        (tmp_path / "pkg/deep").mkdir(parents=True)
+        (tmp_path / "pkg/deep/run.sh").write_text("#!/bin/sh\necho ran\n")
+        (tmp_path / "pkg/deep/run.sh").chmod(0o755)
+
+        def use():
+            with open("data.bin", "rb") as file:
+                return file.read(), subprocess.check_output(["pkg/deep/run.sh"]), os.getcwd()
+
+        cache = os.path.expanduser("~/.cache/executors")
+        for again in (False, True):
+            pool = ssh("1/alpha", files=["data.bin", "pkg"])
+            data, output, folder = pool.submit(use).result(PATIENCE)
+            assert data == (tmp_path / "data.bin").read_bytes() and output == b"ran\n"
+            pool.shutdown()
+            assert not os.path.exists(folder)
+            assert not [name for name in os.listdir(cache) if name.startswith("incoming")]
+        assert os.stat(cache).st_mode & 0o777 == 0o700
+
+    def test_output_comes_home_in_whole_lines(self, capfd, ssh):
+        def talk(n):
+            print("out", n)
+            print("err", n, file=sys.stderr)
+            subprocess.run(["echo", "child", str(n)])
+
+        with ssh("2/alpha", "2/beta") as pool:
+            list(pool.map(talk, range(20)))
+        out, err = capfd.readouterr()
+        lines = [line.partition(": ") for line in out.splitlines()]
+        assert {machine for machine, _, _ in lines} <= {"alpha", "beta"}
+        assert sorted(text for _, _, text in lines) == sorted([f"out {n}" for n in range(20)] + [f"child {n}" for n in range(20)])
+        assert sorted(line.partition(": ")[2] for line in err.splitlines()) == sorted(f"err {n}" for n in range(20))
+
+    def test_a_large_closure_crosses_once(self, local):
+        pool = local("2/:")
+        block = numpy.random.default_rng(0).bytes(8 << 20)
+        def use(n):
+            return len(block) + n
+        assert [f.result(PATIENCE) for f in [pool.submit(use, n) for n in range(20)]] == [len(block) + n for n in range(20)]
+        link, = pool._supervisor._current_links()
+        assert len(link._known) == 1
+
+    @pytest.mark.parametrize("size", [0, 1, 65_535, 65_536, 65_537, 1 << 20, (1 << 20) + 1, 20_000_000])
+    def test_sizes_at_the_seams(self, remote, size):
+        data = bytes(size)
+        assert remote.submit(lambda d: d, data).result(PATIENCE) == data
+        array = numpy.arange(size // 8)
+        assert (remote.submit(lambda a: a[::-1], array).result(PATIENCE) == array[::-1]).all()
+
+    def test_many_large_ones_at_once(self, remote):
+        arrays = [numpy.full(300_000, n) for n in range(30)]
+        assert [a[0] for a in remote.map(lambda a: a + 1, arrays)] == list(range(1, 31))
+
+    def test_status_is_readable(self, remote):
+        list(remote.map(neg, range(10)))
+        until(lambda: all(worker.state == "up" for worker in remote.status.workers))
+        text = str(remote.status)
+        assert "10 done" in text and text.count("slots") == len(remote.status.workers)
