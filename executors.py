@@ -1209,7 +1209,8 @@ class _Link:
     def __init__(self, record: RemoteWorkerRecord, ssh_options: Sequence[str], config: Mapping[str, Any]) -> None:
         self.record, self._ssh_options, self._config = record, ssh_options, config
         self._process: Any = None
-        self._stdin = self._stdout = -1     # our ends of its pipes
+        self._far_stdin, self._stdin = os.pipe()        # its ends of its pipes, until it is started, and ours
+        self._stdout, self._far_stdout = os.pipe()
         self._errors: Any = None            # its stderr: a file without a name
         self._noise = b""                   # what came before the magic: the login shell's
         self._reached = ""                  # how far the protocol got
@@ -1241,15 +1242,16 @@ class _Link:
         magic = os.urandom(12).hex()
         argv = _link_argv(self.record, self._ssh_options, magic)
         self._errors = os.fdopen(os.memfd_create("stderr"), "r+b") if hasattr(os, "memfd_create") else tempfile.TemporaryFile()
-        stdin, self._stdin = os.pipe()
-        self._stdout, stdout = os.pipe()
         try:
-            self._process = subprocess.Popen(argv, stdin=stdin, stdout=stdout, stderr=self._errors, start_new_session=True)
+            self._process = subprocess.Popen(argv, stdin=self._far_stdin, stdout=self._far_stdout, stderr=self._errors,
+                                             start_new_session=True)
         except OSError as error:
             raise _LinkDown(f"cannot run {argv[0]}: {error.strerror}; install openssh-client", True) from None
         finally:
-            os.close(stdin)
-            os.close(stdout)
+            os.close(self._far_stdin)
+            os.close(self._far_stdout)
+        if self._abort_cause:
+            self.abort(self._abort_cause)       # it came too early
         try:
             self._check_version(self._await_magic(magic.encode()))
             self._reached = "start"
@@ -1476,14 +1478,14 @@ class _Link:
 
     def discard(self) -> None:
         """Release everything; called by the reader thread, when nothing else reads."""
+        self.close()
         if self._process is not None:
-            self.close()
             try:
                 self._process.wait(CLOSE_SECONDS)
             except subprocess.TimeoutExpired:
                 self.abort("did not end")
                 self._process.wait()
-            os.close(self._stdout)
+        os.close(self._stdout)
         self._errors.close()
 
     def abandon(self) -> None:
@@ -1727,38 +1729,41 @@ class _Supervisor:
     def _keep_time(self) -> None:
         """Be the heartbeat, until the scheduler has finished and no link is left."""
         beat_at, last, finished_at = 0.0, time.monotonic(), math.inf
-        while True:
+        while finished_at == math.inf or self._current_links():
             try:
                 event = self.wake.get(timeout=min(TICK_SECONDS, self._heartbeat_seconds))
             except Empty:
                 event = ""
             now = time.monotonic()
+            if now - last > 1.0 + TICK_SECONDS:     # this process was suspended; nobody else's time has passed
+                self._lost_seconds += now - last
+            last = now
             if event == "abandoned":        # nobody holds the executor any more
                 self.decide(self._scheduler.close, False)
             elif event == "finished":
                 finished_at = now
                 for link in self._current_links():
                     link.close()
-            if now - last > 1.0 + TICK_SECONDS:     # we were not awake; nobody else's time has passed
-                self._lost_seconds += now - last
-            last = now
-            links = self._current_links()
-            if finished_at < math.inf and not links:
-                break
-            for link in links:
-                if link.hello and now >= beat_at:
-                    link.beat()
-                elif not link.hello and now - link.started > HELLO_SECONDS:
-                    link.abort(f"said nothing for {HELLO_SECONDS:g} s; what its login printed: {_last_line(link._noise)!r}")
-                if now - finished_at > CLOSE_SECONDS:
-                    link.abort("did not end")
+            try:
+                self._look_after_links(now, now >= beat_at, now - finished_at > CLOSE_SECONDS)
+                self.decide(self._scheduler.tick, self.now())
+                self._board.draw(self.status)
+            except Exception:       # without a heartbeat, nothing would ever end
+                _log.exception("%s: the heartbeat stumbled", self.title)
             if now >= beat_at:
                 beat_at = now + self._heartbeat_seconds
-            self.decide(self._scheduler.tick, self.now())
-            self._board.draw(self.status)
         self._cleanup()
         self._board.finish(self.status)
         self.ended.set()
+
+    def _look_after_links(self, now: float, beat: bool, late: bool) -> None:
+        for link in self._current_links():
+            if late:
+                link.abort("did not end")
+            elif link.hello and beat:
+                link.beat()
+            elif not link.hello and now - link.started > HELLO_SECONDS:
+                link.abort(f"said nothing for {HELLO_SECONDS:g} s; its login printed: {_last_line(link._noise)!r}")
 
     def _current_links(self) -> list[_Link]:
         with self._lock:

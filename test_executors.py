@@ -1436,6 +1436,16 @@ class TestConnecting:
         assert not future.done() and "is sshd running" in pool.status.workers[0].cause     # it may start yet
         pool.shutdown(cancel_futures=True)
 
+    def test_a_shutdown_while_it_connects(self, ssh, local):
+        """At whatever stage of connecting it comes, nothing is left."""
+        before = threading.active_count()
+        for n in range(12):
+            pool = ssh("1/alpha", "1/beta") if n % 3 == 0 else local("1/:")
+            time.sleep(n * n / 500)
+            pool.shutdown()
+        until(lambda: threading.active_count() == before)
+        until(lambda: not [pid for pid in descendants() if "b64decode" in command_line(pid)])
+
     def test_one_bad_machine_does_not_stop_the_others(self, ssh):
         pool = ssh("1/no-such-host.invalid", "1/alpha")
         assert list(pool.map(neg, range(10))) == [-n for n in range(10)]
