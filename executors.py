@@ -1906,7 +1906,7 @@ def _rebuild(name: str, body: Any) -> BaseException:
             text += f" (the exception cannot be unpickled here: {_describe(problem)})"
     if not isinstance(error, BaseException):
         what = {"arguments": "its function or arguments cannot be unpickled there", "result": "its result cannot be pickled",
-                "run": "it raised an exception that cannot be pickled"}[stage]
+                "round trip": "its result cannot be unpickled", "run": "it raised an exception that cannot be pickled"}[stage]
         error = BundleError(name, f"{what}: {kind}: {text}")
     error.__cause__ = _RemoteTraceback(trace)
     return error
@@ -2348,10 +2348,13 @@ class _PrivateSshd:
     Arguments:
         names: host aliases that all lead to it.
         settings: further lines for its configuration.
+        address: where it listens.
+        prefix: a command that is to run it.
     """
 
-    def __init__(self, names: Sequence[str] = ("localhost",), settings: Sequence[str] = ()) -> None:
-        self.names, self._settings = names, settings
+    def __init__(self, names: Sequence[str] = ("localhost",), settings: Sequence[str] = (), address: str = "127.0.0.1",
+                 prefix: Sequence[str] = ()) -> None:
+        self.names, self._settings, self._address, self._prefix = names, settings, address, prefix
         self.binary = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin:/sbin")
         if self.binary is None:
             raise FileNotFoundError(f"there is no sshd on this machine: {_INSTALL_SSHD}")
@@ -2376,20 +2379,20 @@ class _PrivateSshd:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self._write("sshd_config", [
-            f"Port {self.port}", "ListenAddress 127.0.0.1", f"HostKey {self._path('host')}", "PidFile none", "StrictModes no",
+            f"Port {self.port}", f"ListenAddress {self._address}", f"HostKey {self._path('host')}", "PidFile none", "StrictModes no",
             f"AuthorizedKeysFile {self._path('authorized_keys')}", "PasswordAuthentication no", "UsePAM no",
             "KbdInteractiveAuthentication no", "Subsystem sftp internal-sftp", *self._settings])
         with open(self._path("host.pub"), encoding="ascii") as file:
-            self._write("known_hosts", [f"[127.0.0.1]:{self.port} {file.read()}"])
+            self._write("known_hosts", [f"[{self._address}]:{self.port} {file.read()}"])
         self._write("config", [
-            f"Host {' '.join(self.names)}", "HostName 127.0.0.1", f"Port {self.port}", f"IdentityFile {self._path('user')}",
+            f"Host {' '.join(self.names)}", f"HostName {self._address}", f"Port {self.port}", f"IdentityFile {self._path('user')}",
             "IdentitiesOnly yes", f"UserKnownHostsFile {self._path('known_hosts')}", "StrictHostKeyChecking yes"])
         self.ssh_options = ["-F", self._path("config")]
-        self.process = subprocess.Popen([str(self.binary), "-D", "-f", self._path("sshd_config"), "-E", self._path("log")],
+        self.process = subprocess.Popen([*self._prefix, str(self.binary), "-D", "-f", self._path("sshd_config"), "-E", self._path("log")],
                                         stdin=subprocess.DEVNULL, start_new_session=True)
         while True:
             try:
-                socket.create_connection(("127.0.0.1", self.port), 1).close()
+                socket.create_connection((self._address, self.port), 1).close()
                 return
             except OSError:
                 if self.process.poll() is not None:

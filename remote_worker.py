@@ -304,6 +304,15 @@ def unpack(segments):
     return pickle.loads(segments[0], buffers=segments[1:])
 
 
+def _unpack_own(packed):
+    """Unpickle what `pack` has just made."""
+    if type(packed) is bytes:
+        return unpack((packed,))
+    lengths, buffers = packed
+    chunks = len(buffers) - len(lengths) + 1
+    return unpack([b"".join(buffers[:chunks])] + buffers[chunks:])
+
+
 def run_call(function, args, kwargs):
     """Call a function; return `(True, its value)` or `(False, what it raised)`, SystemExit and KeyboardInterrupt included."""
     try:
@@ -343,28 +352,33 @@ def run_plain(function, *args):
 def pack_outcome(ok, value, stage="run"):
     """Pickle what `run_call` returned. Return `(RESULT or ERROR, packed)`; never raises.
 
-    The payload of an ERROR is a plain tuple `(stage, pickled exception or None, type, text, traceback)`. The exception is
-    there only if it also survives unpickling, which is tried here, where a constructor that does not fit its arguments
-    cannot hurt anyone. `stage` is "arguments", "run" or "result".
+    The payload of an ERROR is a plain tuple `(stage, pickled exception or None, type, text, traceback)`; `stage` is
+    "arguments", "run", "result" or "round trip". What is not plain is also unpickled here, before anything is sent: what
+    then raises, exits or crashes does it to this slot, and not to the controller.
     """
     if ok:
         try:
-            return RESULT, pack(value)
+            stage = "result"
+            packed = pack(value)
+            stage = "round trip"
+            if not is_plain(value):
+                _unpack_own(packed)
+            return RESULT, packed
         except BaseException as error:      # noqa: B902
-            stage, value = "result", error
+            value = error
     import traceback
     try:
         text = "".join(traceback.format_exception(type(value), value, _below(value.__traceback__)))
     except BaseException as error:      # noqa: B902 -- a __str__ or __repr__ that raises
         text = "(the traceback cannot be shown: %s)\n" % type(error).__name__
+    pickled = None
     try:
-        pickled = pack(value)
-        if type(pickled) is not bytes:
-            pickled = b"".join(pickled[1]) if len(pickled[0]) == 1 else None
-        if pickled is not None and type(pickle.loads(pickled)) is not type(value):
-            pickled = None
-    except BaseException:      # noqa: B902
-        pickled = None
+        import cloudpickle
+        attempt = cloudpickle.dumps(value)
+        if type(pickle.loads(attempt)) is type(value):
+            pickled = attempt
+    except BaseException:      # noqa: B902 -- a constructor that does not fit its arguments, for one
+        pass
     return ERROR, pack((stage, pickled, type(value).__name__, _text(value), text))
 
 
@@ -628,6 +642,7 @@ class Shim:
         self._high = max(link_in, link_out, wake_out)
         self._prctl = _no_prctl
         self._scratch = scratch         # a path nobody has made yet
+        self._guardian = os.getppid()
         signal.set_wakeup_fd(wake_out, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGTERM, lambda *_: setattr(self, "_over", True))
@@ -679,10 +694,11 @@ class Shim:
         while self._slots and time.monotonic() < deadline:
             select.select([self._wake], [], [], max(0, deadline - time.monotonic()))
             os.read(self._wake, 4096)
-            for pid, _status in _dead_children():
+            for pid, _status in _changed_children():
                 self._slots.pop(pid, None)
         kill_descendants()
         _remove(self._scratch)
+        os.kill(self._guardian, signal.SIGCONT)     # in case someone has frozen it: its turn comes now
 
     # Descriptors: what is watched, and what is written
 
@@ -936,7 +952,7 @@ class Shim:
     def _on_signal(self):
         """Learn who died. A slot's death is reported with the call that ran in it; what its children left is killed."""
         os.read(self._wake, 4096)
-        for pid, status in _dead_children():
+        for pid, status in _changed_children():
             slot = self._slots.pop(pid, None)
             if slot is not None:
                 self._bury(slot, status)
@@ -985,11 +1001,11 @@ def _find_prctl():
     return lambda option, value: prctl(option, value, 0, 0, 0)
 
 
-def _dead_children():
-    """Reap and yield `(pid, status)` until no dead child is left."""
+def _changed_children(options=0):
+    """Yield `(pid, status)` of children that have ended, reaping them, until there are no more."""
     while True:
         try:
-            pid, status = os.waitpid(-1, os.WNOHANG)
+            pid, status = os.waitpid(-1, os.WNOHANG | options)
         except ChildProcessError:
             return
         if not pid:
@@ -1044,7 +1060,7 @@ def kill_descendants():
 
 
 def _guard(shim, link_in, scratch):
-    """Wait for the shim's end, then kill what it left. End it if the controller is gone and it does not see to it itself."""
+    """Wait for the shim's end, then kill what it left. End it if it is frozen, or if its controller is gone and it stays."""
     _find_prctl()(36, 1)
     wake, wake_out = os.pipe()
     os.set_blocking(wake_out, False)
@@ -1054,8 +1070,8 @@ def _guard(shim, link_in, scratch):
     poll = select.poll()
     poll.register(wake, select.POLLIN)
     poll.register(link_in, getattr(select, "POLLRDHUP", 0))      # a hang-up is always told
-    patience = None
-    while not any(pid == shim for pid, _status in _dead_children()):
+    gone, patience = False, None
+    while True:
         events = poll.poll(patience)
         if not events:
             signal_tree(shim, signal.SIGKILL)
@@ -1064,9 +1080,15 @@ def _guard(shim, link_in, scratch):
                 os.read(wake, 4096)
             else:
                 poll.unregister(link_in)
-                patience = 4000 * TERM_SECONDS
-    kill_descendants()
-    _remove(scratch)
+                gone = True
+        frozen = False
+        for pid, status in _changed_children(os.WUNTRACED):
+            if pid == shim and not os.WIFSTOPPED(status):
+                kill_descendants()
+                _remove(scratch)
+                return
+            frozen = frozen or pid == shim
+        patience = 4000 * TERM_SECONDS if gone or frozen else patience
 
 
 def _exit_after(run):

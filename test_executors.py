@@ -151,6 +151,43 @@ def run_script(text, *arguments, **options):
     return subprocess.run([sys.executable, "-c", textwrap.dedent(text), *map(str, arguments)], **options)
 
 
+class Network:
+    """A host of our own: a network namespace behind a veth pair, at an address reserved for documentation (RFC 5737)."""
+
+    NEAR, FAR = "198.51.100.1", "198.51.100.2"
+
+    def __init__(self):
+        self.name = f"x{os.getpid()}{random.choice('abcdefghijkl')}{time.monotonic_ns() % 1000}"      # they take a while to go
+        self.inside = ["ip", "netns", "exec", self.name]
+        self._dropped = []
+
+    def __enter__(self):
+        run = functools.partial(subprocess.run, check=True)
+        run(["ip", "netns", "add", self.name])
+        run(["ip", "link", "add", f"{self.name}a", "type", "veth", "peer", "name", f"{self.name}b", "netns", self.name])
+        for prefix, end, address in (([], "a", self.NEAR), (self.inside, "b", self.FAR)):
+            run([*prefix, "ip", "address", "add", f"{address}/30", "dev", self.name + end])
+            run([*prefix, "ip", "link", "set", self.name + end, "up"])
+        return self
+
+    def drop(self, direction):
+        ways = {"to the worker": ([], self.FAR), "from the worker": (self.inside, self.NEAR)}
+        for way in ways if direction == "both" else [direction]:
+            prefix, address = ways[way]
+            subprocess.run([*prefix, "ip", "route", "add", "blackhole", f"{address}/32"], check=True)
+            self._dropped.append([*prefix, "ip", "route", "del", "blackhole", f"{address}/32"])
+
+    def mend(self):
+        while self._dropped:
+            subprocess.run(self._dropped.pop(), check=True)
+
+    def __exit__(self, *_):
+        self.mend()
+        for pid in subprocess.check_output(["ip", "netns", "pids", self.name], text=True).split():
+            os.kill(int(pid), signal.SIGKILL)
+        subprocess.run(["ip", "netns", "delete", self.name], check=True)
+
+
 # What runs on workers. Everything here is found by name in this module, which follows to them.
 
 
@@ -172,6 +209,11 @@ def touch_and_wait(path):
 
 def raise_it(error):
     raise error
+
+
+def exit_unless_in_a_slot(guardian):
+    if parent(parent(os.getpid())) != guardian:
+        sys.exit("not at home")
 
 
 class TwoArguments(Exception):
@@ -1130,9 +1172,10 @@ class TestBlame:
         (threading.Lock, ["result cannot be pickled", "lock"]),
         (lambda: recurse([]), ["result cannot be pickled", "recursion"]),
         (lambda: BombOnPickle(sys.exit, 1), ["result cannot be pickled", "SystemExit"]),
-        (lambda: Bomb(sys.exit, "boom"), ["result cannot be unpickled here", "SystemExit", "boom"]),
-        (lambda: Bomb(raise_it, KeyboardInterrupt()), ["result cannot be unpickled here", "KeyboardInterrupt"]),
-        (lambda: Bomb(divmod, 1, 0), ["result cannot be unpickled here", "ZeroDivisionError"]),
+        (lambda: Bomb(sys.exit, "boom"), ["result cannot be unpickled", "SystemExit", "boom"]),
+        (lambda: Bomb(raise_it, KeyboardInterrupt()), ["result cannot be unpickled", "KeyboardInterrupt"]),
+        (lambda: Bomb(divmod, 1, 0), ["result cannot be unpickled", "ZeroDivisionError"]),
+        (lambda: Bomb(exit_unless_in_a_slot, parent(parent(os.getpid()))), ["result cannot be unpickled here", "SystemExit"]),
     ])
     def test_what_cannot_be_pickled_is_one_clear_error(self, remote, make, words):
         error = remote.submit(make).exception(PATIENCE)
@@ -1187,6 +1230,34 @@ class TestBlame:
         error = pool.submit(touch_and_wait, str(tmp_path / "started")).exception(PATIENCE)
         assert type(error) is executors.BundleTimeoutError and "bundle_timeout=1" in str(error)
         assert pool.submit(neg, 1).result(PATIENCE) == -1
+
+
+class TestDeadlockMatrix:
+    """CPython's test_concurrent_futures/test_deadlock.py: what may go wrong, times where; over the remote executor."""
+
+    DOINGS = {"crash": (crash, ()), "exit": (os._exit, (1,)), "error": (divmod, (1, 0)), "sys.exit": (sys.exit, (1,))}
+
+    @pytest.mark.parametrize("doing", DOINGS)
+    @pytest.mark.parametrize("where", ["unpickling the task", "running", "pickling the result", "unpickling the result"])
+    def test_it(self, remote, doing, where):
+        action, args = self.DOINGS[doing]
+        bystanders = [remote.submit(neg, n) for n in range(10)]
+        if where == "unpickling the task":
+            future = remote.submit(neg, Bomb(action, *args))
+        elif where == "running":
+            future = remote.submit(action, *args)
+        elif where == "pickling the result":
+            future = remote.submit(lambda: BombOnPickle(action, *args))
+        else:
+            future = remote.submit(lambda: Bomb(action, *args))
+        error = future.exception(PATIENCE)
+        if where == "running" and doing in ("error", "sys.exit"):
+            assert type(error) is {"error": ZeroDivisionError, "sys.exit": SystemExit}[doing]
+        else:
+            assert type(error) is BundleError and len(error.attempts) == (3 if doing in ("crash", "exit") else 0)
+        assert [future.result(PATIENCE) for future in bystanders] == [-n for n in range(10)]
+        assert remote.submit(neg, 1).result(PATIENCE) == -1
+        remote.shutdown()
 
 
 class TestCancel:
@@ -1262,18 +1333,79 @@ class TestLostMachines:
         assert all(future.result(PATIENCE) for future in futures)
         until(lambda: all(worker.state == "up" for worker in pool.status.workers), "reconnection")
 
-    @pytest.mark.parametrize("whom", ["shim", "ssh"])
+    @pytest.mark.parametrize("whom", ["shim", "ssh", "sshd session"])
     def test_a_frozen_one_is_found_out_by_its_silence(self, ssh, tmp_path, whom):
         pool = ssh("1/alpha", max_bundle_failures=1, heartbeat_seconds=0.25)
         future = pool.submit(wait_for, str(tmp_path / "go"))
         until(future.running)
         link, = pool._supervisor._current_links()
-        os.kill(link.hello["pid"] if whom == "shim" else link._process.pid, signal.SIGSTOP)
+        shim = link.hello["pid"]
+        frozen = {"shim": shim, "ssh": link._process.pid, "sshd session": parent(parent(parent(shim)))}[whom]
+        os.kill(frozen, signal.SIGSTOP)
         until(lambda: pool.status.workers[0].state != "up", "condemnation")
         assert "heartbeats" in pool.status.workers[0].cause
         (tmp_path / "go").touch()
         assert future.result(PATIENCE)
-        until(lambda: not alive(link.hello["pid"]), "the end of the frozen shim")
+        until(lambda: not alive(shim), "the end of the shim, at the latest with its lease")
+        os.kill(frozen, signal.SIGKILL) if whom == "sshd session" else None
+
+    def test_a_suspended_controller_condemns_nobody(self, sshds):
+        script = """
+            import executors, os, signal, subprocess, sys, time
+            pool = executors.RemoteExecutor(sys.argv[2:], ssh_options=["-F", sys.argv[1]], show_status=False, heartbeat_seconds=0.3)
+            future = pool.submit(lambda: __import__("time").sleep(2.5) or 7)
+            while not future.running():
+                time.sleep(0.01)
+            subprocess.Popen(["sh", "-c", f"sleep 2; kill -CONT {os.getpid()}"])
+            os.kill(os.getpid(), signal.SIGSTOP)        # for seven beats; the lease is twelve
+            print(future.result(), pool.status.retried, pool.status.backups)
+            pool.shutdown()
+        """
+        done = run_script(script, sshds[0].ssh_options[1], f"1/alpha python={sys.executable}", f"1/: python={sys.executable}")
+        assert done.stdout == "7 0 0\n", done
+
+    def test_ctrl_c_reaches_only_the_controller(self, sshds):
+        script = """
+            import executors, os, signal, sys, time
+            pool = executors.RemoteExecutor(sys.argv[2:], ssh_options=["-F", sys.argv[1]], show_status=False)
+            futures = [pool.submit(lambda: __import__("time").sleep(1) or 7) for _ in range(2)]
+            while not all(future.running() for future in futures):
+                time.sleep(0.01)
+            try:
+                os.killpg(0, signal.SIGINT)     # as a terminal does
+                futures[0].result()
+            except KeyboardInterrupt:
+                print(*(future.result() for future in futures), pool.status.retried)
+            pool.shutdown()
+        """
+        done = run_script(script, sshds[0].ssh_options[1], f"1/alpha python={sys.executable}", "1/:", start_new_session=True)
+        assert done.stdout == "7 7 0\n", done
+
+    def test_a_grandchild_that_keeps_stdout_open_holds_nothing_up(self, ssh):
+        pool = ssh("1/alpha")
+        child = pool.submit(lambda: subprocess.Popen(["sleep", "1000"]).pid).result(PATIENCE)
+        assert pool.submit(neg, 1).result(PATIENCE) == -1 and alive(child)
+        pool.shutdown()
+        until(lambda: not alive(child))
+
+    @pytest.mark.skipif(os.getuid() != 0 or not sys.platform.startswith("linux"), reason="network namespaces need root on Linux")
+    @pytest.mark.parametrize("direction", ["to the worker", "from the worker", "both"])
+    def test_a_network_that_drops(self, tmp_path, direction):
+        """A host of our own behind a veth pair. Dropping is a blackhole route, on either side or on both."""
+        with Network() as net, executors._PrivateSshd(["far"], address=net.FAR, prefix=net.inside) as sshd:
+            pool = RemoteExecutor([f"1/far python={sys.executable}", "1/:"], ssh_options=sshd.ssh_options, show_status=False,
+                                  heartbeat_seconds=0.25, max_bundle_failures=1, schedule_backups=False)
+            futures = [pool.submit(wait_for, str(tmp_path / "go")) for _ in range(2)]
+            until(lambda: all(future.running() for future in futures))
+            shim = next(link.hello["pid"] for link in pool._supervisor._current_links() if link.record.machine == "far")
+            net.drop(direction)
+            until(lambda: pool.status.workers[0].state != "up", "condemnation")
+            until(lambda: not alive(shim), "the end of the shim, with its lease or before")
+            (tmp_path / "go").touch()
+            assert all(future.result(PATIENCE) for future in futures)
+            net.mend()
+            until(lambda: pool.status.workers[0].state == "up", "reconnection")
+            pool.shutdown()
 
     def test_a_busy_controller_condemns_nobody(self, local):
         pool = local("1/:", heartbeat_seconds=0.05)
@@ -1297,6 +1429,58 @@ class TestLostMachines:
         assert pool.submit(work, str(tmp_path / "mark"), 99).result(PATIENCE) == "backup"
         assert pool.status.backups == 1
         until(lambda: sum(worker.busy for worker in pool.status.workers) == 0, "the end of the straggler")
+
+
+class TestChaos:
+    def test_nothing_is_lost_nothing_is_wrong_nothing_is_left(self, sshds):
+        """A few hundred bundles on four machines, while slots, shims, guardians, ssh clients and sshd sessions are killed or frozen."""
+        source = random.Random(os.environ.get("CHAOS_SEED", "5"))
+        with executors._PrivateSshd(["gamma"]) as gamma, executors._PrivateSshd(["delta"]) as delta:
+            config = os.path.join(gamma.folder, "all")
+            with open(config, "w") as file:
+                file.write("\n".join(read(sshd._path("config")) for sshd in (*sshds, gamma, delta)))
+            records = [f"2/{name} python={sys.executable}" for name in ("alpha", "beta", "gamma", "delta")]
+            pool = RemoteExecutor(records, ssh_options=["-F", config], show_status=False, heartbeat_seconds=0.5, max_bundle_failures=50)
+            until(lambda: all(worker.state == "up" for worker in pool.status.workers))
+            before = descendants() - {sshd.process.pid for sshd in (*sshds, gamma, delta)}
+            data = [source.randbytes(source.choice([10, 1000, 200_000])) for _ in range(300)]
+            seconds = [source.choice([0, 0.001, 0.05, 0.3]) for _ in data]
+            futures = [pool.submit(lambda d, s: time.sleep(s) or (len(d), d[::-1]), d, s) for d, s in zip(data, seconds)]
+            done, seen, frozen = threading.Event(), set(before), set()
+
+            def torment():
+                while not done.wait(source.uniform(0.05, 0.3)):
+                    links = pool._supervisor._current_links()
+                    link = source.choice(links) if links else None
+                    if link is None or not link.hello:
+                        continue
+                    try:
+                        shim = link.hello["pid"]
+                        below = descendants(shim)
+                        seen.update(below, {shim, parent(shim), link._process.pid})
+                        victims = {"slot": sorted(below) or [shim], "shim": [shim], "guardian": [parent(shim)],
+                                   "ssh": [link._process.pid], "session": [parent(parent(parent(shim)))]}
+                        kind = source.choice(["slot", "slot", "slot", *victims])
+                        victim, number = source.choice(victims[kind]), source.choice([signal.SIGKILL] * 4 + [signal.SIGTERM, signal.SIGSTOP])
+                        os.kill(victim, number)
+                        frozen.update([victim] if number == signal.SIGSTOP and kind == "guardian" else [])
+                    except (OSError, IndexError):
+                        pass        # it has gone by itself
+
+            tormentor = threading.Thread(target=torment)
+            tormentor.start()
+            try:
+                for n, future in enumerate(futures):
+                    assert future.result(90) == (len(data[n]), data[n][::-1])
+            finally:
+                done.set()
+                tormentor.join()
+            pool.shutdown()
+            seen |= descendants() - {sshd.process.pid for sshd in (*sshds, gamma, delta)}
+            for pid in frozen:
+                if "b64decode" in command_line(pid):
+                    os.kill(pid, signal.SIGCONT)        # its shim was killed meanwhile: as long as it is frozen, nobody else can tell
+            until(lambda: not [pid for pid in seen if alive(pid) and "b64decode" in command_line(pid)], "the end of everything")
 
 
 class TestNothingIsLeft:
@@ -1342,7 +1526,7 @@ class TestNothingIsLeft:
                 controller.stdin.flush()
             controller.wait(PATIENCE)
         until(lambda: not any(map(alive, [*shims, *orphans, *others])), "the end of everything")
-        assert set(os.listdir("/tmp")) <= before
+        assert {name for name in os.listdir("/tmp") if name.startswith("executors-")} <= before
 
     def test_the_lease_covers_what_no_end_of_file_tells(self, sshds, tmp_path):
         """The controller is frozen: every connection stays open, and nothing is heard over it."""
