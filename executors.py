@@ -206,7 +206,7 @@ class Histogram:
 
     def add(self, seconds: float) -> None:
         """Count one latency, in seconds."""
-        mantissa, exponent = math.frexp(seconds)
+        mantissa, exponent = math.frexp(seconds or 1e-9)
         index = (exponent + 19) * 4 + int(mantissa * 8) - 4     # with the constants above
         self._buckets[0 if index < 0 else index if index < 160 else 159] += 1
         self.count += 1
@@ -365,6 +365,7 @@ class PoolExecutor(BaseExecutor):
         self._pool = pool
         self._lock = threading.Lock()       # guards the histogram and the count
         self._count = 0
+        self._closed = False
 
     @property
     def task_count(self) -> int:
@@ -387,6 +388,8 @@ class PoolExecutor(BaseExecutor):
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, quiet: bool = False) -> None:
+        with self._lock:
+            self._closed = True
         # Not every adopted pool knows cancel_futures.
         self._pool.shutdown(wait, **({"cancel_futures": True} if cancel_futures else {}))
         if not quiet and self.histogram.count:
@@ -430,6 +433,8 @@ class ProcessExecutor(PoolExecutor):
             return self._watch(pool.submit(fn, *args))
         except concurrent.futures.process.BrokenProcessPool:
             with self._lock:
+                if self._closed:
+                    raise RuntimeError("cannot schedule new futures after shutdown") from None
                 if self._pool is pool:      # otherwise another thread has replaced it already
                     self._pool = self._make()
             pool.shutdown(wait=False)
@@ -730,7 +735,7 @@ class _Scheduler:
     def _connect(self, now: float) -> None:
         room = HANDSHAKES - sum(worker.state == worker.CONNECTING for worker in self.workers)
         for worker in self.workers:
-            if room > 0 and worker.state == worker.WAITING and worker.retry_at <= now and not self.closed:
+            if room > 0 and worker.state == worker.WAITING and worker.retry_at <= now and (self.unfinished or not self.closed):
                 worker.state, room = worker.CONNECTING, room - 1
                 self._actions.append((_CONNECT, worker))
 
@@ -879,8 +884,8 @@ class _Scheduler:
     def _pick_ahead(self, bundle: _Bundle) -> _Worker | None:
         """Choose who is sent a bundle although all slots are busy: only while bundles are shorter than a round trip is worth."""
         median = bundle.function.durations.median
-        if self._saturated or median is None or type(bundle.packed) is not bytes:
-            return None
+        if self._saturated or median is None or type(bundle.packed) is not bytes or self._bundle_timeout is not None:
+            return None     # with a time-out, one must know when each began
         up = self._up
         for turn in range(self._turn, self._turn + len(up)):
             worker = up[turn % len(up)]
@@ -1083,10 +1088,9 @@ class _Scheduler:
 
 # The user's own configuration turns each of these on somewhere, and each would break a link. The first value given wins.
 _SSH_SETTINGS = [
-    "IgnoreUnknown=ForkAfterAuthentication,StdinNull,SessionType",      # OpenSSH before 8.7 has not got them
     "BatchMode=yes", "ClearAllForwardings=yes", "ControlMaster=no", "ControlPath=none", "PermitLocalCommand=no",
-    "RemoteCommand=none", "StdinNull=no", "ForkAfterAuthentication=no", "ServerAliveInterval=5", "ServerAliveCountMax=3",
-    "ConnectTimeout=10"]
+    "RemoteCommand=none", "ServerAliveInterval=5", "ServerAliveCountMax=3", "ConnectTimeout=10"]
+_SSH_SETTINGS_8_7 = ["StdinNull=no", "ForkAfterAuthentication=no", "SessionType=default"]      # unknown to older ones, and not for scp
 
 # What ssh says, whether trying again can help, and what the user can do about it.
 _DIAGNOSES = [(re.compile(pattern, re.IGNORECASE), permanent, remedy) for pattern, permanent, remedy in (
@@ -1116,7 +1120,9 @@ def r(n):
         if not c:os._exit(0)
         b+=c
     return b
-exec(r(int(r(16))))
+c=r(1)
+while c==b"\\n":c=r(1)
+exec(r(int(c+r(15))))
 '''
 
 # Sent to a Python of our own version. Makes a module of `remote_worker` without a file, and hands over.
@@ -1160,12 +1166,28 @@ def _link_argv(record: RemoteWorkerRecord, ssh_options: Sequence[str], magic: st
               f'echo {_NO_PYTHON[1]}: {candidates} >&2; exit {_NO_PYTHON[0]}')
     if record.machine == ":":
         return ["/bin/sh", "-c", script]
-    # SessionType is not for scp, which asks for a session of type subsystem.
-    return [SSH, "-T", "-a", "-x", *_dash_o([*_SSH_SETTINGS, "SessionType=default"]), *ssh_options, "--", record.login, f"exec sh -c '{script}'"]
+    settings = _SSH_SETTINGS + _SSH_SETTINGS_8_7 * (_ssh_version() >= (8, 7))
+    return [SSH, "-T", "-a", "-x", *_dash_o(settings), *ssh_options, "--", record.login, f"exec sh -c '{script}'"]
+
+
+# Runs a command that is killed when our end of its standard input goes, as it does with this process.
+_TIED = ["/bin/sh", "-c", 'exec 3<&0; "$@" </dev/null 3<&- & p=$!; { cat <&3 >/dev/null 2>&1; kill $p; } 2>/dev/null >&2 & '
+         'exec 3<&-; wait $p', "sh"]
 
 
 def _dash_o(settings: Iterable[str]) -> list[str]:
     return [word for setting in settings for word in ("-o", setting)]
+
+
+@functools.cache
+def _ssh_version() -> tuple[int, int]:
+    """Return OpenSSH's version; that of a ssh which does not tell is taken to be new."""
+    try:
+        told = subprocess.run([SSH, "-V"], stdin=subprocess.DEVNULL, capture_output=True).stderr
+    except OSError:
+        told = b""
+    found = re.search(rb"OpenSSH_\D*(\d+)\.(\d+)", told)
+    return (int(found[1]), int(found[2])) if found else (99, 0)
 
 
 def _scp_argv(record: RemoteWorkerRecord, ssh_options: Sequence[str], source: str, target: str) -> list[str]:
@@ -1211,12 +1233,14 @@ class _Link:
         self._process: Any = None
         self._far_stdin, self._stdin = os.pipe()        # its ends of its pipes, until it is started, and ours
         self._stdout, self._far_stdout = os.pipe()
+        self._copier: Any = None            # the scp under way
         self._errors: Any = None            # its stderr: a file without a name
         self._noise = b""                   # what came before the magic: the login shell's
         self._reached = ""                  # how far the protocol got
         self._reader: Any = None
         self._abort_cause = ""
         self.hello: dict[str, Any] = {}
+        self.is_working = False             # from here on, silence counts
         self.started = time.monotonic()
         self.round_trip = 0.0               # seconds, of the last ping
         # Liveness; written by one thread each, and read with no harm from another.
@@ -1248,8 +1272,7 @@ class _Link:
         except OSError as error:
             raise _LinkDown(f"cannot run {argv[0]}: {error.strerror}; install openssh-client", True) from None
         finally:
-            os.close(self._far_stdin)
-            os.close(self._far_stdout)
+            self._close_far_ends()
         if self._abort_cause:
             self.abort(self._abort_cause)       # it came too early
         try:
@@ -1263,12 +1286,16 @@ class _Link:
             self.send([wire.frame(wire.CONFIG, 0, pickle.dumps({
                 **self._config, "machine": self.record.machine, "slots": self.record.count or self.hello["cores"]}))])
             self._reached = "work"
+            self.is_working = True
         except (OSError, EOFError, wire.FrameError) as error:
             raise self._diagnosis(error) from None
 
     def _await_magic(self, magic: bytes) -> list[str]:
         """Read past the noise of login files to the line that the first stage prints; return its words."""
         while True:
+            if not select.select([self._stdout], [], [], 1.0)[0]:
+                os.write(self._stdin, b"\n")        # for a login file that reads; the first stage skips what nobody has read
+                continue
             data = os.read(self._stdout, wire.READ_SIZE)
             if not data:
                 raise EOFError
@@ -1316,10 +1343,13 @@ class _Link:
                 if self.record.machine == ":":
                     shutil.copyfile(source, os.path.join(os.path.expanduser("~"), target))
                     continue
-                done = subprocess.run(_scp_argv(self.record, self._ssh_options, source, target), stdin=subprocess.DEVNULL,
-                                      stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
-                if done.returncode:
-                    raise _LinkDown(f"scp of {name} failed: {_last_line(done.stderr)}", True)
+                self._copier = subprocess.Popen([*_TIED, *_scp_argv(self.record, self._ssh_options, source, target)],
+                                                stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                                                start_new_session=True)
+                with self._copier as copier:
+                    words = copier.stderr.read()
+                if copier.returncode:
+                    raise _LinkDown(self._abort_cause or f"scp of {name} failed: {_last_line(words)}", not self._abort_cause)
             arrived = wanted
 
     def _diagnosis(self, error: Exception) -> _LinkDown:
@@ -1338,8 +1368,8 @@ class _Link:
             tried = text.rpartition(": ")[2]
             return _LinkDown(f"no Python: tried {tried}; install it there, or name it in the worker's record, "
                              "python=/path/to/python", True)
-        for pattern, permanent, remedy in _DIAGNOSES:
-            if status == 255 and pattern.search(text):
+        for said, (pattern, permanent, remedy) in itertools.product((_last_line(words), text), _DIAGNOSES):
+            if status == 255 and pattern.search(said):
                 return _LinkDown(f"{_last_line(words)} -- {remedy.format(login=self.record.login)}", permanent)
         said = _last_line(words) or _last_line(self._noise) or "nothing was said"
         return _LinkDown(f"the login ended with status {status} before Python started: {said}", status not in (255, None))
@@ -1426,7 +1456,17 @@ class _Link:
                 self._stuck.release()
                 return
         if closed:
-            os.close(self._stdin)
+            self._close_stdin()
+
+    def _close_stdin(self) -> None:
+        fd, self._stdin = self._stdin, -1       # in this order, for a process that is forked meanwhile
+        os.close(fd)
+
+    def _close_far_ends(self) -> None:
+        fds, self._far_stdin, self._far_stdout = (self._far_stdin, self._far_stdout), -1, -1
+        for fd in fds:
+            if fd >= 0:
+                os.close(fd)
 
     def _write_on(self) -> None:
         """Be the writer thread: go on where others found the pipe full, until the link is closed."""
@@ -1435,8 +1475,9 @@ class _Link:
             if self._over:
                 return
             poll = select.poll()
-            poll.register(self._stdin, select.POLLOUT)
-            poll.poll()
+            poll.register(self._outbox.fd, select.POLLOUT)
+            while not poll.poll(1000) and not self._closed:
+                pass        # it is stuck; whether for good is for the heartbeat to say
             self._write()
             if self._closed:
                 return
@@ -1463,18 +1504,20 @@ class _Link:
         with self._lock:
             self._closed, mine, self._writing = True, not self._writing, True
         if mine:
-            os.close(self._stdin)
+            self._close_stdin()
             self._over = True
             self._stuck.release()
 
     def abort(self, cause: str) -> None:
         """End the link at once; the reader thread sees it end."""
         self._abort_cause = self._abort_cause or cause
-        if self._process is not None:
-            try:
-                os.killpg(self._process.pid, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):
-                pass
+        for process in (self._process, self._copier):
+            if process is not None:
+                try:
+                    os.killpg(process.pid, signal.SIGKILL)
+                except (ProcessLookupError, PermissionError):
+                    pass
+        self.close()
 
     def discard(self) -> None:
         """Release everything; called by the reader thread, when nothing else reads."""
@@ -1485,16 +1528,17 @@ class _Link:
             except subprocess.TimeoutExpired:
                 self.abort("did not end")
                 self._process.wait()
-        os.close(self._stdout)
-        self._errors.close()
+        self._close_far_ends()
+        stdout, self._stdout = self._stdout, -1
+        os.close(stdout)
+        if self._errors is not None:
+            self._errors.close()
 
     def abandon(self) -> None:
         """In a forked child: let go of the parent's connection without a word."""
-        for fd in (self._stdin, self._stdout):
-            try:
+        for fd in (self._stdin, self._stdout, self._far_stdin, self._far_stdout):
+            if fd >= 0:
                 os.close(fd)
-            except OSError:
-                pass
 
 
 def _last_line(words: bytes) -> str:
@@ -1601,8 +1645,13 @@ class _Supervisor:
         self._lock = threading.Lock()
         self._scheduler = scheduler
         self._links: set[_Link] = set()
-        self._heart = threading.Thread(target=self._keep_time, name=f"{title} heartbeat", daemon=True)
-        self._heart.start()
+        self._threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+        self._start_thread(f"{title} heartbeat", self._keep_time)
+
+    def _start_thread(self, name: str, target: Callable[..., None], *args: Any) -> None:
+        thread = threading.Thread(target=target, args=args, name=name, daemon=True)
+        self._threads.add(thread)
+        thread.start()
 
     # The door
 
@@ -1640,7 +1689,7 @@ class _Supervisor:
             link = _Link(worker.record, self._ssh_options, self._config)
             with self._lock:
                 self._links.add(link)
-            threading.Thread(target=self._serve, args=(worker, link), name=f"{worker.machine} reader", daemon=True).start()
+            self._start_thread(f"{worker.machine} reader", self._serve, worker, link)
         elif verb is _KILL:
             link, ident = operands
             link.send([wire.frame(wire.KILL, ident)])
@@ -1692,13 +1741,15 @@ class _Supervisor:
         except Exception as error:
             _log.exception("%s: the link to %s failed", self.title, worker.record)
             cause = _describe(error)
-        if not self._scheduler.closed:
-            _log.log(logging.ERROR if permanent else logging.WARNING, "%s: %s: %s", self.title, worker.record, cause)
-        link.discard()
-        self.decide(self._scheduler.down, worker, link, cause, permanent, self.now())
-        with self._lock:
-            self._links.discard(link)
-        self.wake.put("link ended")
+        try:
+            if cause != "closed":
+                _log.log(logging.ERROR if permanent else logging.WARNING, "%s: %s: %s", self.title, worker.record, cause)
+            link.discard()
+            self.decide(self._scheduler.down, worker, link, cause, permanent, self.now())
+        finally:
+            with self._lock:
+                self._links.discard(link)
+            self.wake.put("link ended")
 
     def _receive(self, worker: _Worker, link: _Link, messages: list[tuple[int, int, Any, Any]]) -> None:
         scheduler, results = self._scheduler, []
@@ -1760,7 +1811,7 @@ class _Supervisor:
         for link in self._current_links():
             if late:
                 link.abort("did not end")
-            elif link.hello and beat:
+            elif link.is_working and beat:
                 link.beat()
             elif not link.hello and now - link.started > HELLO_SECONDS:
                 link.abort(f"said nothing for {HELLO_SECONDS:g} s; its login printed: {_last_line(link._noise)!r}")
@@ -1789,11 +1840,12 @@ class _Supervisor:
         digest = hashlib.sha256()
         for buffer in (packed,) if type(packed) is bytes else packed[1]:
             digest.update(buffer)
-        name = _name(fn)
+        name, code = _name(fn), getattr(fn, "__code__", None)
+        family = f"{getattr(fn, '__module__', '')}.{name}:{getattr(code, 'co_firstlineno', 0)}"
         with self._lock:
             function = self._by_digest.get(digest.digest())
             if function is None:
-                durations = self._durations.setdefault(name, _Durations())
+                durations = self._durations.setdefault(family, _Durations())
                 function = self._by_digest[digest.digest()] = _Function(next(self._idents), name, packed, durations)
         return function
 
@@ -1806,15 +1858,15 @@ class _Supervisor:
         return future
 
     def cancel(self, bundle: _Bundle) -> bool:
-        return bool(self.decide(self._scheduler.cancel, bundle))
+        return os.getpid() == self.pid and bool(self.decide(self._scheduler.cancel, bundle))
 
     def shutdown(self, wait: bool, cancel_futures: bool, quiet: bool = False) -> None:
         if os.getpid() != self.pid:
             return
         self._board.quiet = self._board.quiet or quiet
         self.decide(self._scheduler.close, cancel_futures)
-        if wait and not threading.current_thread().daemon:      # a callback that shuts its own pool down cannot wait for itself
-            self.ended.wait()
+        if wait and threading.current_thread() not in self._threads:    # a callback that shuts its own pool down
+            self.ended.wait()                                           # cannot wait for itself
 
     @property
     def task_count(self) -> int:
@@ -2280,7 +2332,7 @@ def parallelize(method: Method | concurrent.futures.Executor = Method.THREAD) ->
             if not awaited:
                 return executor().submit(fn, *args, **kwargs)
             outer: Future[_T] = Future()
-            _when_all_done(awaited, lambda: _submit_into(outer, executor(), fn, args, kwargs))
+            _when_all_done(awaited, lambda: _submit_into(outer, executor, fn, args, kwargs))
             return outer
         return call
 
@@ -2304,7 +2356,7 @@ def _when_all_done(futures: Sequence[Future[Any]], then: Callable[[], None]) -> 
         future.add_done_callback(one_done)
 
 
-def _submit_into(outer: Future[_T], executor: concurrent.futures.Executor, fn: Callable[..., _T], args: tuple[Any, ...],
+def _submit_into(outer: Future[_T], executor: Callable[[], concurrent.futures.Executor], fn: Callable[..., _T], args: tuple[Any, ...],
                  kwargs: dict[str, Any]) -> None:
     """Submit a call whose arguments have arrived, and pass its outcome on."""
     def value(arg: Any) -> Any:
@@ -2319,7 +2371,7 @@ def _submit_into(outer: Future[_T], executor: concurrent.futures.Executor, fn: C
     if not outer.set_running_or_notify_cancel():
         return
     try:
-        inner = executor.submit(fn, *map(value, args), **{name: value(arg) for name, arg in kwargs.items()})
+        inner = executor().submit(fn, *map(value, args), **{name: value(arg) for name, arg in kwargs.items()})
     except BaseException as error:
         outer.set_exception(error)
     else:
@@ -2409,7 +2461,7 @@ class _PrivateSshd:
     def __exit__(self, *_: object) -> None:
         process = getattr(self, "process", None)
         if process is not None:
-            process.terminate()
+            wire.signal_tree(process.pid, signal.SIGKILL)      # with the sessions
             process.wait()
         if self._made_run:
             shutil.rmtree("/run/sshd", ignore_errors=True)
@@ -2473,7 +2525,7 @@ def _check(records: Sequence[RemoteWorkerRecord]) -> bool:
     started, fit = time.monotonic(), True
     for record, pool in pools:
         try:
-            pool.submit(os.getpid).result(HELLO_SECONDS)
+            pool.submit(os.getpid).result(max(1.0, HELLO_SECONDS + started - time.monotonic()))
             print(f"{str(record):{width}}  fit: answered after {_seconds(time.monotonic() - started)}")
         except Exception as error:
             cause = error.causes[0][1] if isinstance(error, NoWorkersError) else pool.status.workers[0].cause or _describe(error)

@@ -23,9 +23,10 @@ run) and a count n. With n = 0 the rest is a pickle. Otherwise n lengths follow,
 their bytes come after in PART frames of the same identifier, cut so that no frame is long enough to keep another waiting.
 
 A call that waits in a slot's pipe can still be taken back. Beside its data pipe each slot has a *permit* pipe, into which the
-shim writes the identifier of every call it sends; a slot starts a call only after it has read that call's permit. The shim
-holds the reading end too: what it reads back out of that pipe has not been started and, the kernel having handed each permit
-to one reader only, never will be. So when a slot dies, the call it leaves without a result or a permit is the one that ran.
+shim writes the identifier of every short call it sends; a slot starts one only after it has read its permit. The shim holds
+the reading end too: what it reads back out of that pipe has not been started and, the kernel having handed each permit to one
+reader only, never will be. So when a slot dies, the call it leaves without a result or a permit is the one that ran. A call
+of more than one frame goes to an idle slot only, counts as started, and needs no permit.
 
 This file must parse on any Python from 3.6, and imports little: it is compiled at the start of every connection.
 """
@@ -34,12 +35,14 @@ import collections
 import fcntl
 import os
 import pickle
+import resource
 import select
 import signal
 import socket
 import struct
 import sys
 import time
+import types
 
 __all__ = ["FrameError", "FrameReader", "MessageReader", "Outbox", "Shipped", "frame", "is_plain", "main", "message", "pack",
            "pack_outcome", "run_call", "run_chunk", "run_plain", "run_shipped", "serve", "unpack"]
@@ -263,7 +266,8 @@ _PLAIN = frozenset([int, float, complex, bool, str, bytes, type(None)])
 class _Chunks(list):
     """A file to pickle into that keeps large objects as they are instead of copying them."""
 
-    write = list.append
+    def write(self, data):
+        self.append(data.raw() if type(data) is pickle.PickleBuffer else data)
 
 
 def is_plain(obj):
@@ -481,13 +485,14 @@ def _slot(machine):
         while True:
             for kind, ident, tag, body in reader.read():
                 if kind == CALL:
-                    try:
-                        permit = permit or os.read(_PERMITS_FD, 8)
-                    except BlockingIOError:
-                        continue        # taken back
-                    if permit != IDENT.pack(ident):
-                        continue        # likewise; the permit in hand is of a call further on
-                    permit = b""
+                    if type(body) is tuple:     # a short one
+                        try:
+                            permit = permit or os.read(_PERMITS_FD, 8)
+                        except BlockingIOError:
+                            continue        # taken back
+                        if permit != IDENT.pack(ident):
+                            continue        # likewise; the permit in hand is of a call further on
+                        permit = b""
                     _serve_call(functions, ident, tag, body, machine)
                 elif kind == FUNCTION:
                     functions[ident] = body
@@ -503,14 +508,19 @@ def _serve_call(functions, ident, tag, body, machine):
     try:
         function = functions[tag]
         if type(function) in (tuple, list):
-            function = functions[tag] = unpack(function)
+            function = unpack(function)
+            if _is_stateless(function):
+                functions[tag] = function
         args, kwargs = unpack(body)
         kwargs = kwargs or {}
     except BaseException as error:      # noqa: B902
         kind, packed = pack_outcome(False, _explain(error, machine), "arguments")
     else:
         del body
+        owner = os.getpid()
         ok, value = run_call(function, args, kwargs)
+        if os.getpid() != owner:        # a child that the call forked and that came back here: it is no slot
+            os._exit(0 if ok or isinstance(value, SystemExit) and not value.code else 1)
         del args, kwargs
         kind, packed = pack_outcome(ok, value if ok else _explain(value, machine))
         del value
@@ -524,6 +534,18 @@ def _serve_call(functions, ident, tag, body, machine):
         os.write(_RESULTS_FD, SHORT.pack(kind, ident, 9 + len(packed), elapsed, 0) + packed)
     else:
         write_all(_RESULTS_FD, message(kind, ident, elapsed, packed))
+
+
+def _is_stateless(function):
+    """Tell whether one unpickled object serves all calls. One that could change would carry something from call to call."""
+    if type(function) is types.BuiltinFunctionType:
+        return True
+    if type(function) is not types.FunctionType:
+        return False
+    try:
+        return all(is_plain(cell.cell_contents) for cell in function.__closure__ or ())
+    except ValueError:      # an empty cell
+        return False
 
 
 def _explain(error, machine):
@@ -542,12 +564,13 @@ def _explain(error, machine):
 
 
 class _Call:
-    """A call in the shim's hands: its frames as they came, kept for as long as they may have to be sent again."""
+    """A call in the shim's hands: its frames as they came. Those of a long one are passed on and not kept."""
 
-    __slots__ = ("ident", "function", "frames", "missing", "slot")
+    __slots__ = ("ident", "function", "frames", "is_long", "missing", "slot")
 
     def __init__(self, ident, function, data):
         self.ident, self.function, self.frames, self.slot = ident, function, [data], None
+        self.is_long = bool(data[25])
         self.missing = _parts_size(data)        # bytes of PARTs still to come
 
 
@@ -585,7 +608,7 @@ class _Slot:
         self.calls = collections.OrderedDict()      # identifier -> _Call, in the order they were sent
         self.functions = set()                      # identifiers of those it has been sent
         self.receiving = None                       # the last long _Call, which may still be arriving
-        self.served = False                         # whether it has finished a call
+        self.answering, self.expecting = 0, 0       # the last call it answered, and bytes of PARTs of that still to come
         self.killed = False
         self.kill_at = None                         # when SIGTERM has had its time
 
@@ -692,8 +715,8 @@ class Shim:
                 signal_tree(slot.pid, signal.SIGTERM)
         deadline = time.monotonic() + TERM_SECONDS
         while self._slots and time.monotonic() < deadline:
-            select.select([self._wake], [], [], max(0, deadline - time.monotonic()))
-            os.read(self._wake, 4096)
+            if select.select([self._wake], [], [], max(0, deadline - time.monotonic()))[0]:
+                os.read(self._wake, 4096)
             for pid, _status in _changed_children():
                 self._slots.pop(pid, None)
         kill_descendants()
@@ -714,14 +737,13 @@ class Shim:
         self._outbox.put((frame(kind, ident, payload),))
 
     def _flush(self):
-        """Write what is queued. Where something stays, watch for room, and stop reading what would add to it."""
-        full = False
+        """Write what is queued. Where something stays, watch for room; while the link is slow, do not read what would add to it.
+
+        The link itself is always read, or a slot that does not take its call would keep us from hearing the controller.
+        """
         for slot in self._slots.values():
             if slot.outbox.size:
                 self._flush_one(slot.outbox)
-                full = full or slot.outbox.size > BACKLOG
-        if full == (self._reader.fd in self._handlers):
-            self._unwatch(self._reader.fd) if full else self._watch(self._reader.fd, self._on_link)
         if self._outbox.size:
             self._flush_one(self._outbox)
         slow = self._outbox.size > BACKLOG
@@ -781,6 +803,7 @@ class Shim:
                 self._config.update(pickle.loads(data[17:]))
             elif kind == FILES:
                 self._send(STORED, ident, pickle.dumps(store_files(self._scratch, **pickle.loads(data[17:]))))
+                self._heard = time.monotonic()      # that may have taken long
 
     def _on_call(self, ident, data):
         if ident in self._doomed:
@@ -819,6 +842,7 @@ class Shim:
             idle = sum(not slot.calls for slot in live)
             for _ in range(min(self._config["slots"] - len(live), len(self._queue) - idle)):
                 live.append(self._new_slot())
+            live = [slot for slot in live if slot]
             level = -(-(len(self._queue) + sum(len(slot.calls) for slot in live)) // len(live)) if live else 0
             for slot in live:
                 self._fill(slot, min(level, SLOT_DEPTH))
@@ -830,18 +854,21 @@ class Shim:
     def _fill(self, slot, level):
         permits, queue = [], self._queue
         while queue and len(slot.calls) < level:
-            if slot.receiving and slot.receiving.missing or slot.calls and len(queue[0].frames) + queue[0].missing > 1:
-                break       # a long call goes to an idle slot only, and nothing overtakes it on the way
-            call = queue.popleft()
+            call = queue[0]
             tag = IDENT.unpack_from(call.frames[0], 17)[0]
-            if tag not in slot.functions:
+            is_new = tag not in slot.functions
+            if slot.receiving and slot.receiving.missing or slot.calls and (call.is_long or is_new and len(call.function) > 1):
+                break       # what is long goes to an idle slot only, which reads it, and nothing overtakes it on the way
+            queue.popleft()
+            if is_new:
                 slot.functions.add(tag)
                 slot.outbox.put(call.function)
             slot.outbox.put(call.frames)
-            permits.append(IDENT.pack(call.ident))
             slot.calls[call.ident] = call
-            if len(call.frames) + call.missing > 1:
+            if call.is_long:
                 call.slot, call.frames, slot.receiving = slot, [], call
+            else:
+                permits.append(IDENT.pack(call.ident))
         if permits:
             os.write(slot.permits[1], b"".join(permits))      # before the calls are: no permit must mean taken back
 
@@ -870,6 +897,8 @@ class Shim:
                 while self._on_results(slot):
                     pass
                 if ident in slot.calls:
+                    if slot.expecting and slot.answering == ident:
+                        return      # too late: it does nothing but write
                     slot.killed, slot.kill_at = True, time.monotonic() + TERM_SECONDS
                     signal_tree(slot.pid, signal.SIGTERM)
                     return
@@ -883,7 +912,14 @@ class Shim:
         self._send(KILLED, ident)
 
     def _new_slot(self):
-        slot = _Slot(self._config["machine"], self._prctl, self._high)
+        try:
+            slot = _Slot(self._config["machine"], self._prctl, self._high)
+        except OSError as error:
+            if not self._slots:
+                raise
+            sys.stderr.write("executors shim: only %d slots: %s\n" % (len(self._slots), error))
+            self._config["slots"] = len(self._slots)
+            return None
         self._high = slot.high
         self._slots[slot.pid] = slot
         self._resume(slot)
@@ -904,10 +940,11 @@ class Shim:
         for fd in slot.streams:
             self._on_output(slot, fd)
         for kind, ident, data in frames:
-            if kind != PART:        # a long result is as good as here: its slot does nothing but write it
+            slot.answering = ident
+            slot.expecting = slot.expecting - len(data) + 17 if kind == PART else _parts_size(data)
+            if not slot.expecting:
                 slot.calls.pop(ident, None)
         self._outbox.put([data for _kind, _ident, data in frames])
-        slot.served = True
         if not slot.calls:
             slot.last_words = b""
         return True
@@ -959,14 +996,12 @@ class Shim:
         kill_children(spare=self._slots)
 
     def _bury(self, slot, status):
-        if not slot.served:
-            try:        # it never came to life: blame its first call, or we should fork slots for it for ever
-                os.read(slot.permits[0], 8)
-            except BlockingIOError:
-                pass
         self._take_back(slot)
         while self._on_results(slot):
             pass
+        if not slot.answering and not slot.calls and self._queue:
+            call = self._queue.popleft()        # it never came to life: blame its first call, or we fork slots for it for ever
+            slot.calls[call.ident] = call
         for fd in slot.streams:
             while self._on_output(slot, fd):
                 pass
@@ -1132,7 +1167,13 @@ def serve(modules):
     os.close(null)
     for fd in (link_in, link_out):
         _enlarge(fd)
+    try:
+        os.setsid()     # so that whoever kills the command that started us does not kill those who clean up
+    except OSError:
+        pass            # it leads one already
     scratch = os.path.join(os.environ.get("TMPDIR") or "/tmp", "executors-" + os.urandom(8).hex())
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard if hard != resource.RLIM_INFINITY else max(soft, 1 << 16), hard))
     shim = os.fork()
     if shim == 0:
         _exit_after(lambda: Shim(link_in, link_out, modules, scratch).run())
@@ -1143,6 +1184,7 @@ def serve(modules):
 # ─────────────────────────────────────────────────────── files ────────────────────────────────────────────────────
 
 CACHE = ".cache/executors"      # below the home directory
+INCOMING_SECONDS = 86400        # how long the leavings of a copy that was cut off stay
 KEEP_SECONDS = 30 * 86400       # how long the cache keeps what no run has used
 
 
@@ -1210,7 +1252,8 @@ def _admit(cache, name, temporary, digest, is_tree):
 def _prune(cache):
     import shutil
     for entry in os.scandir(cache):
-        if time.time() - entry.stat().st_mtime > KEEP_SECONDS:
+        keep = INCOMING_SECONDS if entry.name.startswith("incoming-") else KEEP_SECONDS
+        if time.time() - entry.stat().st_mtime > keep:
             shutil.rmtree(entry.path) if entry.is_dir() else os.unlink(entry.path)
 
 

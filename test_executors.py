@@ -1731,3 +1731,52 @@ class TestWhatFollows:
         until(lambda: all(worker.state == "up" for worker in remote.status.workers))
         text = str(remote.status)
         assert "10 done" in text and text.count("slots") == len(remote.status.workers)
+
+
+# ──────────────────────────────────────────── logins as they are out there ────────────────────────────────────────
+
+RC_FILES = {"sh": ".profile", "dash": ".profile", "bash": ".bashrc", "zsh": ".zshenv", "tcsh": ".tcshrc", "fish": ".config/fish/config.fish"}
+NOISES = {
+    "nothing": "", "no newline": "printf noise", "reading": {"tcsh": "set line = $<", "fish": "read line"}.get,
+    "a megabyte": "awk 'BEGIN { for (i = 0; i < 20000; i++) print \"a login file that prints without end, no one knows why\" }'",
+}
+
+
+@pytest.mark.skipif(os.getuid() != 0 or not sys.platform.startswith("linux"), reason="a private passwd file needs root on Linux")
+class TestLoginShells:
+    @pytest.fixture
+    def login(self, tmp_path):
+        """Make an sshd that sees another /etc/passwd than everyone else: in it, we have the shell and the home that a test wants."""
+        from contextlib import ExitStack
+
+        with ExitStack() as stack:
+            def make(shell, files):
+                path = executors.shutil.which(shell)
+                assert path, f"apt-get install {shell}"
+                home, passwd = tmp_path / "home", tmp_path / "passwd"
+                for name, text in files.items():
+                    (home / name).parent.mkdir(parents=True, exist_ok=True)
+                    (home / name).write_text(text + "\n")
+                home.mkdir(exist_ok=True)
+                passwd.write_text("".join(f"root:x:0:0:root:{home}:{path}\n" if line.startswith("root:") else line
+                                          for line in open_lines("/etc/passwd")))
+                prefix = ["unshare", "-m", "sh", "-c", 'mount --bind "$0" /etc/passwd && exec "$@"', str(passwd)]
+                return stack.enter_context(executors._PrivateSshd(["odd"], prefix=prefix))
+            yield make
+
+    @pytest.mark.parametrize("noise", NOISES)
+    @pytest.mark.parametrize("shell", RC_FILES)
+    def test_it_connects(self, login, shell, noise):
+        text = NOISES[noise] if type(NOISES[noise]) is str else NOISES[noise](shell) or "read line"
+        # Debian's sh reads .profile only as a login shell; what sshd starts reads $ENV if it is set. So each has what it reads.
+        sshd = login(shell, {RC_FILES[shell]: text})
+        with RemoteExecutor([f"1/odd python={sys.executable}"], ssh_options=sshd.ssh_options, show_status=False) as pool:
+            assert pool.submit(neg, 1).result(PATIENCE) == -1
+            link, = pool._supervisor._current_links()
+            if noise == "a megabyte" and shell in ("bash", "zsh", "tcsh", "fish"):
+                assert b"no one knows why" in link._noise       # it did come, and did no harm
+
+
+def open_lines(path):
+    with open(path) as file:
+        return file.readlines()
