@@ -28,7 +28,9 @@ then performs the actions that were decided: launch, kill, recall, settle, conne
     the callers'        room in nothing; results         submit, cancel, shut down
     one reader a link   its machine's frames             finish attempts, report its machine up or down
     one writer a link   room in its machine's pipe       (never: it writes what did not go at once)
-    one heartbeat       the clock                        find stragglers and time-outs, connect, give up
+    one heartbeat       the clock; the main thread       find stragglers and time-outs, connect, give up; and whatever the
+                                                         main thread wants, which Ctrl-C might interrupt half-way
+    one scoreboard      something to print; a terminal   (never)
 
     state                                        who writes it          guarded by
     queues, attempts, workers, quarantine        _Scheduler             the supervisor's one lock
@@ -74,7 +76,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict, deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from queue import Empty, SimpleQueue
+from queue import Empty, Queue, SimpleQueue
 from typing import Any, TypeVar
 
 import remote_worker as wire
@@ -641,7 +643,7 @@ class _Bundle:
         self.function: Any = function
         self.packed = packed        # `(args, kwargs)`, from `wire.pack`
         self.future: Any = None
-        self.attempts: tuple[_Attempt, ...] = ()       # those that may still settle it
+        self.attempts: Any = None       # a tuple of those that may still settle it, once it is submitted
         self.failures: tuple[tuple[str, str, str], ...] = ()
         self.settled = False
 
@@ -789,10 +791,10 @@ class _Scheduler:
 
     def submit(self, bundle: _Bundle, now: float) -> None:
         """Queue a bundle. Raises RuntimeError after `close`, NoWorkersError when no worker can ever take it."""
-        if self.closed:
-            raise RuntimeError("cannot schedule new futures after shutdown")
-        if self.broken:
-            raise NoWorkersError(self.broken.causes)
+        self.check_open()
+        if bundle.settled:
+            return      # cancelled before it got here
+        bundle.attempts = ()
         self.unfinished += 1
         self.waiting += 1
         self._queue.append(bundle)
@@ -801,10 +803,21 @@ class _Scheduler:
         if self._backups and not bundle.attempts:
             self._kill(self._backups[next(reversed(self._backups))])        # new work takes precedence
 
+    def check_open(self) -> None:
+        """Raise what `submit` would raise."""
+        if self.closed:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+        if self.broken:
+            raise NoWorkersError(self.broken.causes)
+
     def cancel(self, bundle: _Bundle) -> bool:
         """Settle a bundle as cancelled and kill what runs of it; return whether it was in time."""
         if bundle.settled:
             return False
+        if bundle.attempts is None:
+            bundle.settled = True
+            self._actions.append((_SETTLE, bundle, _CANCELLED, None))
+            return True
         self._settle(bundle, _CANCELLED, None)
         return True
 
@@ -1292,8 +1305,10 @@ class _Link:
 
     def _await_magic(self, magic: bytes) -> list[str]:
         """Read past the noise of login files to the line that the first stage prints; return its words."""
+        poll = select.poll()
+        poll.register(self._stdout, select.POLLIN)
         while True:
-            if not select.select([self._stdout], [], [], 1.0)[0]:
+            if not poll.poll(1000):
                 os.write(self._stdin, b"\n")        # for a login file that reads; the first stage skips what nobody has read
                 continue
             data = os.read(self._stdout, wire.READ_SIZE)
@@ -1639,7 +1654,7 @@ class _Supervisor:
         self._lost_seconds = 0.0            # that this process was suspended; written by the heartbeat alone
         self._board = _Scoreboard(show_status)
         self.pid = os.getpid()
-        self.wake: SimpleQueue[str] = SimpleQueue()     # its put may be called from a finalizer
+        self.wake: SimpleQueue[Any] = SimpleQueue()     # for the heartbeat: what has happened, and requests of the main thread
         self.ended = threading.Event()
         # The one lock. It guards the scheduler, the links' set, and the tables of functions.
         self._lock = threading.Lock()
@@ -1656,13 +1671,48 @@ class _Supervisor:
     # The door
 
     def decide(self, decision: Callable[..., Any], *operands: Any) -> Any:
-        """Let the scheduler decide under the lock; then, without it, do what was decided."""
+        """Let the scheduler decide under the lock; then, without it, do what was decided.
+
+        Ctrl-C may interrupt the main thread between any two bytecodes, and would leave a decision half made or half done. So the
+        main thread has the heartbeat pass the door for it, in the order of its calls, and only waits for the answer.
+        """
+        if threading.current_thread() is not threading.main_thread() or self.ended.is_set():
+            with self._lock:
+                answer = decision(*operands)
+                actions = self._scheduler.take_actions()
+            if actions:
+                self._perform(actions)
+            return answer
+        answers: SimpleQueue[tuple[bool, Any]] = SimpleQueue()
+        self.wake.put((decision, operands, answers))
+        while True:
+            try:
+                right, answer = answers.get(timeout=1.0)
+            except Empty:
+                if self.ended.is_set():     # the heartbeat missed it by a hair
+                    return self.decide(decision, *operands)
+            else:
+                if right:
+                    return answer
+                raise answer
+
+    def _decide_for(self, requests: list[tuple[Callable[..., Any], tuple[Any, ...], SimpleQueue[tuple[bool, Any]] | None]]) -> None:
+        """Pass the door for the main thread, with all it asked for at once. No answer is expected of a submission."""
+        answers: list[tuple[bool, Any]] = []
         with self._lock:
-            answer = decision(*operands)
+            for decision, operands, _ in requests:
+                try:
+                    answers.append((True, decision(*operands)))
+                except Exception as error:
+                    answers.append((False, error))
             actions = self._scheduler.take_actions()
         if actions:
             self._perform(actions)
-        return answer
+        for (_, operands, reply), answer in zip(requests, answers):
+            if reply is not None:
+                reply.put(answer)
+            elif not answer[0]:
+                operands[0].future.set_exception(answer[1])     # the pool was closed, or broke, since it was looked at
 
     def now(self) -> float:
         """The time in seconds; it stands still while this process is suspended."""
@@ -1779,33 +1829,46 @@ class _Supervisor:
 
     def _keep_time(self) -> None:
         """Be the heartbeat, until the scheduler has finished and no link is left."""
-        beat_at, last, finished_at = 0.0, time.monotonic(), math.inf
+        period = min(TICK_SECONDS, self._heartbeat_seconds)
+        tick_at = beat_at = 0.0
+        last, finished_at = time.monotonic(), math.inf
         while finished_at == math.inf or self._current_links():
-            try:
-                event = self.wake.get(timeout=min(TICK_SECONDS, self._heartbeat_seconds))
-            except Empty:
-                event = ""
+            events = self._next_events(tick_at - last)
             now = time.monotonic()
-            if now - last > 1.0 + TICK_SECONDS:     # this process was suspended; nobody else's time has passed
+            if now - last > 1.0 + period:       # this process was suspended; nobody else's time has passed
                 self._lost_seconds += now - last
             last = now
-            if event == "abandoned":        # nobody holds the executor any more
-                self.decide(self._scheduler.close, False)
-            elif event == "finished":
-                finished_at = now
-                for link in self._current_links():
-                    link.close()
             try:
-                self._look_after_links(now, now >= beat_at, now - finished_at > CLOSE_SECONDS)
-                self.decide(self._scheduler.tick, self.now())
-                self._board.draw(self.status)
+                self._decide_for([event for event in events if type(event) is tuple])
+                if "abandoned" in events:       # nobody holds the executor any more
+                    self.decide(self._scheduler.close, False)
+                if "finished" in events:
+                    finished_at = now
+                    for link in self._current_links():
+                        link.close()
+                if now >= tick_at:
+                    tick_at = now + period
+                    self._look_after_links(now, now >= beat_at, now - finished_at > CLOSE_SECONDS)
+                    beat_at = now + self._heartbeat_seconds if now >= beat_at else beat_at
+                    self.decide(self._scheduler.tick, self.now())
+                    self._board.draw(self._status)
             except Exception:       # without a heartbeat, nothing would ever end
                 _log.exception("%s: the heartbeat stumbled", self.title)
-            if now >= beat_at:
-                beat_at = now + self._heartbeat_seconds
         self._cleanup()
-        self._board.finish(self.status)
+        self._board.finish(self._status)
         self.ended.set()
+        self._decide_for([event for event in self._next_events(0) if type(event) is tuple])
+
+    def _next_events(self, patience: float) -> list[Any]:
+        """Wait for something to happen, and return all that has."""
+        events = []
+        try:
+            events.append(self.wake.get(timeout=max(patience, 0)))
+            while len(events) < 1000:
+                events.append(self.wake.get_nowait())
+        except Empty:
+            pass
+        return events
 
     def _look_after_links(self, now: float, beat: bool, late: bool) -> None:
         for link in self._current_links():
@@ -1854,7 +1917,11 @@ class _Supervisor:
             raise RuntimeError("this executor belongs to the parent process; make another one after a fork")
         bundle = _Bundle(function, wire.pack((args, kwargs or None)))
         future = bundle.future = _RemoteFuture(self, bundle)
-        self.decide(self._scheduler.submit, bundle, self.now())
+        if threading.current_thread() is threading.main_thread():
+            self._scheduler.check_open()
+            self.wake.put((self._scheduler.submit, (bundle, self.now()), None))
+        else:
+            self.decide(self._scheduler.submit, bundle, self.now())
         return future
 
     def cancel(self, bundle: _Bundle) -> bool:
@@ -1870,7 +1937,7 @@ class _Supervisor:
 
     @property
     def task_count(self) -> int:
-        return self._scheduler.unfinished
+        return int(self.decide(lambda: self._scheduler.unfinished))
 
     @property
     def histogram(self) -> Histogram:
@@ -1881,8 +1948,15 @@ class _Supervisor:
         return total
 
     def status(self) -> RemoteExecutorStatus:
+        status: RemoteExecutorStatus = self.decide(self._status_now)
+        return status
+
+    def _status_now(self) -> RemoteExecutorStatus:
+        return _take_status(self.title, self._scheduler, self.now())
+
+    def _status(self) -> RemoteExecutorStatus:
         with self._lock:
-            return _take_status(self.title, self._scheduler, self.now())
+            return self._status_now()
 
     def abandon(self) -> None:
         """In a forked child: the links are the parent's."""
@@ -2168,8 +2242,8 @@ def _take_status(title: str, scheduler: _Scheduler, now: float) -> RemoteExecuto
 class _Scoreboard:
     """Show tasks' output and, on a terminal, the status below it, redrawn in place.
 
-    Many threads show things; the one that finds nobody writing writes for all, so that lines stay whole and no lock is held
-    while a terminal takes its time.
+    One thread writes, from when there is something to write. So lines stay whole, and a terminal that someone has stopped
+    (Ctrl-S) holds up only the tasks that print, and not the heartbeat.
     """
 
     def __init__(self, show: bool | None) -> None:
@@ -2177,45 +2251,48 @@ class _Scoreboard:
         stream = sys.stderr
         self._stream = stream if show or (show is None and stream is not None and stream.isatty()) else None
         self._height = 0        # lines of the status that stand on the terminal; the writer's alone
-        self._lock = threading.Lock()       # guards the queue and who writes
-        self._queue: deque[tuple[int, str]] = deque()       # (1 stdout, 2 stderr, 0 status; text)
-        self._writing = False
+        self._queue: Queue[tuple[int, str] | None] = Queue(1000)     # (1 stdout, 2 stderr, 0 status; text), None at the end
+        self._lock = threading.Lock()       # guards the thread's making
+        self._thread: threading.Thread | None = None
 
     def show_output(self, machine: str, number: int, data: bytes) -> None:
         """Show whole lines that a task wrote to its stdout (1) or stderr (2), headed by its machine."""
         lines = data.decode("utf-8", "replace").splitlines()
-        self._show(number, "".join(f"{machine}: {line}\n" for line in lines))
+        self._put((number, "".join(f"{machine}: {line}\n" for line in lines)))
 
     def draw(self, status: Callable[[], RemoteExecutorStatus]) -> None:
-        """Redraw the status in place, while tasks run."""
-        if self._stream is not None and not self.quiet:
+        """Redraw the status in place, while tasks run and the terminal takes it."""
+        if self._stream is not None and not self.quiet and self._queue.empty():
             now = status()
             if now.running or now.waiting:
-                self._show(0, str(now))
+                self._put((0, str(now)))
 
     def finish(self, status: Callable[[], RemoteExecutorStatus]) -> None:
-        """Leave one line behind."""
+        """Leave one line behind, and end."""
         now = status()
         summary = str(now).partition("\n")[0].replace(", 0 running, 0 waiting", "")
         if not self.quiet and now.done + now.failed:
             _log.info("%s", summary)
             if self._stream is not None:
-                self._show(2, summary + "\n")
+                self._put((2, summary + "\n"))
+        if self._thread is not None:
+            self._queue.put(None)
+            self._thread.join()
 
-    def _show(self, number: int, text: str) -> None:
+    def _put(self, item: tuple[int, str]) -> None:
         with self._lock:
-            self._queue.append((number, text))
-            if self._writing:
-                return
-            self._writing = True
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="scoreboard", daemon=True)
+                self._thread.start()
+        self._queue.put(item)
+
+    def _run(self) -> None:
         while True:
-            with self._lock:
-                if not self._queue:
-                    self._writing = False
-                    return
-                number, text = self._queue.popleft()
+            item = self._queue.get()
+            if item is None:
+                return
             try:
-                self._write(number, text)
+                self._write(*item)
             except (OSError, ValueError):
                 pass        # the user closed the stream, or its disk is full
 

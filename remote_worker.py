@@ -121,8 +121,10 @@ class FrameReader:
             stop = at + 17 + size
             if stop > end:
                 if size > INLINE:
+                    done = self._complete(frames)       # first: where this one goes may depend on those before it
                     self._open(kind, ident, size, data[at:])
-                    at = end
+                    self._rest = b""
+                    return done
                 break
             frames.append((kind, ident, data[at:stop]))
             at = stop
@@ -621,7 +623,7 @@ class _Slot:
 def _be_slot(fds, high, prctl, shim, machine):
     """Turn a fresh fork of the shim into a slot, and run it: its own session and descriptors, and default signals."""
     signal.set_wakeup_fd(-1)
-    for number in (signal.SIGCHLD, signal.SIGTERM):
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGCONT):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.setsid()
@@ -669,7 +671,11 @@ class Shim:
         signal.set_wakeup_fd(wake_out, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGTERM, lambda *_: setattr(self, "_over", True))
+        signal.signal(signal.SIGCONT, self._on_continue)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def _on_continue(self, *_):
+        self._over = self._over or os.getppid() != self._guardian
 
     def run(self):
         """Serve until the controller is gone, then leave nothing behind."""
@@ -682,7 +688,8 @@ class Shim:
             self._flush()
             self._prctl = _find_prctl()     # after the greeting: loading ctypes takes as long as forking a slot
             self._prctl(36, 1)
-            self._prctl(1, signal.SIGTERM)
+            self._prctl(1, signal.SIGCONT)      # if the guardian dies; it reaches even a frozen shim
+            self._on_continue()
             while not self._over:
                 self._turn()
         except (EOFError, BrokenPipeError, ConnectionError):

@@ -294,6 +294,7 @@ class TestContract:
         results.close()
 
     def test_map_times_out(self, pool, tmp_path):
+        assert pool.submit(wait_for, str(tmp_path)).result(PATIENCE)        # what it imports is there now
         results = pool.map(wait_for, [str(tmp_path), str(tmp_path / "never")], timeout=1.5)
         assert next(results)
         with pytest.raises(TimeoutError):
@@ -470,6 +471,13 @@ class TestDefaults:
             assert total([0], start=total([1, 2])).result(PATIENCE) == 3      # futures are awaited
             with pytest.raises(TypeError):
                 total([total(["x"])]).result(PATIENCE) if False else total(total(["x"])).result(PATIENCE)
+
+    def test_an_awaited_call_fails_if_its_executor_cannot_be_made(self, monkeypatch, tmp_path):
+        monkeypatch.delenv("EXECUTORS_REMOTE_WORKERS")
+        monkeypatch.setenv("HOME", str(tmp_path))
+        one, two = executors.parallelize()(lambda: 1), executors.parallelize(executors.Method.REMOTE)(neg)
+        with pytest.raises(ValueError, match="no remote workers"):
+            two(one()).result(PATIENCE)
 
     def test_wait_all_raises_at_once(self, tmp_path):
         pool = executors.DefaultExecutors().thread_pool()
@@ -1019,7 +1027,8 @@ class TestFrames:
             read_all(wire.MessageReader(fd))
 
     @pytest.mark.parametrize("value", [None, 1.5, "é" * 10, (1, (2, b"x")), list(range(50_000)), b"x" * 3_000_000, "y" * 200_000,
-                                       {"a": numpy.arange(1_000_000), "b": numpy.ones(300_000), "c": [1, 2]}])
+                                       {"a": numpy.arange(1_000_000), "b": numpy.ones(300_000), "c": [1, 2]},
+                                       [numpy.full(n * 997 % 20_000 + 8192, n) for n in range(300)]])
     def test_messages(self, value):
         data = b"".join(map(bytes, wire.message(wire.RESULT, 5, 77, wire.pack(value))))
         with Stream(data) as fd:
@@ -1225,6 +1234,104 @@ class TestBlame:
         outcomes = [future.exception(PATIENCE) for future in futures]
         assert [n for n, error in enumerate(outcomes) if error] == [0, 50, 100, 150, 200, 250]
 
+    def test_the_first_call_of_a_slot_is_charged_alone(self, local):
+        def work(n):
+            os._exit(7) if n is None else None
+            return n
+
+        pool = local("1/:", max_bundle_failures=1)
+        list(pool.map(work, range(20)))
+        futures = [pool.submit(work, n) for n in (None, None, *range(20))]
+        assert [future.exception(PATIENCE) is None for future in futures] == [False, False, *[True] * 20]
+
+    def test_a_slot_that_dies_while_it_writes_a_long_result(self, local, tmp_path):
+        pool = local("1/:")
+        path = str(tmp_path / "pid")
+
+        def work(path):
+            tries = len(os.listdir(os.path.dirname(path)))
+            open(f"{path}{tries}.{os.getpid()}", "w").close()
+            return bytes(40_000_000), tries
+
+        pool.submit(neg, 1).result(PATIENCE)
+        shim, = worker_processes(pool)
+        os.kill(parent(shim), signal.SIGSTOP)       # or it would end its frozen shim
+        os.kill(shim, signal.SIGSTOP)
+        future = pool.submit(work, path)
+        os.kill(shim, signal.SIGCONT)
+        until(lambda: os.listdir(tmp_path), "starting")
+        os.kill(shim, signal.SIGSTOP)
+        slot = int(os.listdir(tmp_path)[0].rpartition(".")[2])
+        with open(f"/proc/{slot}/stat") as file:
+            assert file.read()
+        os.kill(slot, signal.SIGKILL)
+        os.kill(shim, signal.SIGCONT)
+        os.kill(parent(shim), signal.SIGCONT)
+        data, tries = future.result(PATIENCE)
+        assert len(data) == 40_000_000 and tries == 1
+        assert pool.submit(neg, 1).result(PATIENCE) == -1
+
+    def test_a_slot_that_dies_before_its_long_call_has_arrived(self, local):
+        pool = local("1/:")
+        slot = pool.submit(os.getpid).result(PATIENCE)
+        os.kill(slot, signal.SIGSTOP)
+        future = pool.submit(len, bytes(5_000_000))
+        until(future.running)
+        os.kill(slot, signal.SIGKILL)
+        assert future.result(PATIENCE) == 5_000_000
+
+    def test_short_and_long_calls_mixed(self, local):
+        pool = local("2/:")
+        def size(x):
+            return len(x)
+        list(pool.map(size, ["x"] * 20))
+        arguments = [numpy.zeros(200_001) if n % 5 == 0 else "x" * n for n in range(200)]
+        assert [future.result(PATIENCE) for future in [pool.submit(size, x) for x in arguments]] == [*map(len, arguments)]
+        assert pool.status.retried == 0 or all(worker.died == 0 for worker in pool.status.workers)
+
+    def test_a_function_that_arrives_while_its_slot_is_busy(self, local, tmp_path):
+        pool = local("1/:", heartbeat_seconds=0.2)
+        def make(array):
+            def use(path=None):
+                if path:
+                    wait_for(path)
+                return len(array)
+            return use
+        list(pool.map(make(numpy.zeros(10)), [None] * 20))
+        busy = pool.submit(make(numpy.zeros(11)), str(tmp_path / "go"))
+        behind = pool.submit(make(numpy.zeros(2_000_000)))
+        pings = pool._supervisor._current_links()[0]._reads
+        until(lambda: pool._supervisor._current_links()[0]._reads > pings + 8, "eight answers to pings")
+        (tmp_path / "go").touch()
+        assert busy.result(PATIENCE) == 11 and behind.result(PATIENCE) == 2_000_000
+        assert pool.status.retried == 0
+
+    def test_nothing_is_carried_from_call_to_call(self, remote):
+        class Simulation:
+            def __init__(self):
+                self.seen = []
+
+            def run(self, n):
+                self.seen.append(n)
+                return len(self.seen)
+
+        seen = []
+        assert set(remote.map(Simulation().run, range(20))) == {1}
+        assert set(remote.map(lambda n: seen.append(n) or len(seen), range(20))) == {1}
+
+    def test_a_child_that_a_call_forked_is_no_slot(self, remote):
+        def fork():
+            if os.fork() == 0:
+                sys.exit(0)
+            return os.wait()[1]
+
+        assert remote.submit(fork).result(PATIENCE) == 0
+        assert list(remote.map(len, [bytes(200_000)] * 10)) == [200_000] * 10
+
+    def test_many_large_buffers(self, local):
+        arrays = [numpy.full(10_000, n) for n in range(300)]
+        assert [a[0] for a in local().submit(lambda a: a, arrays).result(PATIENCE)] == [*range(300)]
+
     def test_bundle_timeout(self, ssh, tmp_path):
         pool = ssh("1/alpha", bundle_timeout=1)
         error = pool.submit(touch_and_wait, str(tmp_path / "started")).exception(PATIENCE)
@@ -1349,6 +1456,19 @@ class TestLostMachines:
         until(lambda: not alive(shim), "the end of the shim, at the latest with its lease")
         os.kill(frozen, signal.SIGKILL) if whom == "sshd session" else None
 
+    def test_a_frozen_shim_whose_guardian_is_killed(self, local, tmp_path):
+        pool = local("1/:")
+        future = pool.submit(wait_for, str(tmp_path / "go"))
+        until(future.running)
+        shim, = worker_processes(pool)
+        guardian, slots = parent(shim), descendants(shim)
+        os.kill(guardian, signal.SIGSTOP)
+        os.kill(shim, signal.SIGSTOP)
+        os.kill(guardian, signal.SIGKILL)
+        until(lambda: not any(map(alive, [shim, *slots])))
+        (tmp_path / "go").touch()
+        assert future.result(PATIENCE)
+
     def test_a_suspended_controller_condemns_nobody(self, sshds):
         script = """
             import executors, os, signal, subprocess, sys, time
@@ -1364,21 +1484,27 @@ class TestLostMachines:
         done = run_script(script, sshds[0].ssh_options[1], f"1/alpha python={sys.executable}", f"1/: python={sys.executable}")
         assert done.stdout == "7 0 0\n", done
 
-    def test_ctrl_c_reaches_only_the_controller(self, sshds):
+    def test_ctrl_c_reaches_only_the_controller(self, sshds, tmp_path):
         script = """
             import executors, os, signal, sys, time
-            pool = executors.RemoteExecutor(sys.argv[2:], ssh_options=["-F", sys.argv[1]], show_status=False)
-            futures = [pool.submit(lambda: __import__("time").sleep(1) or 7) for _ in range(2)]
+            pool = executors.RemoteExecutor(sys.argv[3:], ssh_options=["-F", sys.argv[1]], show_status=False)
+            def wait(path):
+                while not os.path.exists(path):
+                    time.sleep(0.01)
+                return 7
+            futures = [pool.submit(wait, sys.argv[2]) for _ in range(2)]
             while not all(future.running() for future in futures):
                 time.sleep(0.01)
             try:
                 os.killpg(0, signal.SIGINT)     # as a terminal does
                 futures[0].result()
             except KeyboardInterrupt:
+                open(sys.argv[2], "w").close()
                 print(*(future.result() for future in futures), pool.status.retried)
             pool.shutdown()
         """
-        done = run_script(script, sshds[0].ssh_options[1], f"1/alpha python={sys.executable}", "1/:", start_new_session=True)
+        done = run_script(script, sshds[0].ssh_options[1], tmp_path / "go", f"1/alpha python={sys.executable}", "1/:",
+                          start_new_session=True)
         assert done.stdout == "7 7 0\n", done
 
     def test_a_grandchild_that_keeps_stdout_open_holds_nothing_up(self, ssh):
@@ -1406,6 +1532,37 @@ class TestLostMachines:
             net.mend()
             until(lambda: pool.status.workers[0].state == "up", "reconnection")
             pool.shutdown()
+
+    def test_a_closed_pool_still_drains_through_a_loss(self, ssh, tmp_path):
+        pool = ssh("1/alpha")
+        futures = [pool.submit(wait_for, str(tmp_path / "go")) for _ in range(3)]
+        until(futures[0].running)
+        pool.shutdown(wait=False)
+        os.kill(worker_processes(pool)[0], signal.SIGKILL)
+        (tmp_path / "go").touch()
+        assert all(future.result(PATIENCE) for future in futures)
+
+    def test_ctrl_c_at_any_moment_breaks_nothing(self):
+        """Interrupt a loop of submissions at random; whatever was submitted is done, and the pool ends."""
+        done = run_script("""
+            import executors, operator, random, signal
+            for trial in range(40):
+                pool = executors.RemoteExecutor(["2/:"], show_status=False)
+                pool.submit(operator.neg, 1).result()
+                futures = []
+                signal.signal(signal.SIGALRM, signal.default_int_handler)
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0005, 0.02))
+                    while True:
+                        futures.append(pool.submit(operator.neg, len(futures)))
+                        len(futures) % 10 or futures[-5].cancel()
+                except KeyboardInterrupt:
+                    pass
+                assert all(f.cancelled() or f.result(20) == -n for n, f in enumerate(futures))
+                pool.shutdown()
+            print("all done")
+        """)
+        assert done.stdout == "all done\n", done
 
     def test_a_busy_controller_condemns_nobody(self, local):
         pool = local("1/:", heartbeat_seconds=0.05)
@@ -1463,7 +1620,7 @@ class TestChaos:
                         kind = source.choice(["slot", "slot", "slot", *victims])
                         victim, number = source.choice(victims[kind]), source.choice([signal.SIGKILL] * 4 + [signal.SIGTERM, signal.SIGSTOP])
                         os.kill(victim, number)
-                        frozen.update([victim] if number == signal.SIGSTOP and kind == "guardian" else [])
+                        frozen.update([victim] if number == signal.SIGSTOP and kind in ("guardian", "session") else [])
                     except (OSError, IndexError):
                         pass        # it has gone by itself
 
@@ -1478,7 +1635,7 @@ class TestChaos:
             pool.shutdown()
             seen |= descendants() - {sshd.process.pid for sshd in (*sshds, gamma, delta)}
             for pid in frozen:
-                if "b64decode" in command_line(pid):
+                if alive(pid) and ("b64decode" in command_line(pid) or "sshd" in command_line(pid)):
                     os.kill(pid, signal.SIGCONT)        # its shim was killed meanwhile: as long as it is frozen, nobody else can tell
             until(lambda: not [pid for pid in seen if alive(pid) and "b64decode" in command_line(pid)], "the end of everything")
 
@@ -1510,10 +1667,11 @@ class TestNothingIsLeft:
         python = f"python={sys.executable}"
         folder = tmp_path / "pids"
         folder.mkdir()
-        before = set(os.listdir("/tmp"))
+        (tmp_path / "tmp").mkdir()
         with subprocess.Popen([sys.executable, "-c", textwrap.dedent(self.SCRIPT.format(then=then)),
                                sshds[0].ssh_options[1], f"1/alpha {python}", f"1/: {python}", f"{folder}/"], stdout=subprocess.PIPE, text=True,
-                              stdin=subprocess.PIPE, cwd=HERE, stderr=subprocess.DEVNULL) as controller:
+                              stdin=subprocess.PIPE, cwd=HERE, stderr=subprocess.DEVNULL,
+                              env={**os.environ, "TMPDIR": str(tmp_path / "tmp")}) as controller:
             shims = [int(pid) for pid in controller.stdout.readline().split()]
             assert len(shims) == 2
             orphans = [int(name) for name in os.listdir(folder)]
@@ -1526,7 +1684,7 @@ class TestNothingIsLeft:
                 controller.stdin.flush()
             controller.wait(PATIENCE)
         until(lambda: not any(map(alive, [*shims, *orphans, *others])), "the end of everything")
-        assert {name for name in os.listdir("/tmp") if name.startswith("executors-")} <= before
+        assert not os.listdir(tmp_path / "tmp")
 
     def test_the_lease_covers_what_no_end_of_file_tells(self, sshds, tmp_path):
         """The controller is frozen: every connection stays open, and nothing is heard over it."""
@@ -1557,6 +1715,21 @@ class TestNothingIsLeft:
         finally:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
+
+    def test_a_forked_child_cannot_reach_the_parents_links(self, local, tmp_path):
+        pool = local("1/:")
+        future = pool.submit(wait_for, str(tmp_path / "go"))
+        until(future.running)
+        child = os.fork()
+        if child == 0:
+            files = [open(tmp_path / str(n), "wb+") for n in range(20)]
+            refused = not future.cancel()
+            for file in files:
+                file.seek(0)
+            os._exit(0 if refused and not any(file.read() for file in files) else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        (tmp_path / "go").touch()
+        assert future.result(PATIENCE)
 
     def test_an_executor_nobody_holds_ends(self):
         pool = RemoteExecutor(["1/:"], show_status=False)
