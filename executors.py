@@ -1526,12 +1526,14 @@ class _Link:
     def abort(self, cause: str) -> None:
         """End the link at once; the reader thread sees it end."""
         self._abort_cause = self._abort_cause or cause
-        for process in (self._process, self._copier):
-            if process is not None:
-                try:
-                    os.killpg(process.pid, signal.SIGKILL)
-                except (ProcessLookupError, PermissionError):
-                    pass
+        victims = [(-process.pid, signal.SIGKILL) for process in (self._process, self._copier) if process is not None]
+        if self.record.machine == ":" and self.hello:       # no ssh to cut: end the shim, and see that its guardian is awake
+            victims += [(self.hello["pid"], signal.SIGKILL), (self.hello["guardian"], signal.SIGCONT)]
+        for pid, number in victims:
+            try:
+                os.kill(pid, number)
+            except (ProcessLookupError, PermissionError):
+                pass
         self.close()
 
     def discard(self) -> None:
