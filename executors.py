@@ -302,10 +302,10 @@ class BaseExecutor(concurrent.futures.Executor):
         if chunksize < 1 or (buffersize is not None and buffersize < 1):
             raise ValueError(f"chunksize ({chunksize}) and buffersize ({buffersize}) must be at least 1")
         items: Iterator[Any] = zip(*iterables)
-        submit = self._submitter(fn if chunksize == 1 else functools.partial(wire.run_chunk, fn))
         if chunksize > 1:
-            items = ((chunk,) for chunk in iter(lambda: tuple(itertools.islice(chunks, chunksize)), ()))
-            chunks = zip(*iterables)
+            singles = items
+            items = ((chunk,) for chunk in iter(lambda: tuple(itertools.islice(singles, chunksize)), ()))
+        submit = self._submitter(fn if chunksize == 1 else functools.partial(wire.run_chunk, fn))
         deadline = None if timeout is None else time.monotonic() + timeout
         futures = deque(submit(*item) for item in itertools.islice(items, buffersize))
         results = _in_order(futures, items, submit, deadline)
@@ -651,10 +651,10 @@ class _Bundle:
 class _Attempt:
     """One execution of a bundle on one worker."""
 
-    __slots__ = ("backup", "bundle", "ident", "sent", "since", "worker")
+    __slots__ = ("backup", "bundle", "ident", "since", "worker")
 
-    def __init__(self, ident: int, bundle: _Bundle, worker: _Worker, now: float, backup: bool) -> None:
-        self.ident, self.bundle, self.worker, self.sent, self.backup = ident, bundle, worker, now, backup
+    def __init__(self, ident: int, bundle: _Bundle, worker: _Worker, backup: bool) -> None:
+        self.ident, self.bundle, self.worker, self.backup = ident, bundle, worker, backup
         self.since: float | None = None     # when it started, as far as one can tell from here
 
 
@@ -911,7 +911,7 @@ class _Scheduler:
 
     def _launch(self, bundle: _Bundle, worker: _Worker, now: float, backup: bool = False) -> None:
         ident = next(self._idents)
-        attempt = worker.inflight[ident] = _Attempt(ident, bundle, worker, now, backup)
+        attempt = worker.inflight[ident] = _Attempt(ident, bundle, worker, backup)
         bundle.attempts += (attempt,)
         if worker.started < worker.count:
             worker.started += 1
@@ -976,6 +976,11 @@ class _Scheduler:
                 self._settle(bundle, kind, body)
         worker.failures = 0
         self._has_room(worker, now)
+
+    def measured(self, worker: _Worker, link: Any, round_trip: float) -> None:
+        """A ping has been answered, after so many seconds: what is sent ahead of need must last at least as long."""
+        if worker.link is link:
+            worker.ahead_seconds = AHEAD_SECONDS + 2 * round_trip
 
     def died(self, worker: _Worker, link: Any, ident: int, ending: str, words: str, now: float) -> None:
         """A slot has died under an attempt: the bundle's fault, unless we meant to kill it."""
@@ -1825,7 +1830,7 @@ class _Supervisor:
                 answer = pickle.dumps((name, pickle.dumps(_find_source(name))))
                 link.send([wire.frame(wire.MODULE, 0, answer)])
             elif kind == wire.PONG:
-                worker.ahead_seconds = AHEAD_SECONDS + 2 * link.round_trip
+                self.decide(scheduler.measured, worker, link, link.round_trip)
         if results:
             self.decide(scheduler.finish, worker, link, results, self.now())
 
@@ -2519,7 +2524,8 @@ class _PrivateSshd:
             f"Host {' '.join(self.names)}", f"HostName {self._address}", f"Port {self.port}", f"IdentityFile {self._path('user')}",
             "IdentitiesOnly yes", f"UserKnownHostsFile {self._path('known_hosts')}", "StrictHostKeyChecking yes"])
         self.ssh_options = ["-F", self._path("config")]
-        self.process = subprocess.Popen([*self._prefix, str(self.binary), "-D", "-f", self._path("sshd_config"), "-E", self._path("log")],
+        command = [str(self.binary), "-D", "-f", self._path("sshd_config"), "-E", self._path("log")]
+        self.process = subprocess.Popen([*self._prefix, *command],
                                         stdin=subprocess.DEVNULL, start_new_session=True)
         while True:
             try:

@@ -682,8 +682,8 @@ class Shim:
         self._watch(self._wake, self._on_signal)
         self._watch(self._reader.fd, self._on_link)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self._send(HELLO, 0, pickle.dumps({"cores": cores, "pid": os.getpid(), "guardian": self._guardian, "hostname": socket.gethostname(),
-                                           "python": sys.executable}))
+        self._send(HELLO, 0, pickle.dumps({"cores": cores, "pid": os.getpid(), "guardian": self._guardian,
+                                           "hostname": socket.gethostname(), "python": sys.executable}))
         try:
             self._flush()
             self._prctl = _find_prctl()     # after the greeting: loading ctypes takes as long as forking a slot

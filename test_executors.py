@@ -11,7 +11,6 @@ import asyncio
 import concurrent.futures as cf
 import functools
 import gc
-import io
 import itertools
 import os
 import pickle
