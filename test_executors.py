@@ -1584,6 +1584,21 @@ class TestLostMachines:
         assert pool.submit(neg, 2).result(PATIENCE) == -2
         assert pool.status.retried == 0 and pool.histogram.count == 2
 
+    def test_a_machine_slowed_tenfold_holds_nobody_up(self, ssh, sshds):
+        slow, fast = (str(sshd.port) for sshd in sshds)
+
+        def work(n):
+            port = os.environ["SSH_CONNECTION"].split()[3]
+            time.sleep(4 if port == slow else 0.4)
+            return n, port
+
+        pool = ssh("2/alpha", "2/beta")
+        until(lambda: all(worker.state == "up" for worker in pool.status.workers))
+        results = [future.result(PATIENCE) for future in [pool.submit(work, n) for n in range(8)]]
+        assert results == [(n, fast) for n in range(8)]     # what the slow one had taken was done by the other meanwhile
+        assert pool.status.backups == 2 and pool.status.retried == 0
+        until(lambda: sum(worker.busy for worker in pool.status.workers) == 0, "the end of the losers")
+
     def test_a_straggler_is_raced_for_real(self, ssh, tmp_path):
         pool = ssh("1/alpha", "1/beta")
         def work(path, n):      # hangs on whoever comes first, and only there
