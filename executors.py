@@ -1858,11 +1858,11 @@ class _Supervisor:
                     self._look_after_links(now, now >= beat_at, now - finished_at > CLOSE_SECONDS)
                     beat_at = now + self._heartbeat_seconds if now >= beat_at else beat_at
                     self.decide(self._scheduler.tick, self.now())
-                    self._board.draw(self._status)
+                    self._board.draw(self.status)
             except Exception:       # without a heartbeat, nothing would ever end
                 _log.exception("%s: the heartbeat stumbled", self.title)
         self._cleanup()
-        self._board.finish(self._status)
+        self._board.finish(self.status)
         self.ended.set()
         self._decide_for([event for event in self._next_events(0) if type(event) is tuple])
 
@@ -1955,15 +1955,8 @@ class _Supervisor:
         return total
 
     def status(self) -> RemoteExecutorStatus:
-        status: RemoteExecutorStatus = self.decide(self._status_now)
+        status: RemoteExecutorStatus = self.decide(_take_status, self.title, self._scheduler, self.now())
         return status
-
-    def _status_now(self) -> RemoteExecutorStatus:
-        return _take_status(self.title, self._scheduler, self.now())
-
-    def _status(self) -> RemoteExecutorStatus:
-        with self._lock:
-            return self._status_now()
 
     def abandon(self) -> None:
         """In a forked child: the links are the parent's."""
@@ -1983,11 +1976,7 @@ def _prepare_files(paths: Sequence[str]) -> tuple[dict[str, tuple[str, str, bool
             if name in files:
                 raise ValueError(f"files has two named {name}; slots could see only one")
             source = _tar(path, os.path.join(folder.name, name)) if os.path.isdir(path) else path
-            digest = hashlib.sha256()
-            with open(source, "rb") as file:
-                for block in iter(lambda: file.read(1 << 20), b""):
-                    digest.update(block)
-            files[name] = source, digest.hexdigest(), source is not path
+            files[name] = source, wire.digest_file(source), source is not path
     except BaseException:
         folder.cleanup()
         raise

@@ -44,8 +44,8 @@ import sys
 import time
 import types
 
-__all__ = ["FrameError", "FrameReader", "MessageReader", "Outbox", "Shipped", "frame", "is_plain", "main", "message", "pack",
-           "pack_outcome", "run_call", "run_chunk", "run_plain", "run_shipped", "serve", "unpack"]
+__all__ = ["FrameError", "FrameReader", "MessageReader", "Outbox", "Shipped", "digest_file", "frame", "is_plain", "main", "message",
+           "pack", "pack_outcome", "run_call", "run_chunk", "run_plain", "run_shipped", "serve", "unpack"]
 
 MAX_FRAME = 1 << 20       # bytes of payload; a longer one on the wire means that the stream is garbled
 INLINE = 1 << 16          # bytes of pickle up to which a message is one frame; buffers from this size leave the pickle
@@ -282,23 +282,26 @@ def pack(obj):
 
     Returns bytes if that is short, otherwise `(lengths, buffers)` for `message`. Raises what pickling raises.
     """
+    return _pack_plain(obj) if is_plain(obj) else _pack_any(obj)
+
+
+def _pack_plain(obj):
+    data = pickle.dumps(obj, 5)
+    return data if len(data) <= INLINE else ([len(data)], [data])
+
+
+def _pack_any(obj):
+    import cloudpickle
     chunks, large = _Chunks(), []
-    if is_plain(obj):
-        data = pickle.dumps(obj, 5)
-        if len(data) <= INLINE:
-            return data
-        chunks.append(data)
-    else:
-        import cloudpickle
 
-        def stays_in_band(buffer):
-            raw = buffer.raw()
-            if raw.nbytes < INLINE or len(large) == 254:
-                return True
-            large.append(raw)
-            return False
+    def stays_in_band(buffer):
+        raw = buffer.raw()
+        if raw.nbytes < INLINE or len(large) == 254:
+            return True
+        large.append(raw)
+        return False
 
-        cloudpickle.CloudPickler(chunks, protocol=5, buffer_callback=stays_in_band).dump(obj)
+    cloudpickle.CloudPickler(chunks, protocol=5, buffer_callback=stays_in_band).dump(obj)
     length = sum(map(len, chunks))
     if length <= INLINE and not large:
         return b"".join(chunks)
@@ -365,10 +368,11 @@ def pack_outcome(ok, value, stage="run"):
     if ok:
         try:
             stage = "result"
-            packed = pack(value)
+            if is_plain(value):
+                return RESULT, _pack_plain(value)
+            packed = _pack_any(value)
             stage = "round trip"
-            if not is_plain(value):
-                _unpack_own(packed)
+            _unpack_own(packed)
             return RESULT, packed
         except BaseException as error:      # noqa: B902
             value = error
@@ -1230,15 +1234,11 @@ def store_files(scratch, names, arrived):
 
 def _admit(cache, name, temporary, digest, is_tree):
     """Move a copied file to its place if its digest is right: scp leaves a full-length corrupt file on a full disk."""
-    import hashlib
     import shutil
     import tarfile
-    hashed, staging = hashlib.sha256(), temporary + ".d"
+    staging = temporary + ".d"
     try:
-        with open(temporary, "rb") as file:
-            for block in iter(lambda: file.read(MAX_FRAME), b""):
-                hashed.update(block)
-        if hashed.hexdigest() != digest:
+        if digest_file(temporary) != digest:
             raise OSError("%s arrived damaged (its SHA-256 differs): is the disk full?" % name)
         os.mkdir(staging, 0o700)
         if is_tree:
@@ -1254,6 +1254,16 @@ def _admit(cache, name, temporary, digest, is_tree):
         if os.path.exists(temporary):
             os.unlink(temporary)
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def digest_file(path):
+    """Return the SHA-256 of a file's content, in hexadecimal."""
+    import hashlib
+    hashed = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(MAX_FRAME), b""):
+            hashed.update(block)
+    return hashed.hexdigest()
 
 
 def _prune(cache):
