@@ -55,6 +55,7 @@ import functools
 import hashlib
 import importlib.util
 import itertools
+import json
 import logging
 import math
 import os
@@ -62,12 +63,14 @@ import pickle
 import random
 import re
 import select
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import textwrap
 import threading
 import time
 import types
@@ -77,7 +80,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from queue import Empty, Queue, SimpleQueue
-from typing import Any, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import remote_worker as wire
 
@@ -102,6 +105,8 @@ AHEAD_DEPTH = 128               # bundles kept in front of each slot, at most
 KNOWN_FUNCTIONS = 256, 1 << 29  # that a machine keeps for us: number, bytes
 BACKUP_AGE = 0.5, 1.5           # a straggler is older than this many seconds, and this many medians of its function
 BACKUP_SHARE = 0.1              # of all slots that backups may hold
+SPANS = 1 << 15                 # attempts that the trace remembers, a quarter of a kilobyte each
+REPORT_BEATS = 3                # heartbeats between two reports in the log
 
 _T = TypeVar("_T")
 _log = logging.getLogger("executors")
@@ -607,6 +612,7 @@ _CONNECT, _LAUNCH, _KILL, _RECALL, _SETTLE, _LEAVE, _FINISH = "connect launch ki
 
 # How a bundle was settled, besides wire.RESULT and wire.ERROR; the body is then an exception, or None.
 _FAILED, _CANCELLED = -1, -2
+_MICROSECONDS = (1 << wire.SLOT_SHIFT) - 1
 
 
 class _Durations(Histogram):
@@ -637,7 +643,7 @@ class _Function:
 class _Bundle:
     """One submitted call."""
 
-    __slots__ = ("attempts", "failures", "function", "future", "packed", "settled")
+    __slots__ = ("attempts", "failures", "function", "future", "origin", "packed", "settled")
 
     def __init__(self, function: _Function, packed: Any) -> None:
         self.function: Any = function
@@ -645,17 +651,33 @@ class _Bundle:
         self.future: Any = None
         self.attempts: Any = None       # a tuple of those that may still settle it, once it is submitted
         self.failures: tuple[tuple[str, str, str], ...] = ()
+        self.origin = 0                 # the attempt that the next one follows
         self.settled = False
 
 
 class _Attempt:
     """One execution of a bundle on one worker."""
 
-    __slots__ = ("backup", "bundle", "ident", "since", "worker")
+    __slots__ = ("backup", "bundle", "ident", "name", "origin", "since", "worker")
 
     def __init__(self, ident: int, bundle: _Bundle, worker: _Worker, backup: bool) -> None:
         self.ident, self.bundle, self.worker, self.backup = ident, bundle, worker, backup
+        self.name, self.origin = bundle.function.name, bundle.origin
         self.since: float | None = None     # when it started, as far as one can tell from here
+
+
+class _Span(NamedTuple):
+    """An attempt that has left its worker, for the trace. Times are the controller's, in seconds; `ran` is the slot's."""
+
+    worker: _Worker
+    slot: int | None        # None: it is not known which, or it never had one
+    name: str
+    ident: int
+    origin: int
+    since: float | None
+    until: float
+    ran: float | None
+    outcome: str
 
 
 class _Worker:
@@ -707,6 +729,8 @@ class _Scheduler:
         self.done = self.failed = self.cancelled = self.retried = self.backed_up = 0
         self.closed = False
         self.broken: NoWorkersError | None = None
+        self.spans: deque[_Span] = deque(maxlen=SPANS)
+        self._progress: deque[tuple[float, int]] = deque()     # when so many bundles were settled, lately
 
     def take_actions(self) -> list[Any]:
         """Return what has been decided since the last call."""
@@ -773,6 +797,9 @@ class _Scheduler:
         worker.inflight.clear()
         worker.unstarted.clear()
         worker.started = 0
+        for attempt in attempts:
+            if attempt.since is not None:
+                self._trace(attempt, None, now, "lost")
         if worker in self._up:
             self._up.remove(worker)
         worker.state, worker.link = worker.WAITING, None
@@ -962,14 +989,15 @@ class _Scheduler:
     # What links report
 
     def finish(self, worker: _Worker, link: Any, results: Iterable[tuple[int, int, int, Any]], now: float) -> None:
-        """Attempts have ended with a value or an exception: `(kind, identifier, microseconds, body)` of each."""
+        """Attempts have ended with a value or an exception: `(kind, identifier, slot and microseconds, body)` of each."""
         if worker.link is not link:
             return
-        for kind, ident, microseconds, body in results:
+        for kind, ident, tag, body in results:
             attempt = self._release(worker, ident)
             if attempt is None:
                 continue
-            bundle, seconds = attempt.bundle, microseconds * 1e-6
+            bundle, seconds = attempt.bundle, (tag & _MICROSECONDS) * 1e-6
+            self._trace(attempt, tag >> wire.SLOT_SHIFT, now, "returned" if kind == wire.RESULT else "raised", seconds)
             worker.durations.add(seconds)
             if not bundle.settled:
                 bundle.function.durations.add(seconds)
@@ -982,11 +1010,13 @@ class _Scheduler:
         if worker.link is link:
             worker.ahead_seconds = AHEAD_SECONDS + 2 * round_trip
 
-    def died(self, worker: _Worker, link: Any, ident: int, ending: str, words: str, now: float) -> None:
+    def died(self, worker: _Worker, link: Any, ident: int, slot: int, ending: str, words: str, now: float) -> None:
         """A slot has died under an attempt: the bundle's fault, unless we meant to kill it."""
         if worker.link is not link:
             return
         attempt = self._release(worker, ident)
+        if attempt is not None:
+            self._trace(attempt, slot, now, ending)
         if attempt is not None and attempt in attempt.bundle.attempts:
             bundle = attempt.bundle
             worker.died += 1
@@ -999,10 +1029,12 @@ class _Scheduler:
                 self._lose(attempt)
         self._has_room(worker, now)
 
-    def freed(self, worker: _Worker, link: Any, ident: int, now: float) -> None:
-        """An attempt that was to be killed is gone."""
+    def freed(self, worker: _Worker, link: Any, ident: int, slot: int | None, now: float) -> None:
+        """An attempt that was to be killed is gone; it ran in a slot, or had not started."""
         if worker.link is link:
             attempt = self._release(worker, ident)
+            if attempt is not None and slot is not None:
+                self._trace(attempt, slot, now, "killed")
             if attempt is not None and attempt in attempt.bundle.attempts:
                 self._lose(attempt)
             self._has_room(worker, now)
@@ -1026,9 +1058,13 @@ class _Scheduler:
             self._backups.pop(ident, None)
         return attempt
 
+    def _trace(self, attempt: _Attempt, slot: int | None, now: float, outcome: str, ran: float | None = None) -> None:
+        self.spans.append(_Span(attempt.worker, slot, attempt.name, attempt.ident, attempt.origin, attempt.since, now, ran, outcome))
+
     def _lose(self, attempt: _Attempt) -> None:
         """An attempt came to nothing: put its bundle back, unless another attempt is under way."""
         bundle = attempt.bundle
+        bundle.origin = attempt.ident
         self._backups.pop(attempt.ident, None)
         if bundle.settled or attempt not in bundle.attempts:
             return
@@ -1061,6 +1097,7 @@ class _Scheduler:
         """Look at the clock: reconnect, time out, back stragglers up, give up."""
         elapsed = min(now - (now if self._ticked is None else self._ticked), 1.0)
         self._ticked = now
+        self._measure_progress(now)
         self._connect(now)
         if self._bundle_timeout is not None:
             self._time_out(now, self._bundle_timeout)
@@ -1070,6 +1107,22 @@ class _Scheduler:
         if self._alone > GIVE_UP_SECONDS:
             self._alone = 0.0
             self._give_up()
+
+    def _measure_progress(self, now: float) -> None:
+        """Remember when bundles were settled, for the last ten seconds and at least for the last few; nothing, while idle."""
+        progress, settled = self._progress, self.done + self.failed
+        if not self.unfinished:
+            progress.clear()
+        if not progress or settled > progress[-1][1]:
+            progress.append((now, settled))
+        while len(progress) > 2 and now - progress[1][0] > 10 and settled - progress[1][1] >= 8:
+            progress.popleft()
+
+    def rate(self, now: float) -> float:
+        """Bundles settled per second, of late; 0 until there are three to judge by."""
+        since, settled = self._progress[0] if self._progress else (now, self.done + self.failed)
+        number = self.done + self.failed - settled
+        return number / (now - since) if number >= 3 and now > since else 0.0
 
     def _time_out(self, now: float, limit: float) -> None:
         for worker in self._up:
@@ -1099,6 +1152,7 @@ class _Scheduler:
             fit = [worker for worker in self._idle if worker.machine not in machines]
             if fit:
                 best = min(fit, key=lambda worker: math.inf if worker.durations.median is None else worker.durations.median)
+                attempt.bundle.origin = attempt.ident
                 self._launch(attempt.bundle, best, now, backup=True)
 
 
@@ -1107,8 +1161,8 @@ class _Scheduler:
 # The user's own configuration turns each of these on somewhere, and each would break a link. The first value given wins.
 _SSH_SETTINGS = [
     "BatchMode=yes", "ClearAllForwardings=yes", "ControlMaster=no", "ControlPath=none", "PermitLocalCommand=no",
-    "RemoteCommand=none", "ServerAliveInterval=5", "ServerAliveCountMax=3", "ConnectTimeout=10"]
-_SSH_SETTINGS_8_7 = ["StdinNull=no", "ForkAfterAuthentication=no", "SessionType=default"]      # unknown to older ones, and not for scp
+    "RemoteCommand=none", "ServerAliveInterval=5", "ServerAliveCountMax=3", "ConnectTimeout=10", "LogLevel=INFO"]
+_SSH_SETTINGS_8_7 = ["StdinNull=no", "ForkAfterAuthentication=no"]      # unknown to older ones
 
 # What ssh says, whether trying again can help, and what the user can do about it.
 _DIAGNOSES = [(re.compile(pattern, re.IGNORECASE), permanent, remedy) for pattern, permanent, remedy in (
@@ -1117,12 +1171,20 @@ _DIAGNOSES = [(re.compile(pattern, re.IGNORECASE), permanent, remedy) for patter
     ("permission denied|too many authentication failures", True,
      "executors never asks for a password: set up a key with `ssh-copy-id {login}`"),
     ("temporary failure in name resolution", False, "is this machine's network up?"),
-    ("could not resolve hostname", True, "is the name right? try `ssh {login}`"),
+    ("could not resolve hostname|name or service not known", True, "is the name right? try `ssh {login}`"),
     ("bad configuration option|no such file or directory|unknown option|usage: ssh|invalid", True,
      "look at ssh_options and at your ~/.ssh/config"),
     ("connection refused", False, "is sshd running there, on that port?"),
     ("timed out|no route to host|network is unreachable", False, "is the machine up, and reachable from here?"),
+    ("connection closed|connection reset|kex_exchange_identification|broken pipe|lost connection", False,
+     "sshd hung up: too many logins at once (its MaxStartups)? its own log knows; this is tried again"),
+    ("no space left|disk quota|permission denied|read-only", True, "only files= needs it: make room in ~/.cache/executors there"),
 )]
+# What ssh also says: with -v, and behind a jump host, where the reason stands before it.
+_CHATTER = re.compile(r"debug\d: |OpenSSH_|Authenticated to |Transferred: |Bytes per second: |Connection to \S+ closed")
+_JUMPED = "\nstdio forwarding failed"
+# What `ssh -v` says on its way.
+_MILESTONES = {"name": r"Connecting to \S+ \[\S+\]", "TCP": "Connection established", "login": "Authenticated to "}
 
 # Runs on whatever Python is found, of any version. It says who it is and waits: what login files print has then gone before,
 # and what reads their input finds none.
@@ -1184,7 +1246,8 @@ def _link_argv(record: RemoteWorkerRecord, ssh_options: Sequence[str], magic: st
               f'echo {_NO_PYTHON[1]}: {candidates} >&2; exit {_NO_PYTHON[0]}')
     if record.machine == ":":
         return ["/bin/sh", "-c", script]
-    settings = _SSH_SETTINGS + _SSH_SETTINGS_8_7 * (_ssh_version() >= (8, 7))
+    settings = _ssh_settings()
+    settings = settings + ["SessionType=default"] * ("StdinNull=no" in settings)      # of the same age; scp asks for another
     return [SSH, "-T", "-a", "-x", *_dash_o(settings), *ssh_options, "--", record.login, f"exec sh -c '{script}'"]
 
 
@@ -1198,19 +1261,19 @@ def _dash_o(settings: Iterable[str]) -> list[str]:
 
 
 @functools.cache
-def _ssh_version() -> tuple[int, int]:
-    """Return OpenSSH's version; that of a ssh which does not tell is taken to be new."""
+def _ssh_settings() -> list[str]:
+    """Return the settings that this machine's OpenSSH knows; one which does not tell its version is taken to be new."""
     try:
         told = subprocess.run([SSH, "-V"], stdin=subprocess.DEVNULL, capture_output=True).stderr
     except OSError:
         told = b""
     found = re.search(rb"OpenSSH_\D*(\d+)\.(\d+)", told)
-    return (int(found[1]), int(found[2])) if found else (99, 0)
+    return _SSH_SETTINGS + _SSH_SETTINGS_8_7 * (not found or (int(found[1]), int(found[2])) >= (8, 7))
 
 
 def _scp_argv(record: RemoteWorkerRecord, ssh_options: Sequence[str], source: str, target: str) -> list[str]:
     """Return the command that copies one file; it has letters of its own for two of ssh's options."""
-    options, login = _dash_o(_SSH_SETTINGS), record.login
+    options, login = _dash_o(_ssh_settings()), record.login
     remaining = iter(ssh_options)
     for option in remaining:
         if option[:2] in ("-p", "-l"):
@@ -1243,7 +1306,7 @@ def _bootstrap() -> bytes:
 class _Link:
     """The one ssh connection to a worker. It knows frames and pipes, and nothing of bundles' fates or of its owner.
 
-    `open`, `work` and `discard` belong to the reader thread; any thread may `launch`, `send`, `beat`, `close` and `abort`.
+    `open`, `work` and `discard` belong to the reader thread; any thread may `launch`, `send`, `look_after`, `close` and `abort`.
     """
 
     def __init__(self, record: RemoteWorkerRecord, ssh_options: Sequence[str], config: Mapping[str, Any]) -> None:
@@ -1255,6 +1318,7 @@ class _Link:
         self._errors: Any = None            # its stderr: a file without a name
         self._noise = b""                   # what came before the magic: the login shell's
         self._reached = ""                  # how far the protocol got
+        self.found: dict[str, str] = {}     # what each stage of opening found, for `--check`
         self._reader: Any = None
         self._abort_cause = ""
         self.hello: dict[str, Any] = {}
@@ -1294,11 +1358,15 @@ class _Link:
         if self._abort_cause:
             self.abort(self._abort_cause)       # it came too early
         try:
-            self._check_version(self._await_magic(magic.encode()))
+            words = self._await_magic(magic.encode())
+            self._found_shell()
+            self._check_version(words)
+            self.found["python"] = words[0]
             self._reached = "start"
             self._start_frames()
             self.send([_bootstrap()])
             self.hello = self._await(wire.HELLO)
+            self.found.update(start=_seconds(time.monotonic() - self.started), cores=str(self.hello["cores"]))
             if files:
                 self._copy(files)
             self.send([wire.frame(wire.CONFIG, 0, pickle.dumps({
@@ -1325,6 +1393,9 @@ class _Link:
                 self._noise = before[-2000:]
                 return line.decode("utf-8", "replace").split(maxsplit=2)
             self._noise = self._noise[-wire.READ_SIZE:]
+
+    def _found_shell(self) -> None:
+        self.found = {**dict.fromkeys(_MILESTONES, "ok"), **self.found, "shell": "noisy" if self._noise.strip() else "quiet"}
 
     def _check_version(self, words: list[str]) -> None:
         version, implementation, path = words
@@ -1363,14 +1434,21 @@ class _Link:
                 if self.record.machine == ":":
                     shutil.copyfile(source, os.path.join(os.path.expanduser("~"), target))
                     continue
-                self._copier = subprocess.Popen([*_TIED, *_scp_argv(self.record, self._ssh_options, source, target)],
-                                                stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                                                start_new_session=True)
-                with self._copier as copier:
-                    words = copier.stderr.read()
-                if copier.returncode:
-                    raise _LinkDown(self._abort_cause or f"scp of {name} failed: {_last_line(words)}", not self._abort_cause)
+                self._scp(name, source, target)
             arrived = wanted
+
+    def _scp(self, name: str, source: str, target: str) -> None:
+        """Copy one file there. Raises _LinkDown, with scp's own words."""
+        self._copier = subprocess.Popen([*_TIED, *_scp_argv(self.record, self._ssh_options, source, target)],
+                                        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                                        start_new_session=True)
+        with self._copier as copier:
+            words = copier.stderr.read().decode("utf-8", "replace")
+        if self._abort_cause:
+            raise _LinkDown(self._abort_cause)
+        if copier.returncode:
+            said, permanent = self._judge(" ".join(words.split()), words, otherwise=True)
+            raise _LinkDown(f"scp of {name} failed: {said}", permanent)
 
     def _diagnosis(self, error: Exception) -> _LinkDown:
         """Say why a link ended by how far it got, ssh's words, and its exit status (255 means ten things)."""
@@ -1380,19 +1458,35 @@ class _Link:
             status = self._process.wait(CLOSE_SECONDS)
         except subprocess.TimeoutExpired:
             status = None
-        words = os.pread(self._errors.fileno(), 1 << 16, max(0, os.fstat(self._errors.fileno()).st_size - (1 << 16)))
-        text = " ".join(words.decode("utf-8", "replace").split("\n")[-6:]).strip()
+        words = self._words()
         if self._reached:
             return _LinkDown(f"connection lost ({_last_line(words) or str(error) or 'the other end is gone'})")
-        if status == _NO_PYTHON[0] and _NO_PYTHON[1] in text:
-            tried = text.rpartition(": ")[2]
+        if status == _NO_PYTHON[0] and _NO_PYTHON[1] in words:
+            self._found_shell()
+            tried = _last_line(words).rpartition(": ")[2]
             return _LinkDown(f"no Python: tried {tried}; install it there, or name it in the worker's record, "
                              "python=/path/to/python", True)
-        for said, (pattern, permanent, remedy) in itertools.product((_last_line(words), text), _DIAGNOSES):
-            if status == 255 and pattern.search(said):
-                return _LinkDown(f"{_last_line(words)} -- {remedy.format(login=self.record.login)}", permanent)
+        if status == 255:
+            return _LinkDown(*self._judge(_last_line(words), words))
         said = _last_line(words) or _last_line(self._noise) or "nothing was said"
-        return _LinkDown(f"the login ended with status {status} before Python started: {said}", status not in (255, None))
+        return _LinkDown(f"the login ended with status {status} before Python started: {said} -- does `ssh {self.record.login} "
+                         "true` work, without a word?", status is not None)
+
+    def _judge(self, said: str, words: str, otherwise: bool = False) -> tuple[str, bool]:
+        """Return ssh's or scp's words with the remedy, and whether it is in vain to try again; if nobody knows: `otherwise`."""
+        for text, (pattern, permanent, remedy) in itertools.product((said, " ".join(words.split("\n")[-6:])), _DIAGNOSES):
+            if pattern.search(text):
+                return f"{said} -- {remedy.format(login=self.record.login)}", permanent
+        return said or "ssh said nothing", otherwise
+
+    def _words(self) -> str:
+        """What ssh, and then the shim, have said on stderr, without the chatter."""
+        size = os.fstat(self._errors.fileno()).st_size
+        text = os.pread(self._errors.fileno(), 1 << 16, max(0, size - (1 << 16))).decode("utf-8", "replace")
+        for stage, pattern in _MILESTONES.items():
+            if re.search(pattern, text):
+                self.found[stage] = "ok"
+        return "\n".join(line for line in text.partition(_JUMPED)[0].splitlines() if line.strip() and not _CHATTER.match(line))
 
     # Working
 
@@ -1502,7 +1596,15 @@ class _Link:
             if self._closed:
                 return
 
-    def beat(self) -> None:
+    def look_after(self, now: float, beat: bool) -> None:
+        """Cut off a login that leads nowhere; with `beat`, ping a machine that works."""
+        if self.is_working and beat:
+            self._beat()
+        elif not self.hello and now - self.started > HELLO_SECONDS:
+            self.abort(f"nothing was heard for {HELLO_SECONDS:g} s but {_last_line(self._noise)!r} -- does `ssh "
+                       f"{self.record.login} true` end by itself?")
+
+    def _beat(self) -> None:
         """Ping. A machine that has given no sign of life for three beats is cut off; counted in beats, not seconds, so that a
         controller that was suspended does not condemn everyone when it wakes. Bytes moving either way are signs of life."""
         signs = self._reads, self._writes if self._writing else 0
@@ -1563,8 +1665,9 @@ class _Link:
                 os.close(fd)
 
 
-def _last_line(words: bytes) -> str:
-    lines = [line.strip() for line in words.decode("utf-8", "replace").splitlines() if line.strip()]
+def _last_line(words: str | bytes) -> str:
+    text = words if isinstance(words, str) else words.decode("utf-8", "replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else ""
 
 
@@ -1650,16 +1753,16 @@ class _Supervisor:
     """
 
     def __init__(self, scheduler: _Scheduler, title: str, ssh_options: Sequence[str], files: Iterable[str],
-                 heartbeat_seconds: float, show_status: bool | None) -> None:
+                 heartbeat_seconds: float, show_status: bool | None, output: bool | Callable[[str, str, str], object]) -> None:
         self.title, self._ssh_options, self._heartbeat_seconds = title, ssh_options, heartbeat_seconds
         self._files, self._cleanup = _prepare_files([*files])
-        self._config = {"lease": LEASE_BEATS * heartbeat_seconds, "output": True}
+        self._config = {"lease": LEASE_BEATS * heartbeat_seconds, "output": bool(output)}
         self._idents = itertools.count(1 << 62)        # of functions; attempts count from 1
         self._references: dict[tuple[str, str], _Function] = {}
         self._durations: dict[str, _Durations] = {}
         self._by_digest: weakref.WeakValueDictionary[bytes, _Function] = weakref.WeakValueDictionary()
         self._lost_seconds = 0.0            # that this process was suspended; written by the heartbeat alone
-        self._board = _Scoreboard(show_status)
+        self._board = _Scoreboard(show_status, output)
         self.pid = os.getpid()
         self.wake: SimpleQueue[Any] = SimpleQueue()     # for the heartbeat: what has happened, and requests of the main thread
         self.ended = threading.Event()
@@ -1817,11 +1920,11 @@ class _Supervisor:
                 self._board.show_output(worker.machine, ident, body)
             elif kind == wire.DIED:
                 link.forget(ident)
-                status, words = pickle.loads(body)
-                self.decide(scheduler.died, worker, link, ident, _ending(status), words.decode("utf-8", "replace"), self.now())
+                slot, status, words = pickle.loads(body)
+                self.decide(scheduler.died, worker, link, ident, slot, _ending(status), words.decode("utf-8", "replace"), self.now())
             elif kind == wire.KILLED:
                 link.forget(ident)
-                self.decide(scheduler.freed, worker, link, ident, self.now())
+                self.decide(scheduler.freed, worker, link, ident, pickle.loads(body), self.now())
             elif kind == wire.RECALLED:
                 idents = [one for one, in wire.IDENT.iter_unpack(body)]
                 self.decide(scheduler.recalled, worker, link, idents, self.now())
@@ -1836,7 +1939,7 @@ class _Supervisor:
 
     def _keep_time(self) -> None:
         """Be the heartbeat, until the scheduler has finished and no link is left."""
-        period = min(TICK_SECONDS, self._heartbeat_seconds)
+        period = min(TICK_SECONDS, max(0.1, self._heartbeat_seconds))
         tick_at = beat_at = 0.0
         last, finished_at = time.monotonic(), math.inf
         while finished_at == math.inf or self._current_links():
@@ -1855,14 +1958,15 @@ class _Supervisor:
                         link.close()
                 if now >= tick_at:
                     tick_at = now + period
-                    self._look_after_links(now, now >= beat_at, now - finished_at > CLOSE_SECONDS)
-                    beat_at = now + self._heartbeat_seconds if now >= beat_at else beat_at
+                    beat = now >= beat_at
+                    beat_at = now + self._heartbeat_seconds if beat else beat_at
+                    self._look_after_links(now, beat, now - finished_at > CLOSE_SECONDS)
                     self.decide(self._scheduler.tick, self.now())
-                    self._board.draw(self.status)
+                    self._board.tick(self.status, beat)
             except Exception:       # without a heartbeat, nothing would ever end
                 _log.exception("%s: the heartbeat stumbled", self.title)
         self._cleanup()
-        self._board.finish(self.status)
+        self._board.finish(self.status(), self.histogram)
         self.ended.set()
         self._decide_for([event for event in self._next_events(0) if type(event) is tuple])
 
@@ -1881,10 +1985,8 @@ class _Supervisor:
         for link in self._current_links():
             if late:
                 link.abort("did not end")
-            elif link.is_working and beat:
-                link.beat()
-            elif not link.hello and now - link.started > HELLO_SECONDS:
-                link.abort(f"said nothing for {HELLO_SECONDS:g} s; its login printed: {_last_line(link._noise)!r}")
+            else:
+                link.look_after(now, beat)
 
     def _current_links(self) -> list[_Link]:
         with self._lock:
@@ -2068,7 +2170,10 @@ class RemoteExecutor(BaseExecutor):
         max_bundle_failures: processes that a task may kill before it is given up; default $EXECUTORS_MAX_BUNDLE_FAILURES, else 3.
         bundle_timeout: seconds that an attempt may run before its task is killed with BundleTimeoutError.
         heartbeat_seconds: between pings; a machine that leaves three unanswered is lost.
-        show_status: draw a scoreboard on stderr while tasks run; by default if it is a terminal.
+        show_status: False shows nothing; by default a scoreboard stands at the bottom of the terminal while tasks run, if stderr
+            is one; True prints the status every few heartbeats if it is not. The log has it at INFO in any case.
+        output: what becomes of what tasks print: by default it is printed here, each line headed by its machine; False drops it;
+            a function is called with `(machine, "stdout" or "stderr", line)`, one at a time, in a thread of its own.
 
     Large buffers (NumPy arrays) are sent from where they are: do not change an array until the task it went to is done.
 
@@ -2083,7 +2188,8 @@ class RemoteExecutor(BaseExecutor):
     def __init__(self, workers: Iterable[RemoteWorkerRecord | str], policy: RemoteWorkerSelectionPolicy | None = None, *,
                  title: str = "", ssh_options: Sequence[str] = (), files: Iterable[str] = (),
                  schedule_backups: bool | None = None, max_bundle_failures: int | None = None,
-                 bundle_timeout: float | None = None, heartbeat_seconds: float = 5.0, show_status: bool | None = None) -> None:
+                 bundle_timeout: float | None = None, heartbeat_seconds: float = 5.0, show_status: bool | None = None,
+                 output: bool | Callable[[str, str, str], object] = True) -> None:
         self.title = title or type(self).__name__
         records = _parse_workers(workers)
         if not records:
@@ -2099,7 +2205,7 @@ class RemoteExecutor(BaseExecutor):
         scheduler = _Scheduler(policy or WeightedRandomRemoteWorkerSelectionPolicy(), schedule_backups=schedule_backups,
                                max_bundle_failures=max_bundle_failures, bundle_timeout=bundle_timeout)
         self._supervisor = _Supervisor(scheduler, self.title, list(ssh_options), tuple(map(os.fspath, files)),
-                                       heartbeat_seconds, show_status)
+                                       heartbeat_seconds, show_status, output)
         _prepare_process()
         _supervisors.add(self._supervisor)
         self._finalizer = weakref.finalize(self, self._supervisor.wake.put, "abandoned")
@@ -2155,7 +2261,11 @@ def _boolean(text: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class WorkerStatus:
-    """One machine of a RemoteExecutorStatus. Times are in seconds; `retry_in` and `cause` say why it is not up."""
+    """One machine of a RemoteExecutorStatus. Times are in seconds; `retry_in` and `cause` say why it is not up.
+
+    Of `slots`, `busy` run something; `ahead` more tasks wait there for a slot. `longest` is how long it has been running its
+    oldest task, which calls `function`. `died` counts the slots that tasks killed, `lost` the connections that failed in a row.
+    """
 
     worker: str
     state: str
@@ -2166,21 +2276,37 @@ class WorkerStatus:
     p50: float = 0.0
     p95: float = 0.0
     longest: float = 0.0
+    function: str = ""
     backups: int = 0
     died: int = 0
+    lost: int = 0
     retry_in: float = 0.0
     cause: str = ""
+
+    def _parts(self) -> list[str]:
+        """Say it in pieces, the most important first."""
+        if self.state != _Worker.UP:
+            wait = f", next try in {self.retry_in:.0f} s" if self.retry_in > 0 else ""
+            return [f"{self.state}{wait}" + (f": {' '.join(_printable(self.cause).split())}" if self.cause else "")]
+        parts = [f"{f'{self.busy}/{self.slots}':>5} slots", f"{self.done:>6} done"]
+        if self.longest:
+            parts.append(f"longest {_seconds(self.longest):>7} {_printable(self.function)}")
+        if self.p95:
+            parts += [f"p50 {_seconds(self.p50):>7}", f"p95 {_seconds(self.p95):>7}"]
+        return parts + [f"{number} {what}" for number, what in ((self.backups, "backups"), (self.died, "died")) if number]
 
 
 @dataclasses.dataclass(frozen=True)
 class RemoteExecutorStatus:
-    """A snapshot of a RemoteExecutor. `str()` shows it as a person reads it.
+    """A snapshot of a RemoteExecutor. `str()` shows it as a person reads it. Times are in seconds.
 
-    >>> print(RemoteExecutorStatus("farm", waiting=40, running=8, done=112, failed=1, p50=1.24, p95=2.5, workers=(
-    ...     WorkerStatus("8/me@bigbox", "up", 8, 8, 0, 112, 1.24, 2.5, 1.9),
+    `rate` is tasks finished per second of late, `left` what is left to do at that rate; None if it cannot be known.
+
+    >>> print(RemoteExecutorStatus("farm", waiting=40, running=8, done=112, failed=1, rate=4, left=10, p50=1.24, p95=2.5, workers=(
+    ...     WorkerStatus("8/me@bigbox", "up", 8, 8, 0, 112, 1.24, 2.5, 1.9, "simulate"),
     ...     WorkerStatus("lab2", "waiting", retry_in=12.0, cause="connection refused"))))
-    farm: 112 done, 1 failed, 8 running, 40 waiting   p50 1.24 s   p95 2.5 s
-      8/me@bigbox  8/8 slots      112 done  p50  1.24 s  p95   2.5 s  longest  1.9 s
+    farm: 112 done, 1 failed, 8 running, 40 waiting, 4/s, 10 s left, p50 1.24 s, p95 2.5 s
+      8/me@bigbox    8/8 slots     112 done  longest   1.9 s simulate  p50  1.24 s  p95   2.5 s
       lab2         waiting, next try in 12 s: connection refused
     """
 
@@ -2192,123 +2318,243 @@ class RemoteExecutorStatus:
     cancelled: int = 0
     retried: int = 0
     backups: int = 0
+    rate: float = 0.0
+    left: float | None = None
     p50: float = 0.0
     p95: float = 0.0
     workers: tuple[WorkerStatus, ...] = ()
+    _spans: Callable[[], Sequence[_Span]] = dataclasses.field(default=tuple, repr=False, compare=False)
 
     def __str__(self) -> str:
-        counts = [f"{self.done} done"]
-        counts += [f"{number} {what}" for number, what in ((self.failed, "failed"), (self.cancelled, "cancelled"),
-                                                           (self.retried, "retried"), (self.backups, "backups")) if number]
-        counts += [f"{self.running} running", f"{self.waiting} waiting"]
-        head = f"{self.title}: {', '.join(counts)}"
+        return "\n".join(self._lines(1 << 20, 1 << 20))
+
+    @property
+    def _head(self) -> list[str]:
+        parts = [f"{self.title}: {self.done} done"]
+        parts += [f"{number} {what}" for number, what in ((self.failed, "failed"), (self.cancelled, "cancelled"), (
+            self.retried, "retried"), (self.backups, "backups"), (self.running, "running"), (self.waiting, "waiting")) if number]
+        if self.rate:
+            parts.append(f"{self.rate:.3g}/s" if self.rate < 1000 else f"{self.rate:.0f}/s")
+        if self.left is not None:
+            parts.append(f"{_seconds(self.left)} left")
         if self.p95:
-            head += f"   p50 {_seconds(self.p50)}   p95 {_seconds(self.p95)}"
-        width = max((len(worker.worker) for worker in self.workers), default=0)
-        return "\n".join([head, *(f"  {worker.worker:{width}}  {_worker_line(worker)}" for worker in self.workers)])
+            parts += [f"p50 {_seconds(self.p50)}", f"p95 {_seconds(self.p95)}"]
+        return parts
+
+    def _lines(self, columns: int, rows: int) -> list[str]:
+        """Lay it out in a rectangle: the head in as many lines as it takes, then machines, each in one line with what fits."""
+        lines = textwrap.wrap(", ".join(part.replace(" ", "\0") for part in self._head), columns, subsequent_indent="  ")
+        lines = [line.replace("\0", " ") for line in lines]
+        names = [worker.worker.split()[0] for worker in self.workers]
+        width = min(max(map(len, names), default=0), max(8, columns // 3))
+        shown = len(self.workers) if len(lines) + len(self.workers) <= rows else max(0, rows - len(lines) - 1)
+        for name, worker in zip(names[:shown], self.workers):
+            line, *parts = f"  {name[:width]:{width}}", *worker._parts()
+            for part in parts:
+                if len(line) + 2 + len(part) > columns and part is not parts[0]:
+                    break
+                line += f"  {part}"
+            lines.append(line[:columns])
+        if shown < len(self.workers):
+            up = sum(worker.state == _Worker.UP for worker in self.workers[shown:])
+            lines.append(f"  ... and {up} more up, {len(self.workers) - shown - up} not up")
+        return lines[:rows]
+
+    def trace(self, path: str | os.PathLike[str]) -> None:
+        """Write every attempt as a span per machine and slot, for https://ui.perfetto.dev or chrome://tracing.
+
+        Arguments:
+            path: a JSON file in Google's Trace Event Format. Only the last 32768 attempts are remembered. An arrow leads from an
+                attempt to the one that followed or raced it. Durations are the worker's own; when one ended is known from here,
+                so it may be late by the time its result took.
+        """
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump({"traceEvents": _trace_events(self._spans()), "displayTimeUnit": "ms"}, file)
 
 
-def _worker_line(worker: WorkerStatus) -> str:
-    if worker.state != _Worker.UP:
-        wait = f", next try in {worker.retry_in:.0f} s" if worker.retry_in > 0 else ""
-        return f"{worker.state}{wait}" + (f": {worker.cause}" if worker.cause else "")
-    line = f"{f'{worker.busy}/{worker.slots}':>3} slots {worker.done:>8} done"
-    if worker.p95:
-        line += f"  p50 {_seconds(worker.p50):>7}  p95 {_seconds(worker.p95):>7}"
-    if worker.longest:
-        line += f"  longest {_seconds(worker.longest):>6}"
-    return line + "".join(f"  {number} {what}" for number, what in ((worker.backups, "backups"), (worker.died, "died")) if number)
+def _trace_events(spans: Sequence[_Span]) -> list[dict[str, Any]]:
+    rows: dict[tuple[_Worker, int | None], float] = {}     # -> when the span after this one started there
+    machines = {worker: pid for pid, worker in enumerate(dict.fromkeys(span.worker for span in spans), 1)}
+    origin = min((span.until - (span.ran or 0) if span.since is None else span.since for span in spans), default=0.0)
+    places: dict[int, dict[str, Any]] = {}
+    for span in reversed(spans):        # results come many at a time: each ended, at the latest, when its slot began the next
+        end = min(span.until, rows.get((span.worker, span.slot), math.inf))
+        start = end - span.ran if span.ran is not None else min(span.since or end, end)
+        rows[span.worker, span.slot] = start
+        places[span.ident] = {
+            "pid": machines[span.worker], "tid": -1 if span.slot is None else span.slot, "ts": (start - origin) * 1e6,
+            "dur": (end - start) * 1e6, "ph": "X", "name": span.name, "cat": span.outcome,
+            "args": {"attempt": span.ident, "outcome": span.outcome}}
+    events: list[dict[str, Any]] = [{"ph": "M", "pid": pid, "name": "process_name", "args": {"name": str(worker.record)}}
+                                    for worker, pid in machines.items()]
+    events += [{"ph": "M", "pid": machines[worker], "tid": -1 if slot is None else slot, "name": "thread_name",
+                "args": {"name": "slot not known" if slot is None else f"slot {slot}"}} for worker, slot in rows]
+    for span in spans:
+        events.append(places[span.ident])
+        if span.origin in places:
+            for phase, at in (("s", places[span.origin]), ("f", places[span.ident])):
+                events.append({"ph": phase, "bp": "e", "id": span.ident, "name": "again", "cat": "again",
+                               "pid": at["pid"], "tid": at["tid"], "ts": at["ts"]})
+    return events
 
 
 def _take_status(title: str, scheduler: _Scheduler, now: float) -> RemoteExecutorStatus:
-    total, workers = Histogram(), []
+    total, workers, youngest = Histogram(), [], math.inf
     for worker in scheduler.workers:
         durations, inflight = worker.durations, worker.inflight.values()
         total.merge(durations)
-        longest = max((now - attempt.since for attempt in inflight if attempt.since is not None), default=0.0)
+        oldest = min((attempt for attempt in inflight if attempt.since is not None), default=None, key=lambda one: one.since or 0)
+        youngest = min([youngest, *(now - attempt.since for attempt in inflight if attempt.since is not None)])
         workers.append(WorkerStatus(
             str(worker.record), worker.state, worker.count, worker.started, len(inflight) - worker.started, durations.count,
-            durations.percentile(50), durations.percentile(95), longest, worker.backups, worker.died,
-            worker.retry_at - now if worker.state == worker.WAITING else 0.0, worker.cause))
+            durations.percentile(50), durations.percentile(95), now - (oldest.since or now) if oldest else 0.0,
+            oldest.name if oldest else "", worker.backups, worker.died, worker.failures,
+            max(worker.retry_at - now, 0.0) if worker.state == worker.WAITING else 0.0, worker.cause))
+    rate, p50, left = scheduler.rate(now), total.percentile(50), None
+    if rate and scheduler._up and (scheduler.waiting or youngest < p50):
+        left = scheduler.waiting / rate + max(0.0, p50 - youngest)
     return RemoteExecutorStatus(
-        title, scheduler.waiting, scheduler.unfinished - scheduler.waiting, scheduler.done, scheduler.failed,
-        scheduler.cancelled, scheduler.retried, scheduler.backed_up, total.percentile(50), total.percentile(95), tuple(workers))
+        title, scheduler.waiting, scheduler.unfinished - scheduler.waiting, scheduler.done, scheduler.failed, scheduler.cancelled,
+        scheduler.retried, scheduler.backed_up, rate, left, p50, total.percentile(95), tuple(workers), scheduler.spans.copy)
+
+
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
+class _Terminal:
+    """A few lines at the bottom of a terminal, which everything else that is printed scrolls above.
+
+    That is what the terminal's own scrolling region is for (DEC STD 070, DECSTBM): it keeps the lines clear of prints that we
+    know nothing of, those of child processes included, and nothing that anybody printed is ever erased.
+    """
+
+    _DOWN = "\x1bD"         # IND: the cursor goes down a line, in its column, and the screen scrolls if it must
+    _RESET = "\x1b7\x1b[r\x1b8\x1b[J"       # no region (which moves the cursor), and nothing below the cursor
+    _owners: ClassVar[dict[str, _Terminal]] = {}        # the one who draws; its setdefault is atomic
+
+    def __init__(self, stream: Any) -> None:
+        self._fd = stream.fileno()
+        self._bold, self._plain = ("", "") if os.environ.get("NO_COLOR") else ("\x1b[1m", "\x1b[m")     # https://no-color.org
+        self._shape: Any = None        # columns, rows and how many of them are ours, while any are
+
+    @staticmethod
+    def on(stream: Any) -> _Terminal | None:
+        """Return what draws on a stream, or None if it is no terminal that could."""
+        try:
+            is_able = stream is not None and stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+            return _Terminal(stream) if is_able else None
+        except (OSError, ValueError, AttributeError):       # it is closed, or not a file
+            return None
+
+    def draw(self, status: RemoteExecutorStatus) -> None:
+        """Show a status in place of the one before; nothing while another pool shows its own."""
+        if self._owners.setdefault("stderr", self) is not self:
+            return
+        columns, rows = os.get_terminal_size(self._fd)
+        lines = status._lines(columns - 1, rows // 2) if columns > 10 else []
+        text, shape = "", (columns, rows, len(lines))
+        if shape != self._shape:        # make room below the cursor without moving it, then keep everything else out of it
+            self._shape = shape
+            text = f"{self._RESET}{len(lines) * self._DOWN}\x1b[{len(lines)}A\x1b7\x1b[1;{rows - len(lines)}r\x1b8" if lines else ""
+        for row, line in enumerate(lines, rows - len(lines) + 1):
+            bold = self._bold * (row == rows - len(lines) + 1)
+            text += f"\x1b7\x1b[{row};1H\x1b[K{bold}{line}{self._plain}\x1b8"
+        self._write(text)
+
+    def clear(self) -> None:
+        """Give the lines back."""
+        if self._shape is not None:
+            self._shape = None
+            self._write(self._RESET)
+        if self._owners.get("stderr") is self:
+            del self._owners["stderr"]
+
+    def _write(self, text: str) -> None:
+        data = text.encode()
+        while data:
+            data = data[os.write(self._fd, data):]
 
 
 class _Scoreboard:
-    """Show tasks' output and, on a terminal, the status below it, redrawn in place.
+    """Bring tasks' output home, and tell how things stand: on a terminal in place, and in the log.
 
     One thread writes, from when there is something to write. So lines stay whole, and a terminal that someone has stopped
     (Ctrl-S) holds up only the tasks that print, and not the heartbeat.
     """
 
-    def __init__(self, show: bool | None) -> None:
+    def __init__(self, show: bool | None, output: bool | Callable[[str, str, str], object]) -> None:
         self.quiet = False
-        stream = sys.stderr
-        self._stream = stream if show or (show is None and stream is not None and stream.isatty()) else None
-        self._height = 0        # lines of the status that stand on the terminal; the writer's alone
-        self._queue: Queue[tuple[int, str] | None] = Queue(1000)     # (1 stdout, 2 stderr, 0 status; text), None at the end
+        self._show, self._output = show, output
+        self._terminal = None if show is False else _Terminal.on(sys.stderr)
+        self._beats = 0
+        self._queue: Queue[tuple[Any, ...]] = Queue(1000)       # functions, each with its arguments; an empty one at the end
         self._lock = threading.Lock()       # guards the thread's making
         self._thread: threading.Thread | None = None
 
     def show_output(self, machine: str, number: int, data: bytes) -> None:
         """Show whole lines that a task wrote to its stdout (1) or stderr (2), headed by its machine."""
-        lines = data.decode("utf-8", "replace").splitlines()
-        self._put((number, "".join(f"{machine}: {line}\n" for line in lines)))
+        lines = re.split(r"\r*\n|\r", data.decode("utf-8", "replace").rstrip("\r\n"))
+        if callable(self._output):
+            self._put(self._hand_over, machine, "stdout" if number == 1 else "stderr", lines)
+        else:
+            self._put(self._print, number, "".join(f"{machine}: {line}\n" for line in lines))
 
-    def draw(self, status: Callable[[], RemoteExecutorStatus]) -> None:
-        """Redraw the status in place, while tasks run and the terminal takes it."""
-        if self._stream is not None and not self.quiet and self._queue.empty():
-            now = status()
-            if now.running or now.waiting:
-                self._put((0, str(now)))
+    def tick(self, take: Callable[[], RemoteExecutorStatus], beat: bool) -> None:
+        """Redraw the status while tasks run, if the terminal keeps up; every few heartbeats, report it."""
+        self._beats += beat
+        is_due = beat and self._beats % REPORT_BEATS == 0 and (_log.isEnabledFor(logging.INFO) or self._show is True)
+        is_drawn = self._terminal is not None and self._queue.empty()
+        if self.quiet or not (is_due or is_drawn):
+            return
+        status = take()
+        is_busy = bool(status.running or status.waiting)
+        if self._terminal is not None and is_drawn:
+            self._put(*(self._terminal.draw, status) if is_busy else (self._terminal.clear,))
+        if is_due and is_busy:
+            _log.info("%s", status)
+            if self._show and self._terminal is None:
+                self._put(self._print, 2, f"{status}\n")
 
-    def finish(self, status: Callable[[], RemoteExecutorStatus]) -> None:
-        """Leave one line behind, and end."""
-        now = status()
-        summary = str(now).partition("\n")[0].replace(", 0 running, 0 waiting", "")
-        if not self.quiet and now.done + now.failed:
+    def finish(self, status: RemoteExecutorStatus, histogram: Histogram) -> None:
+        """Leave a line and the histogram behind, and end."""
+        if self._terminal is not None:
+            self._put(self._terminal.clear)
+        if not self.quiet and status.done + status.failed:
+            summary = ", ".join(status._head)
             _log.info("%s", summary)
-            if self._stream is not None:
-                self._put((2, summary + "\n"))
+            if self._terminal is not None or self._show:
+                self._put(self._print, 2, f"{summary}\n{histogram}\n" if status.done else f"{summary}\n")
         if self._thread is not None:
-            self._queue.put(None)
+            self._queue.put(())
             self._thread.join()
 
-    def _put(self, item: tuple[int, str]) -> None:
+    def _put(self, *work: Any) -> None:
         with self._lock:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="scoreboard", daemon=True)
                 self._thread.start()
-        self._queue.put(item)
+        self._queue.put(work)
 
     def _run(self) -> None:
-        while True:
-            item = self._queue.get()
-            if item is None:
-                return
+        for function, *arguments in iter(self._queue.get, ()):
             try:
-                self._write(*item)
+                function(*arguments)
             except (OSError, ValueError):
                 pass        # the user closed the stream, or its disk is full
+            except Exception:
+                _log.exception("what tasks print cannot be passed on")
 
-    def _write(self, number: int, text: str) -> None:
-        erase = f"\x1b[{self._height}A\x1b[J" if self._height else ""
-        if number:
-            if erase and self._stream is not None:
-                self._stream.write(erase)
-                self._stream.flush()
-                self._height = 0
-            stream = sys.stdout if number == 1 else sys.stderr
-            if stream is not None:
-                stream.write(text)
-                stream.flush()
-        elif self._stream is not None:
-            columns, rows = shutil.get_terminal_size()
-            lines = [line[:columns - 1] for line in text.splitlines()][:rows - 1]
-            self._stream.write(erase + "".join(f"{line}\n" for line in lines))
-            self._stream.flush()
-            self._height = len(lines)
+    def _print(self, number: int, text: str) -> None:
+        stream = sys.stdout if number == 1 else sys.stderr
+        if stream is not None:
+            stream.write(text)
+            stream.flush()
+
+    def _hand_over(self, machine: str, stream: str, lines: list[str]) -> None:
+        assert callable(self._output)
+        for line in lines:
+            self._output(machine, stream, line)
 
 
 # ────────────────────────────────────────────────────── defaults ──────────────────────────────────────────────────
@@ -2574,10 +2820,10 @@ def _selftest_one(label: str, pool: BaseExecutor) -> bool:
     return right
 
 
-def _selftest(workers: str | None) -> bool:
+def _selftest(workers: str | None, ssh_options: Sequence[str]) -> bool:
     results = [_selftest_one("ThreadExecutor", ThreadExecutor(2)), _selftest_one("ProcessExecutor", ProcessExecutor(2))]
     if workers is not None:
-        results.append(_selftest_one(f"RemoteExecutor: {workers}", RemoteExecutor(workers.split(","))))
+        results.append(_selftest_one(f"RemoteExecutor: {workers}", RemoteExecutor(workers.split(","), ssh_options=ssh_options)))
         return all(results)
     try:
         sshd = _PrivateSshd()
@@ -2592,21 +2838,125 @@ def _selftest(workers: str | None) -> bool:
     return all(results)
 
 
-def _check(records: Sequence[RemoteWorkerRecord]) -> bool:
-    """Log in to every machine at once and run a call on it; say for each how it went."""
-    width = max(len(str(record)) for record in records)
-    pools = [(record, RemoteExecutor([record], show_status=False)) for record in records]
-    started, fit = time.monotonic(), True
-    for record, pool in pools:
+class _Checkup:
+    """What `--check` finds out about one machine, stage by stage, in a thread of its own."""
+
+    STAGES = "name", "TCP", "login", "shell", "python", "start", "cores", "trip", "MB/s", "scp"
+    _handshakes = threading.Semaphore(HANDSHAKES)
+
+    def __init__(self, record: RemoteWorkerRecord, ssh_options: Sequence[str]) -> None:
+        self.record, self.failure = record, ""
+        self.link = _Link(record, [*ssh_options, "-v"], {"lease": HELLO_SECONDS, "output": False})
+        self.link.started = math.inf        # until it is its turn
+        self._is_local = record.machine == ":"
+        if self._is_local:
+            self.link.found.update(dict.fromkeys(_MILESTONES, "-"))
+        self._idents = itertools.count(1)
+        self.thread = threading.Thread(target=self._run, name=f"check of {record.machine}", daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
         try:
-            pool.submit(os.getpid).result(max(1.0, HELLO_SECONDS + started - time.monotonic()))
-            print(f"{str(record):{width}}  fit: answered after {_seconds(time.monotonic() - started)}")
+            with self._handshakes:
+                self.link.started = time.monotonic()
+                self.link.open({})
+            self.link._words()
+            found = self.link.found
+            found["trip"] = _seconds(min(self._call(os.getpid)[0] for _ in range(6)))
+            there, back = self._call(len, os.urandom(4 << 20))[0], self._call(os.urandom, 4 << 20)[0]
+            found["MB/s"] = f"{4.2 / there:.3g}/{4.2 / back:.3g}"
+            with self._handshakes:
+                found["scp"] = "-" if self._is_local else self._try_scp()
         except Exception as error:
-            cause = error.causes[0][1] if isinstance(error, NoWorkersError) else pool.status.workers[0].cause or _describe(error)
-            print(f"{str(record):{width}}  NOT FIT: {cause}")
-            fit = False
-        pool.shutdown(cancel_futures=True, quiet=True)
-    return fit
+            self.failure = error.cause if isinstance(error, _LinkDown) else _describe(error)
+        self.link.discard()
+
+    def _call(self, fn: Callable[..., Any], *args: Any) -> tuple[float, Any]:
+        """Call a function there; return the seconds that took, and its result."""
+        ident, name = next(self._idents), _name(fn)
+        bundle = _Bundle(_Function(ident, name, pickle.dumps(fn, 5), _Durations()), wire.pack((args, None)))
+        started = time.monotonic()
+        self.link.launch([_Attempt(ident, bundle, _Worker(self.record, 0.0), False)])
+        for messages in self.link.work():
+            for kind, _, _, body in messages:
+                if kind == wire.RESULT:
+                    return time.monotonic() - started, wire.unpack(body)
+                if kind == wire.ERROR:
+                    raise _rebuild(name, body)
+                if kind == wire.DIED:
+                    _, status, words = pickle.loads(body)
+                    raise ExecutorError(f"a process there was {_ending(status)}: {_last_line(words)}")
+        raise AssertionError
+
+    def _try_scp(self) -> str:
+        data, target = os.urandom(1000), f"executors-check-{os.urandom(6).hex()}"
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(data)
+            file.flush()
+            self.link._scp("a test file", file.name, target)
+        digest = self._call(wire.digest_file, target)[1]
+        self._call(os.unlink, target)
+        if digest != hashlib.sha256(data).hexdigest():
+            raise ExecutorError("scp delivered a damaged file -- is the disk there full?")
+        return "ok"
+
+    def look(self, now: float, beat: bool) -> None:
+        """See how far ssh is, and that nobody waits for ever."""
+        self.link.look_after(now, beat)
+        try:
+            self.link._words()
+        except (AttributeError, ValueError):
+            pass        # ssh has not started, or has just ended
+
+    @property
+    def stage(self) -> str:
+        """The stage that it is at, or where it failed; "" if it has passed all."""
+        return next((stage for stage in self.STAGES if stage not in self.link.found), "")
+
+    def cells(self) -> list[str]:
+        """One for each stage."""
+        now = "FAIL" if self.failure else "..."
+        return [self.link.found.get(stage, now if stage == self.stage else "") for stage in self.STAGES]
+
+
+def _check_lines(checkups: Sequence[_Checkup], columns: int) -> list[str]:
+    """Lay out what is known as a table, or as a list where that is too wide, and the failures in full below."""
+    rows = [["", *_Checkup.STAGES], *([checkup.record.login, *checkup.cells()] for checkup in checkups)]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    gap = 2 if sum(widths) + 2 * len(widths) <= columns else 1
+    widths[0] = min(widths[0], max(12, columns - sum(widths[1:]) - gap * len(widths)))
+    lines = [(" " * gap).join(f"{cell[:width]:{width}}" for cell, width in zip(row, widths)).rstrip() for row in rows]
+    if max(map(len, lines)) > columns:
+        lines = []
+        for name, *cells in rows[1:]:
+            told = ", ".join(f"{stage} {cell}".replace(" ", "\0") for stage, cell in zip(_Checkup.STAGES, cells) if cell)
+            lines += [line.replace("\0", " ") for line in textwrap.wrap(f"{name}: {told}", columns, subsequent_indent="  ")]
+    for checkup in checkups:
+        if checkup.failure:
+            text = f"{checkup.record.login}: {checkup.stage}: {_printable(checkup.failure)}"
+            lines += textwrap.wrap(text, columns, subsequent_indent="  ", break_on_hyphens=False)
+    return lines
+
+
+def _check(records: Sequence[RemoteWorkerRecord], ssh_options: Sequence[str]) -> bool:
+    """Diagnose every machine side by side, as a table while it happens; return whether all are fit."""
+    checkups = [_Checkup(record, ssh_options) for record in records]
+    drawn, is_live, beat_at = 0, sys.stdout.isatty(), time.monotonic()
+    while True:
+        is_over = not any(checkup.thread.is_alive() for checkup in checkups)
+        now = time.monotonic()
+        beat_at += 5.0 * (beat := now >= beat_at)
+        for checkup in checkups:
+            checkup.look(now, beat)
+        columns, height = shutil.get_terminal_size()
+        lines = _check_lines(checkups, columns - 1)
+        if is_over or is_live and len(lines) < height:
+            print(f"\x1b[{drawn}A\x1b[J" * bool(drawn) + "\n".join(lines), flush=True)
+            drawn = len(lines)
+        if is_over:
+            return not any(checkup.failure for checkup in checkups)
+        for checkup in checkups:
+            checkup.thread.join(0.2 / len(checkups))
 
 
 def _main(arguments: Sequence[str] | None = None) -> int:
@@ -2616,14 +2966,16 @@ def _main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--selftest", action="store_true", help="run real work on every executor and say what it saw")
     parser.add_argument("--check", action="store_true", help="log in to each worker and say what is wrong with it")
     parser.add_argument("--workers", metavar="TEXT[,TEXT...]", help="the machines, like 8/me@bigbox,4/lab2")
+    parser.add_argument("--ssh_options", metavar="WORDS", default="", help="further arguments for ssh, like '-F my_config'")
     options = parser.parse_args(arguments)
     _log.addHandler(logging.NullHandler())      # what it would say is in what we print
     try:
         records = _parse_workers(options.workers) if options.workers else None
+        ssh_options = shlex.split(options.ssh_options)
         if options.check:
-            fit = _check(records or _default_workers())
+            fit = _check(records or _default_workers(), ssh_options)
         elif options.selftest:
-            fit = _selftest(options.workers)
+            fit = _selftest(options.workers, ssh_options)
         else:
             parser.print_help()
             return 2

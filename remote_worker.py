@@ -18,8 +18,8 @@ A frame is a header and a payload:
     │ kind 1 │ identifier 8 │ length 8     │ payload, at most MAX_FRAME│      (network byte order, sizes in bytes)
     └────────┴──────────────┴──────────────┴───────────────────────────┘
 
-CALL, FUNCTION, RESULT and ERROR are *messages*. Their payload begins with a tag (CALL: which function; RESULT: microseconds
-run) and a count n. With n = 0 the rest is a pickle. Otherwise n lengths follow, of a pickle and its out-of-band buffers, and
+CALL, FUNCTION, RESULT and ERROR are *messages*. Their payload begins with a tag (CALL: which function; RESULT: the slot's number
+and the microseconds run, see SLOT_SHIFT) and a count n. With n = 0 the rest is a pickle. Otherwise n lengths follow, of a pickle and its out-of-band buffers, and
 their bytes come after in PART frames of the same identifier, cut so that no frame is long enough to keep another waiting.
 
 A call that waits in a slot's pipe can still be taken back. Beside its data pipe each slot has a *permit* pipe, into which the
@@ -33,6 +33,7 @@ This file must parse on any Python from 3.6, and imports little: it is compiled 
 
 import collections
 import fcntl
+import itertools
 import os
 import pickle
 import resource
@@ -58,6 +59,7 @@ HEADER = struct.Struct("!BQQ")
 TAG = struct.Struct("!QB")
 SHORT = struct.Struct("!BQQQB")     # HEADER and TAG of a message that is one frame
 IDENT = struct.Struct("!Q")
+SLOT_SHIFT = 48           # the tag of a result is (slot's number << SLOT_SHIFT) + microseconds
 
 # Controller to shim; CALL, FUNCTION, FORGET and PART go on to slots.
 CONFIG, CALL, FUNCTION, FORGET, KILL, RECALL, PING, MODULE, FILES = range(1, 10)
@@ -484,7 +486,7 @@ def _receive(sock, size):
 _CALLS_FD, _RESULTS_FD, _PERMITS_FD, _IMPORTS_FD = 3, 4, 5, 6
 
 
-def _slot(machine):
+def _slot(machine, number):
     """Run calls from descriptor 3 until it ends. Everything a slot needs stands at a fixed descriptor, see `_Slot`."""
     reader, functions, permit = MessageReader(_CALLS_FD), {}, b""
     try:
@@ -499,7 +501,7 @@ def _slot(machine):
                         if permit != IDENT.pack(ident):
                             continue        # likewise; the permit in hand is of a call further on
                         permit = b""
-                    _serve_call(functions, ident, tag, body, machine)
+                    _serve_call(functions, ident, tag, body, machine, number)
                 elif kind == FUNCTION:
                     functions[ident] = body
                 elif kind == FORGET:
@@ -509,7 +511,7 @@ def _slot(machine):
         pass
 
 
-def _serve_call(functions, ident, tag, body, machine):
+def _serve_call(functions, ident, tag, body, machine, number):
     started = time.perf_counter()
     try:
         function = functions[tag]
@@ -535,11 +537,11 @@ def _serve_call(functions, ident, tag, body, machine):
         sys.stderr.flush()
     except (OSError, ValueError, AttributeError):
         pass        # the user closed or replaced it
-    elapsed = int((time.perf_counter() - started) * 1e6)
+    tag = (number << SLOT_SHIFT) + int((time.perf_counter() - started) * 1e6)
     if type(packed) is bytes:
-        os.write(_RESULTS_FD, SHORT.pack(kind, ident, 9 + len(packed), elapsed, 0) + packed)
+        os.write(_RESULTS_FD, SHORT.pack(kind, ident, 9 + len(packed), tag, 0) + packed)
     else:
-        write_all(_RESULTS_FD, message(kind, ident, elapsed, packed))
+        write_all(_RESULTS_FD, message(kind, ident, tag, packed))
 
 
 def _is_stateless(function):
@@ -588,7 +590,7 @@ def _parts_size(data):
 class _Slot:
     """The shim's end of one slot: its process and the pipes to it."""
 
-    def __init__(self, machine, prctl, high):
+    def __init__(self, machine, number, prctl, high):
         calls, results, permits, out, err = (os.pipe() for _ in range(5))
         imports = socket.socketpair()
         for fd in (calls[1], results[0], permits[0], out[0], err[0]):
@@ -600,10 +602,11 @@ class _Slot:
         self.pid = os.fork()
         if self.pid == 0:
             fds = [out[1], err[1], calls[0], results[1], permits[0], imports[1].fileno()]
-            _exit_after(lambda: _be_slot(fds, self.high, prctl, shim, machine))
+            _exit_after(lambda: _be_slot(fds, self.high, prctl, shim, machine, number))
         for fd in (calls[0], results[1], out[1], err[1]):
             os.close(fd)
         imports[1].close()
+        self.number = number
         self.imports = imports[0]
         self.outbox = Outbox(calls[1])
         self.results = FrameReader(results[0])
@@ -624,18 +627,18 @@ class _Slot:
         self.imports.close()
 
 
-def _be_slot(fds, high, prctl, shim, machine):
+def _be_slot(fds, high, prctl, shim, machine, number):
     """Turn a fresh fork of the shim into a slot, and run it: its own session and descriptors, and default signals."""
     signal.set_wakeup_fd(-1)
-    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGCONT):
-        signal.signal(number, signal.SIG_DFL)
+    for one in (signal.SIGCHLD, signal.SIGTERM, signal.SIGCONT):
+        signal.signal(one, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.setsid()
     prctl(1, signal.SIGKILL)        # PR_SET_PDEATHSIG: die with the shim, even if it is killed
     prctl(36, 1)                    # PR_SET_CHILD_SUBREAPER: what this slot's children leave behind stays below it
     aside = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, high + 1) for fd in fds]
-    for number, fd in enumerate(aside, 1):
-        os.dup2(fd, number, inheritable=number < 3)
+    for place, fd in enumerate(aside, 1):
+        os.dup2(fd, place, inheritable=place < 3)
     os.closerange(7, max(aside) + 1)
     for fd, name in ((1, "stdout"), (2, "stderr")):
         stream = open(fd, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
@@ -643,7 +646,7 @@ def _be_slot(fds, high, prctl, shim, machine):
         setattr(sys, "__%s__" % name, stream)
     sys.meta_path.insert(0, ModuleFinder(_asker(socket.socket(fileno=_IMPORTS_FD))))
     if os.getppid() == shim:        # otherwise it died before its death could be ours
-        _slot(machine)
+        _slot(machine, number)
         import atexit
         atexit._run_exitfuncs()
 
@@ -729,10 +732,21 @@ class Shim:
             if select.select([self._wake], [], [], max(0, deadline - time.monotonic()))[0]:
                 os.read(self._wake, 4096)
             for pid, _status in _changed_children():
-                self._slots.pop(pid, None)
+                if pid in self._slots:
+                    self._drain(self._slots.pop(pid))
         kill_descendants()
+        for slot in self._slots.values():
+            self._drain(slot)
+        self._flush_last_words(deadline + TERM_SECONDS)
         _remove(self._scratch)
         os.kill(self._guardian, signal.SIGCONT)     # in case someone has frozen it: its turn comes now
+
+    def _flush_last_words(self, deadline):
+        try:
+            while not self._outbox.flush() and time.monotonic() < deadline:
+                select.select([], [self._outbox.fd], [], TERM_SECONDS)
+        except OSError:
+            pass        # nobody is there to hear them
 
     # Descriptors: what is watched, and what is written
 
@@ -917,14 +931,16 @@ class Shim:
             if call.ident == ident:
                 self._queue.remove(call)
                 self._arriving.pop(ident, None)
-                self._send(KILLED, ident)
+                self._send(KILLED, ident, pickle.dumps(None))
                 return
         self._doomed.append(ident)      # its CALL has been overtaken, or it has just finished
-        self._send(KILLED, ident)
+        self._send(KILLED, ident, pickle.dumps(None))
 
     def _new_slot(self):
         try:
-            slot = _Slot(self._config["machine"], self._prctl, self._high)
+            taken = {slot.number for slot in self._slots.values()}
+            number = next(number for number in itertools.count() if number not in taken)
+            slot = _Slot(self._config["machine"], number, self._prctl, self._high)
         except OSError as error:
             if not self._slots:
                 raise
@@ -956,8 +972,10 @@ class Shim:
             if not slot.expecting:
                 slot.calls.pop(ident, None)
         self._outbox.put([data for _kind, _ident, data in frames])
-        if not slot.calls:
+        if not slot.calls:      # nothing runs there: what it has written is all there is, newline or not
             slot.last_words = b""
+            for fd in slot.streams:
+                self._pass_output(slot, fd, len(slot.streams[fd]))
         return True
 
     def _on_output(self, slot, fd):
@@ -970,12 +988,18 @@ class Shim:
             self._unwatch(fd)
         elif fd == slot.stderr:
             slot.last_words = (slot.last_words + chunk)[-LAST_WORDS:]
-        text = slot.streams[fd] + chunk
-        cut = text.rfind(b"\n") + 1 if chunk and len(text) < INLINE else len(text)
-        slot.streams[fd] = text[cut:]
-        if cut and self._config["output"]:
-            self._send(OUTPUT, 2 if fd == slot.stderr else 1, text[:cut])
+        slot.streams[fd] = text = slot.streams[fd] + chunk
+        cut = text.rfind(b"\n") + 1 if chunk else len(text)
+        if not cut and len(text) >= INLINE:     # an endless line: cut it, between two characters
+            cut = len(text.rstrip(bytes(range(128, 256))))
+        self._pass_output(slot, fd, cut)
         return bool(chunk)
+
+    def _pass_output(self, slot, fd, size):
+        text = slot.streams[fd]
+        slot.streams[fd] = text[size:]
+        if size and self._config["output"]:
+            self._send(OUTPUT, 2 if fd == slot.stderr else 1, text[:size])
 
     def _on_wanted(self, slot):
         try:
@@ -1006,22 +1030,27 @@ class Shim:
                 self._bury(slot, status)
         kill_children(spare=self._slots)
 
-    def _bury(self, slot, status):
-        self._take_back(slot)
+    def _drain(self, slot):
+        """Pass on all that a dead slot has left in its pipes."""
         while self._on_results(slot):
             pass
-        if not slot.answering and not slot.calls and self._queue:
-            call = self._queue.popleft()        # it never came to life: blame its first call, or we fork slots for it for ever
-            slot.calls[call.ident] = call
         for fd in slot.streams:
             while self._on_output(slot, fd):
                 pass
+            self._pass_output(slot, fd, len(slot.streams[fd]))
+
+    def _bury(self, slot, status):
+        self._take_back(slot)
+        self._drain(slot)
+        if not slot.answering and not slot.calls and self._queue:
+            call = self._queue.popleft()        # it never came to life: blame its first call, or we fork slots for it for ever
+            slot.calls[call.ident] = call
         for ident in slot.calls:        # at most one is left: the one that ran
             self._arriving.pop(ident, None)
             if slot.killed:
-                self._send(KILLED, ident)
+                self._send(KILLED, ident, pickle.dumps(slot.number))
             else:
-                self._send(DIED, ident, pickle.dumps((status, slot.last_words)))
+                self._send(DIED, ident, pickle.dumps((slot.number, status, slot.last_words)))
         self._pause(slot)
         self._unwatch(slot.imports.fileno())
         self._unwatch(slot.outbox.fd)

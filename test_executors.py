@@ -9,25 +9,31 @@ from __future__ import annotations
 import ast
 import asyncio
 import concurrent.futures as cf
+import fcntl
 import functools
 import gc
 import itertools
+import json
 import os
 import pickle
 import random
+import select
 import signal
 import socket
 import struct
 import subprocess
 import sys
+import termios
 import textwrap
 import threading
 import time
 import weakref
+from contextlib import ExitStack, closing
 from operator import neg
 
 import cloudpickle
 import numpy
+import pyte
 import pytest
 
 import executors
@@ -671,11 +677,11 @@ class Farm:
 
     def die(self, attempt):
         del self.running[attempt.ident]
-        self.decide(self.scheduler.died, attempt.worker, attempt.worker.link, attempt.ident, "killed", "", self.time)
+        self.decide(self.scheduler.died, attempt.worker, attempt.worker.link, attempt.ident, 0, "killed", "", self.time)
 
     def free(self, ident):
         attempt = self.running.pop(ident)
-        self.decide(self.scheduler.freed, attempt.worker, attempt.worker.link, ident, self.time)
+        self.decide(self.scheduler.freed, attempt.worker, attempt.worker.link, ident, 0, self.time)
 
     def lose(self, worker, permanent=False):
         for attempt in [*worker.inflight.values()]:
@@ -1146,9 +1152,36 @@ class TestCommandLine:
     def test_check(self):
         done = self.run("--check", "--workers", ":,no-such-host.invalid")
         assert done.returncode == 1, done.stdout
-        fit, unfit, verdict = done.stdout.splitlines()
-        assert "fit: answered" in fit and "NOT FIT" in unfit and "resolve" in unfit and verdict.startswith("NOT")
+        stages, fit, unfit, *told, verdict = done.stdout.splitlines()
+        assert stages.split() == [*executors._Checkup.STAGES] and fit.split()[:5] == [":", "-", "-", "-", "quiet"]
+        assert "no-such-host.invalid".startswith(unfit.split()[0]) and unfit.split()[1] == "FAIL" and verdict.startswith("NOT")
+        assert "name: ssh: Could not resolve hostname" in told[0] and "is the name right" in " ".join(told)
         assert self.run("--check", "--workers", "1/:").returncode == 0
+
+    def test_check_passes_every_stage(self, sshds):
+        home = set(os.listdir(os.path.expanduser("~")))
+        done = self.run("--check", "--workers", f"alpha python={sys.executable}", "--ssh_options", f"-F {sshds[0]._path('config')}")
+        assert done.returncode == 0, done.stdout + done.stderr
+        login, *cells = done.stdout.splitlines()[1].split()
+        assert login == "alpha" and cells[:5] == ["ok", "ok", "ok", "quiet", "{}.{}.{}".format(*sys.version_info)]
+        assert cells[-1] == "ok" and done.stdout.endswith("all is well\n")
+        assert set(os.listdir(os.path.expanduser("~"))) == home
+
+    @pytest.mark.parametrize("stage, worker, options, words", [
+        ("login", "alpha", "-o IdentityFile=none", "Permission denied"), ("TCP", "alpha", "-p 1", "Connection refused"),
+        ("python", "alpha python=/no/python", "", "tried /no/python"),
+    ])
+    def test_check_names_the_stage_that_fails(self, sshds, tmp_path, stage, worker, options, words):
+        config = tmp_path / "config"
+        config.write_text(read(sshds[0]._path("config")).replace("IdentityFile", "#" if stage == "login" else "IdentityFile"))
+        done = self.run("--check", "--workers", worker, "--ssh_options", f"{options} -F {config}")
+        assert done.returncode == 1 and f"alpha: {stage}: " in done.stdout, done.stdout
+        assert words in " ".join(done.stdout.split()), done.stdout
+
+    @pytest.mark.parametrize("columns", [80, 40])
+    def test_check_is_a_table_or_a_list(self, columns):
+        done = self.run("--check", "--workers", ":,no-such-host.invalid", env={**os.environ, "COLUMNS": str(columns)})
+        assert max(map(len, done.stdout.splitlines())) < columns and ("name TCP" in done.stdout) == (columns == 80)
 
     def test_nonsense(self):
         done = self.run("--check", "--workers", "x/y")
@@ -1842,6 +1875,61 @@ class TestConnecting:
         except NoWorkersError as error:
             assert "python" in str(error)
 
+    @pytest.mark.parametrize("habit", [
+        "RequestTTY force", "RemoteCommand echo hello", "PermitLocalCommand yes\nLocalCommand echo hello", "StdinNull yes",
+        "ControlMaster auto\nControlPath /tmp/" + "long/" * 40 + "%C\nControlPersist yes", "SessionType none",
+        "ForkAfterAuthentication yes", "LogLevel QUIET", "LogLevel DEBUG3", "ForwardX11 yes\nForwardAgent yes", "BatchMode no",
+        "LocalForward 127.0.0.1:1 127.0.0.1:2\nExitOnForwardFailure yes", "Compression yes", "SendEnv LANG LC_*", "Port 1",
+    ])
+    def test_whatever_habits_the_users_configuration_has(self, ssh, sshds, tmp_path, habit):
+        config, data = tmp_path / "config", tmp_path / "data"
+        data.write_bytes(os.urandom(100))
+        port = f"Port {sshds[0].port}\n"
+        assert port in read(sshds[0]._path("config"))
+        text = f"Host alpha\n{habit}\n" + read(sshds[0]._path("config")).replace(port, port * (habit != "Port 1"))
+        config.write_text(text)
+        options = ["-F", str(config)] + ["-p", str(sshds[0].port)] * (habit == "Port 1")
+        pool = ssh("1/alpha", ssh_options=options, files=[str(data)])
+        assert pool.submit(lambda: open("data", "rb").read()).result(PATIENCE) == data.read_bytes()     # scp has them too
+
+    @pytest.mark.parametrize("address", ["::1", "127.0.0.1"])
+    def test_addresses_and_jump_hosts(self, ssh, sshds, tmp_path, address):
+        """A worker at an IPv6 or IPv4 address, without an alias, by way of another."""
+        data = tmp_path / "data"
+        data.write_bytes(b"data")
+        with executors._PrivateSshd([address], address=address) as far:
+            config = tmp_path / "config"
+            config.write_text(f"Host {address}\nProxyJump alpha\n" + read(far._path("config")) + "\n" + read(sshds[0]._path("config")))
+            pool = ssh(f"1/{address}", ssh_options=["-F", str(config)], files=[str(data)])
+            assert pool.submit(os.path.getsize, "data").result(PATIENCE) == 4
+            pool.shutdown()
+
+    def test_what_a_jump_host_says(self, ssh, sshds):
+        cause = self.cause(ssh("1/no-such-host.invalid", ssh_options=["-J", "alpha", *sshds[0].ssh_options]))
+        assert "open failed" in cause and "UNKNOWN" not in cause
+
+    def test_banners(self, ssh, tmp_path, caplog):
+        (tmp_path / "banner").write_text("Permission denied to the unauthorised! No such file or directory.\n" * 50)
+        with executors._PrivateSshd(["proud"], [f"Banner {tmp_path / 'banner'}", "PrintMotd yes"]) as sshd:
+            pool = ssh("1/proud", ssh_options=sshd.ssh_options)
+            assert pool.submit(neg, 1).result(PATIENCE) == -1 and "unauthorised" not in caplog.text
+            pool.shutdown()
+            assert "No such host" not in self.cause(ssh("1/proud", python="/no/python", ssh_options=sshd.ssh_options))
+
+    @pytest.mark.timeout(240)
+    @pytest.mark.parametrize("number, limit", [(40, "10:30:100"), (12, "2:50:4")])
+    def test_many_machines_behind_one_sshd(self, ssh, number, limit):
+        """The first limit is sshd's default. Under the other some are refused, and tried again."""
+        names = [f"m{n}" for n in range(number)]
+        with executors._PrivateSshd(names, [f"MaxStartups {limit}"]) as sshd:
+            pool = ssh(*(f"1/{name}" for name in names), ssh_options=sshd.ssh_options, heartbeat_seconds=5)
+            pool.submit(neg, 1).result(PATIENCE)
+            deadline = time.monotonic() + 200
+            while not all(worker.state == "up" for worker in pool.status.workers):
+                assert time.monotonic() < deadline, str(pool.status)
+                list(pool.map(neg, range(100)))
+            pool.shutdown()
+
     def test_workers_may_come_and_go(self, ssh):
         pool = ssh("1/alpha")
         assert pool.submit(neg, 1).result(PATIENCE) == -1
@@ -1854,25 +1942,77 @@ class TestConnecting:
 
 
 class TestWhatFollows:
-    def test_modules_of_the_project(self, tmp_path):
-        (tmp_path / "proj").mkdir()
-        (tmp_path / "proj/__init__.py").write_text("")
-        (tmp_path / "proj/one.py").write_text("from . import two\ndef f(n):\n    import lazily\n    return two.g(n) + lazily.N\n")
-        (tmp_path / "proj/two.py").write_text("def g(n):\n    if n < 0:\n        raise ValueError('negative')  # here\n    return n * 2\n")
-        (tmp_path / "lazily.py").write_text("N = 1\n")
-        (tmp_path / "main.py").write_text(textwrap.dedent("""
-            import executors, os, proj.one
-            with executors.RemoteExecutor(["2/:"], show_status=False) as pool:
-                os.chdir("/")
-                print(pool.submit(proj.one.f, 20).result())
-                print(pool.submit(proj.one.f, -1).exception().__cause__)
-        """))
+    def project(self, folder, files, main):
+        """Run a project as a user would: `python main.py` in its folder. Return what it printed."""
+        for name, text in {**files, "main.py": main}.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(textwrap.dedent(text))
         environment = {**os.environ, "PYTHONPATH": HERE}
-        done = subprocess.run([sys.executable, "main.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
-        assert done.stdout.startswith("41\n") and "raise ValueError('negative')  # here" in done.stdout, done
+        done = subprocess.run([sys.executable, "main.py"], cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+        assert not done.stderr, done.stderr
+        return done.stdout
 
-    def test_files(self, ssh, tmp_path, monkeypatch):
+    def test_modules_of_the_project(self, tmp_path):
+        """Packages, relative and lazy imports, a namespace package, modules next to the main script; once, without configuration."""
+        printed = self.project(tmp_path, {
+            "proj/__init__.py": "", "proj/two.py": "def g(n):\n    if n < 0:\n        raise ValueError('negative')  # here\n    return n * 2\n",
+            "proj/one.py": "from . import two\nfrom .deep.three import T\ndef f(n):\n    import lazily\n    return two.g(n) + lazily.N + T\n",
+            "proj/deep/__init__.py": "from ..two import g\n", "proj/deep/three.py": "from . import g\nT = g(50)\n",
+            "lazily.py": "N = 1\n", "space/inner/leaf.py": "from space.other import V\ndef leaf():\n    return V\n", "space/other.py": "V = 7\n",
+        }, """
+            import executors, os, proj.one, space.inner.leaf
+            asked = []
+            find, executors._find_source = executors._find_source, lambda name: asked.append(name) or find(name)
+            with executors.RemoteExecutor(["4/:"], show_status=False) as pool:
+                os.chdir("/")
+                print(set(pool.map(proj.one.f, [20] * 50)), pool.submit(space.inner.leaf.leaf).result())
+                print(pool.submit(proj.one.f, -1).exception().__cause__)
+            assert len(asked) == len(set(asked)) and "proj.deep.three" in asked, asked
+        """)
+        assert printed.startswith("{141} 7\n") and "raise ValueError('negative')  # here" in printed
+
+    def test_edits_are_never_stale_and_the_projects_copy_wins(self, tmp_path):
+        """A worker that has an older copy installed, which its Python would find first, runs ours, as it is on disk now."""
+        (tmp_path / "there").mkdir()
+        (tmp_path / "there/thing.py").write_text("ANSWER = 'installed'\n")
+        (tmp_path / "there/python").write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path}/there exec {sys.executable} "$@"\n')
+        (tmp_path / "there/python").chmod(0o755)
+        for answer in ("one", "two"):
+            printed = self.project(tmp_path / "here", {"thing.py": f"ANSWER = {answer!r}\n"}, f"""
+                import executors
+                def ask():
+                    import thing
+                    return thing.ANSWER
+                with executors.RemoteExecutor([": python={tmp_path}/there/python"], show_status=False) as pool:
+                    print(pool.submit(ask).result())
+            """)
+            assert printed == f"{answer}\n"
+
+    def test_threads_that_import_at_once_and_imports_while_unpickling(self, tmp_path):
+        printed = self.project(tmp_path, {
+            **{f"mod{n}.py": f"import threading, time\nfrom base import B\nV = B + {n}\n" for n in range(8)}, "base.py": "B = 100\n",
+            "klass.py": "import mod7\nclass K:\n    def __init__(self, v):\n        self.v = v\n    def __reduce__(self):\n        return make, (self.v,)\n"
+                        "def make(v):\n    import mod6\n    return K(v + mod6.V)\n",
+        }, """
+            import executors, klass
+            def together():
+                import importlib, threading
+                values, gate = [], threading.Barrier(8)
+                def one(n):
+                    gate.wait()
+                    values.append(importlib.import_module(f"mod{n}").V)
+                threads = [threading.Thread(target=one, args=(n,)) for n in range(8)]
+                for thread in threads: thread.start()
+                for thread in threads: thread.join()
+                return sorted(values)
+            with executors.RemoteExecutor(["2/:"], show_status=False) as pool:
+                print(pool.submit(together).result() == list(range(100, 108)), pool.submit(lambda k: k.v, klass.K(1)).result())
+        """)
+        assert printed == "True 107\n"
+
+    def test_files(self, login, ssh, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
+        sshd = login()
         (tmp_path / "data.bin").write_bytes(os.urandom(100_000))
         (tmp_path / "pkg/deep").mkdir(parents=True)
         (tmp_path / "pkg/deep/run.sh").write_text("#!/bin/sh\necho ran\n")
@@ -1882,15 +2022,40 @@ class TestWhatFollows:
             with open("data.bin", "rb") as file:
                 return file.read(), subprocess.check_output(["pkg/deep/run.sh"]), os.getcwd()
 
-        cache = os.path.expanduser("~/.cache/executors")
+        cache = tmp_path / "home/.cache/executors"
         for again in (False, True):
-            pool = ssh("1/alpha", files=["data.bin", "pkg"])
+            pool = ssh("1/odd", files=["data.bin", "pkg"], ssh_options=sshd.ssh_options)
             data, output, folder = pool.submit(use).result(PATIENCE)
             assert data == (tmp_path / "data.bin").read_bytes() and output == b"ran\n"
             pool.shutdown()
             assert not os.path.exists(folder)
             assert not [name for name in os.listdir(cache) if name.startswith("incoming")]
         assert os.stat(cache).st_mode & 0o777 == 0o700
+
+    def test_directories_keep_their_modes_and_the_cache_is_pruned(self, local, tmp_path, monkeypatch):
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        (tmp_path / "home").mkdir()
+        (tmp_path / "tree/sub").mkdir(parents=True, mode=0o750)
+        (tmp_path / "tree/secret").write_text("x")
+        (tmp_path / "tree/secret").chmod(0o600)
+        (tmp_path / "tree/link").symlink_to("secret")
+
+        def look():
+            return {name: oct(os.lstat(f"tree/{name}").st_mode) for name in ("", "sub", "secret", "link")}
+
+        here = {name: oct(os.lstat(tmp_path / "tree" / name).st_mode) for name in ("", "sub", "secret", "link")}
+        cache = tmp_path / "home/.cache/executors"
+        for content in ("old", "new"):
+            (tmp_path / "tree/secret").write_text(content)
+            pool = local("1/:", files=[tmp_path / "tree"])
+            assert pool.submit(look).result(PATIENCE) == here
+            pool.shutdown()
+            (kept,) = cache.iterdir()       # at the second time: the first has gone by
+            past = time.time() - 31 * 86400
+            os.utime(kept, (past, past))
+        pool = local("1/:", files=[tmp_path / "tree"])       # it is found, and so used, and so kept
+        assert pool.submit(os.path.exists, "tree/secret").result(PATIENCE) and [*cache.iterdir()] == [kept]
+        assert time.time() - kept.stat().st_mtime < 1000
 
     def test_output_comes_home_in_whole_lines(self, capfd, ssh):
         def talk(n):
@@ -1905,6 +2070,67 @@ class TestWhatFollows:
         assert {machine for machine, _, _ in lines} <= {"alpha", "beta"}
         assert sorted(text for _, _, text in lines) == sorted([f"out {n}" for n in range(20)] + [f"child {n}" for n in range(20)])
         assert sorted(line.partition(": ")[2] for line in err.splitlines()) == sorted(f"err {n}" for n in range(20))
+
+    def test_output_at_length(self, ssh, capfd):
+        """Megabytes from several slots and their children at once: every line whole, in order, and once."""
+        def talk(who):
+            import logging
+            logging.basicConfig(format="%(message)s")
+            child = subprocess.Popen(["sh", "-c", f"for n in $(seq 300); do echo {who} child $n of its own; done"])
+            for n in range(6000):
+                print(who, "out", n, "ä" * 40)
+                if n % 10 == 0:
+                    logging.warning("%s err %d %s", who, n, "x" * 80)
+            child.wait()
+
+        with ssh("2/alpha", "2/beta") as pool:
+            list(pool.map(talk, "abcd"))
+        out, err = capfd.readouterr()
+        lines = [line.partition(": ")[2] for line in out.splitlines()]
+        for who in "abcd":
+            assert [line for line in lines if line.startswith(f"{who} out")] == [f"{who} out {n} {'ä' * 40}" for n in range(6000)]
+            assert [line for line in lines if line.startswith(f"{who} child")] == [f"{who} child {n} of its own" for n in range(1, 301)]
+            said = [line.partition(": ")[2] for line in err.splitlines() if line.partition(": ")[2].startswith(who)]
+            assert said == [f"{who} err {n} {'x' * 80}" for n in range(0, 6000, 10)]
+        assert len(lines) == 4 * 6300
+
+    def test_an_endless_line_is_cut_between_characters(self, ssh, capfd):
+        with ssh("1/alpha") as pool:
+            pool.submit(lambda: print("xä" * 100_000)).result(PATIENCE)
+        out = capfd.readouterr().out
+        assert out.replace("alpha: ", "").replace("\n", "") == "xä" * 100_000
+
+    @pytest.mark.parametrize("ending", ["return", "die", "cancel"])
+    def test_output_without_a_newline_comes_home_too(self, ssh, capfd, tmp_path, ending):
+        def whisper():
+            print("first\rsecond", end="", flush=True)
+            if ending == "die":
+                crash()
+            elif ending == "cancel":
+                touch_and_wait(tmp_path / "began")
+
+        with ssh("1/alpha", max_bundle_failures=1) as pool:
+            future = pool.submit(whisper)
+            if ending == "cancel":
+                until((tmp_path / "began").exists)
+                assert future.cancel()
+            else:
+                future.exception(PATIENCE)
+        assert capfd.readouterr().out == "alpha: first\nalpha: second\n"
+
+    def test_output_can_be_turned_off_or_redirected(self, local, capfd):
+        lines = []
+        for output in (False, lambda *line: lines.append(line)):
+            with local("1/:", output=output) as pool:
+                pool.submit(print, "one\ntwo").result(PATIENCE)
+                pool.submit(lambda: print("three", file=__import__("sys").stderr)).result(PATIENCE)
+        assert lines == [(":", "stdout", "one"), (":", "stdout", "two"), (":", "stderr", "three")]
+        assert capfd.readouterr() == ("", "")
+
+    def test_a_redirection_that_raises_is_logged_and_harms_nothing(self, local, caplog):
+        with local("1/:", output=lambda *line: 1 // 0) as pool:
+            assert pool.submit(print, "one").result(PATIENCE) is None
+        assert "ZeroDivisionError" in caplog.text
 
     def test_a_large_closure_crosses_once(self, local):
         pool = local("2/:")
@@ -1933,6 +2159,200 @@ class TestWhatFollows:
         assert "10 done" in text and text.count("slots") == len(remote.status.workers)
 
 
+# ───────────────────────────────────────────────────── scoreboard ─────────────────────────────────────────────────
+
+
+class Terminal:
+    """A script in a real pseudo-terminal, seen by a terminal emulator."""
+
+    def __init__(self, folder, script, columns=80, rows=24, **environment):
+        (folder / "script.py").write_text(textwrap.dedent(script))
+        self.screen = pyte.HistoryScreen(columns, rows, history=10_000)
+        self._stream, self._raw = pyte.ByteStream(self.screen), b""
+        self._fd, far = os.openpty()
+        self.resize(columns, rows)
+        environment = {**os.environ, "PYTHONPATH": HERE, "TERM": "xterm", **environment}
+        self.process = subprocess.Popen([sys.executable, "script.py"], cwd=folder, stdin=far, stdout=far, stderr=far, env=environment,
+                                        start_new_session=True)
+        os.close(far)
+
+    def resize(self, columns, rows):
+        self.screen.resize(rows, columns)
+        fcntl.ioctl(self._fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    def read(self, condition=lambda: False):
+        """Take what comes until a condition holds, or until the script has ended; return all of it."""
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < deadline, "\n".join(self.screen.display)
+            if select.select([self._fd], [], [], 0.1)[0]:
+                try:
+                    data = os.read(self._fd, 1 << 16)
+                except OSError:     # EIO: nobody is at the other end any more
+                    break
+                self._raw += data
+                self._stream.feed(data)
+        return self._raw
+
+    @property
+    def lines(self):
+        """All lines, from the first that has scrolled away to the last on the screen."""
+        gone = ["".join(row[column].data for column in range(self.screen.columns)) for row in self.screen.history.top]
+        return [line.rstrip() for line in [*gone, *self.screen.display]]
+
+    def close(self):
+        self.process.kill()
+        self.process.wait()
+        os.close(self._fd)
+
+
+@pytest.fixture
+def terminal(tmp_path):
+    with ExitStack() as stack:
+        yield lambda *args, **options: stack.enter_context(closing(Terminal(tmp_path, *args, **options)))
+
+
+class TestScoreboard:
+    SCRIPT = """
+        import executors, os, sys, time, logging, pathlib
+        def work(n):
+            while not os.path.exists("go"):
+                time.sleep(0.01)
+            print("from task", n)
+        with executors.RemoteExecutor(["2/:", "1/no-such-host.invalid"], title="farm", heartbeat_seconds=0.5) as pool:
+            futures = [pool.submit(work, n) for n in range(12)]
+            while pool.status.running < 2:
+                time.sleep(0.01)
+            for n in range(30):
+                print("line", n)
+            logging.error("an error\\nof two lines")
+            os.system("echo from a child; echo also from a child")
+            print("half a ", end="", flush=True)
+            time.sleep(1)
+            print("line")
+            for future in futures:
+                future.result()
+        print("bye")
+    """
+
+    def test_it_stands_below_all_that_is_printed_and_leaves_nothing_but_a_summary(self, terminal, tmp_path):
+        seen = terminal(self.SCRIPT)
+        seen.read(lambda: any("half a" in line for line in seen.lines) and "longest" in seen.screen.display[-2])
+        head, up, down = (line.rstrip() for line in seen.screen.display[-3:])
+        assert head == "farm: 0 done, 2 running, 10 waiting"
+        assert up.split()[:3] == ["2/:", "2/2", "slots"] and up.split()[-1] == "work" and "failed: ssh: Could not res" in down
+        seen.read(lambda: "half a line" in seen.lines)
+        (tmp_path / "go").touch()
+        seen.read()
+        lines = seen.lines
+        printed = [line for line in lines if line.startswith("line")]
+        assert printed == [f"line {n}" for n in range(30)]
+        at = lines.index("ERROR:root:an error")
+        assert lines[at + 1:at + 5] == ["of two lines", "from a child", "also from a child", "half a line"]
+        assert sorted(line for line in lines if line.startswith(":")) == sorted(f":: from task {n}" for n in range(12))
+        assert len([line for line in lines if line.startswith("farm: 12")]) == 1 and not [line for line in lines if "slots" in line]
+        at = [line.startswith("farm: 12 done, ") for line in lines].index(True)
+        assert lines[at + 1:].index("bye") and any("##" in line for line in lines[at:]) and "count 12" in "\n".join(lines[at:])
+        assert seen.screen.margins is None or seen.screen.margins.bottom == 23      # the whole screen scrolls again
+
+    def test_it_survives_resizing_and_narrow_terminals(self, terminal, tmp_path):
+        seen = terminal(self.SCRIPT)
+        for columns, rows in ((80, 24), (40, 20), (100, 30), (25, 8), (60, 12)):
+            seen.resize(columns, rows)
+            seen.read(lambda: seen.screen.display[-1].startswith("  1/no-") and seen.screen.margins.bottom < rows - 1)
+            assert sum("slots" in line for line in seen.screen.display) == 1
+            assert all(len(line.rstrip()) < columns for line in seen.screen.display[-3:])
+        (tmp_path / "go").touch()
+        seen.read()
+        assert "bye" in seen.lines and not [line for line in seen.screen.display if "slots" in line]
+
+    @pytest.mark.parametrize("environment, color", [({}, True), ({"NO_COLOR": "1"}, False)])
+    def test_no_color(self, terminal, tmp_path, environment, color):
+        seen = terminal(self.SCRIPT, **environment)
+        (tmp_path / "go").touch()
+        assert (b"\x1b[1m" in seen.read()) == color
+
+    @pytest.mark.parametrize("script, environment", [
+        (SCRIPT.replace("title=", "show_status=False, title="), {}), (SCRIPT, {"TERM": "dumb"})])
+    def test_it_can_be_turned_off(self, terminal, tmp_path, script, environment):
+        seen = terminal(script, **environment)
+        (tmp_path / "go").touch()
+        assert b"\x1b" not in seen.read() and "farm: 12 done" not in "".join(seen.lines)
+
+    def test_where_there_is_no_terminal_the_log_has_it(self, local, tmp_path, caplog, capfd):
+        caplog.set_level("INFO", "executors")
+        with local("2/:", heartbeat_seconds=0.1, show_status=None) as pool:
+            futures = [pool.submit(wait_for, str(tmp_path / "go")) for _ in range(3)]
+            until(lambda: "2 running, 1 waiting" in caplog.text and "2/2 slots" in caplog.text)
+            (tmp_path / "go").touch()
+            executors.wait_all(futures)
+        assert "3 done" in caplog.records[-1].getMessage() and capfd.readouterr() == ("", "")
+
+    def test_shown_where_there_is_no_terminal_it_is_plain(self, local, tmp_path, capfd):
+        with local("2/:", heartbeat_seconds=0.1, show_status=True) as pool:
+            future, text = pool.submit(wait_for, str(tmp_path / "go")), ""
+            until(lambda: (text := capfd.readouterr().err) and "1 running" in text)
+            (tmp_path / "go").touch()
+            future.result(PATIENCE)
+        text = capfd.readouterr().err
+        assert "1 done" in text and "count 1 " in text and "\x1b" not in text
+
+    @pytest.mark.parametrize("columns, rows", [(80, 24), (40, 24), (20, 5), (12, 3)])
+    def test_layout(self, columns, rows):
+        workers = [executors.WorkerStatus(f"8/me@machine{n}", "up", 8, 8, 3, 10_000, 1.24, 2.5, 3.9, "simulate", 1, 2) for n in range(30)]
+        workers.insert(1, executors.WorkerStatus("lab", "waiting", retry_in=5, lost=2, cause="no\x1b[2J\nroute"))
+        status = executors.RemoteExecutorStatus("farm", 40, 8, 112, 1, 2, 3, 4, 3.21, 12.5, 1.24, 2.5, tuple(workers))
+        lines = status._lines(columns, rows)
+        assert len(lines) <= rows and max(map(len, lines)) <= columns and "\x1b" not in "".join(lines)
+        if columns == 80:
+            assert lines[-1] == "  ... and 10 more up, 0 not up" and "next try in 5 s: no [2J route" in lines[3]
+            assert "longest" in lines[2] and "simulate" in lines[2]
+
+    def test_time_left_only_when_it_can_be_known(self):
+        farm = Farm("1/a")
+        bundles = [farm.submit() for _ in range(10)]
+        farm.tick()
+        for _ in range(3):
+            assert executors._take_status("t", farm.scheduler, farm.time).left is None
+            farm.tick(1)
+            farm.finish(*farm.running.values())
+        farm.tick()
+        status = executors._take_status("t", farm.scheduler, farm.time)
+        assert status.rate == pytest.approx(1.0) and status.left == pytest.approx(6 + 1), status
+        assert len(bundles) == status.done + status.running + status.waiting
+
+
+class TestTrace:
+    def test_every_attempt_is_a_span_per_machine_and_slot(self, ssh, tmp_path):
+        pool = ssh("2/alpha", "1/beta", max_bundle_failures=2)
+        list(pool.map(time.sleep, [0.001] * 200))
+        pool.submit(crash).exception(PATIENCE)
+        future = pool.submit(touch_and_wait, str(tmp_path / "began"))
+        until((tmp_path / "began").exists)
+        future.cancel()
+        until(lambda: not pool.status.workers[0].busy and not pool.status.workers[1].busy)
+        pool.status.trace(tmp_path / "run.json")
+        events = json.loads(read(tmp_path / "run.json"))["traceEvents"]
+        spans = [event for event in events if event["ph"] == "X"]
+        assert len(spans) == 203
+        assert sorted(event["cat"] for event in spans if event["cat"] != "returned") == [
+            "killed", "killed by SIGKILL (out of memory?)", "killed by SIGKILL (out of memory?)"]
+        names = {event["pid"]: event["args"]["name"].split()[0] for event in events if event["name"] == "process_name"}
+        places = {(names[event["pid"]], event["tid"]) for event in spans}
+        assert places == {("2/alpha", 0), ("2/alpha", 1), ("1/beta", 0)}
+        for place in places:        # nothing overlaps in a slot
+            row = sorted((event["ts"], event["dur"]) for event in spans if (names[event["pid"]], event["tid"]) == place)
+            assert all(ts + dur <= after + 1 for (ts, dur), (after, _) in itertools.pairwise(row))
+        again = [event for event in events if event["name"] == "again"]
+        assert [event["ph"] for event in again] == ["s", "f"] and again[0]["pid"] != again[1]["pid"]
+        assert min(event["ts"] for event in spans) >= 0
+
+    def test_its_memory_is_bounded(self, local, monkeypatch):
+        pool = local("2/:")
+        list(pool.map(neg, range(executors.SPANS + 1000)))
+        assert len(pool._supervisor._scheduler.spans) == executors.SPANS
+
+
 # ──────────────────────────────────────────── logins as they are out there ────────────────────────────────────────
 
 RC_FILES = {"sh": ".profile", "dash": ".profile", "bash": ".bashrc", "zsh": ".zshenv", "tcsh": ".tcshrc", "fish": ".config/fish/config.fish"}
@@ -1942,28 +2362,34 @@ NOISES = {
 }
 
 
-@pytest.mark.skipif(os.getuid() != 0 or not sys.platform.startswith("linux"), reason="a private passwd file needs root on Linux")
+def odd_login(stack, folder, shell="sh", files={}, mounts=":"):
+    """Start an sshd that sees another /etc/passwd than everyone else: in it, we have the shell and the home that a test wants.
+
+    `mounts` is shell code that runs there, in a mount namespace of its own, with the home as $1.
+    """
+    path = executors.shutil.which(shell)
+    assert path, f"apt-get install {shell}"
+    home, passwd = folder / "home", folder / "passwd"
+    home.mkdir(exist_ok=True)
+    for name, text in files.items():
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_text(text + "\n")
+    with open("/etc/passwd") as ours:
+        passwd.write_text("".join(f"root:x:0:0:root:{home}:{path}\n" if line.startswith("root:") else line for line in ours))
+    script = f'mount --bind "$0" /etc/passwd; {mounts}; shift; exec "$@"'
+    return stack.enter_context(executors._PrivateSshd(["odd"], prefix=["unshare", "-m", "sh", "-c", script, str(passwd), str(home)]))
+
+
+@pytest.fixture
+def login(tmp_path):
+    """Make odd logins: `login(shell, files, mounts)`."""
+    if os.getuid() != 0 or not sys.platform.startswith("linux"):
+        pytest.skip("a private passwd file needs root on Linux")
+    with ExitStack() as stack:
+        yield functools.partial(odd_login, stack, tmp_path)
+
+
 class TestLoginShells:
-    @pytest.fixture
-    def login(self, tmp_path):
-        """Make an sshd that sees another /etc/passwd than everyone else: in it, we have the shell and the home that a test wants."""
-        from contextlib import ExitStack
-
-        with ExitStack() as stack:
-            def make(shell, files):
-                path = executors.shutil.which(shell)
-                assert path, f"apt-get install {shell}"
-                home, passwd = tmp_path / "home", tmp_path / "passwd"
-                for name, text in files.items():
-                    (home / name).parent.mkdir(parents=True, exist_ok=True)
-                    (home / name).write_text(text + "\n")
-                home.mkdir(exist_ok=True)
-                passwd.write_text("".join(f"root:x:0:0:root:{home}:{path}\n" if line.startswith("root:") else line
-                                          for line in open_lines("/etc/passwd")))
-                prefix = ["unshare", "-m", "sh", "-c", 'mount --bind "$0" /etc/passwd && exec "$@"', str(passwd)]
-                return stack.enter_context(executors._PrivateSshd(["odd"], prefix=prefix))
-            yield make
-
     @pytest.mark.parametrize("noise", NOISES)
     @pytest.mark.parametrize("shell", RC_FILES)
     def test_it_connects(self, login, shell, noise):
@@ -1976,7 +2402,61 @@ class TestLoginShells:
             if noise == "a megabyte" and shell in ("bash", "zsh", "tcsh", "fish"):
                 assert b"no one knows why" in link._noise       # it did come, and did no harm
 
+    @pytest.mark.parametrize("shell, words", [("false", "ended with status 1"), ("nologin", "This account is currently not available")])
+    def test_a_login_that_is_none(self, login, shell, words):
+        with RemoteExecutor(["1/odd"], ssh_options=login(shell).ssh_options, show_status=False) as pool:
+            with pytest.raises(NoWorkersError, match=words) as caught:
+                pool.submit(neg, 1).result(PATIENCE)
+            assert "does `ssh odd true` work" in str(caught.value)
 
-def open_lines(path):
-    with open(path) as file:
-        return file.readlines()
+    @pytest.mark.parametrize("shell", ["bash", "zsh"])
+    def test_noise_is_quoted_when_it_is_all_there_is(self, login, shell):
+        sshd = login(shell, {RC_FILES[shell]: "echo today nobody works here; exit 3"})
+        with RemoteExecutor(["1/odd"], ssh_options=sshd.ssh_options, show_status=False) as pool:
+            with pytest.raises(NoWorkersError, match="status 3 before Python started: today nobody works here"):
+                pool.submit(neg, 1).result(PATIENCE)
+
+    @pytest.mark.parametrize("python", ["~/venv/bin/python", "~/.pyenv/versions/3/bin/python", "~/.pyenv/shims/python"])
+    def test_interpreters_in_the_home(self, login, tmp_path, python):
+        sshd = login("dash", {"venv/pyvenv.cfg": f"home = {os.path.dirname(sys.executable)}", ".pyenv/versions/3/bin/x": ""})
+        (tmp_path / "home/venv/bin").mkdir()
+        (tmp_path / "home/venv/bin/python").symlink_to(sys.executable)
+        (tmp_path / "home/.pyenv/versions/3/bin/python").symlink_to(sys.executable)
+        (tmp_path / "home/.pyenv/shims").mkdir()
+        shim = tmp_path / "home/.pyenv/shims/python"
+        shim.write_text(f'#!/usr/bin/env bash\nset -e\nexec {sys.executable} "$@"\n')
+        shim.chmod(0o755)
+        with RemoteExecutor([f"1/odd python={python}"], ssh_options=sshd.ssh_options, show_status=False) as pool:
+            prefix = pool.submit(lambda: __import__("sys").prefix).result(PATIENCE)
+            assert prefix == (str(tmp_path / "home/venv") if "venv" in python else sys.prefix)
+
+    def test_a_pyenv_shim_of_a_version_that_is_not_active_is_passed_over(self, login, tmp_path):
+        """It is on the PATH and does not run; the next candidate does."""
+        sshd = login("bash", {".bashrc": f"PATH={tmp_path}/shims:$PATH"})
+        (tmp_path / "shims").mkdir()
+        for name, text in (("python{}.{}".format(*sys.version_info), "echo 'pyenv: command not found' >&2; exit 127"),
+                           ("python3", f'exec {sys.executable} "$@"')):
+            (tmp_path / "shims" / name).write_text(f"#!/bin/sh\n{text}\n")
+            (tmp_path / "shims" / name).chmod(0o755)
+        with RemoteExecutor(["1/odd"], ssh_options=sshd.ssh_options, show_status=False) as pool:
+            assert pool.submit(neg, 1).result(PATIENCE) == -1
+
+    @pytest.mark.parametrize("mounts, words", [
+        ('mount --bind "$1" "$1"; mount -o remount,ro,bind "$1"', "Read-only file system"),
+        ('mount -t tmpfs -o size=64k tmpfs "$1"; cat /dev/zero > "$1/full" 2>/dev/null', "scp: write remote"),       # all it says
+    ])
+    def test_a_home_that_takes_nothing(self, login, ssh, sshds, tmp_path, mounts, words):
+        """Work needs no disk. Files do: then that machine stays out, with the reason, and the others work."""
+        sshd, data, config = login(mounts=mounts), tmp_path / "data", tmp_path / "config"
+        data.write_bytes(os.urandom(1 << 20))
+        config.write_text(read(sshd._path("config")) + "\n" + read(sshds[0]._path("config")))
+        pool = ssh("1/odd", ssh_options=["-F", str(config)])
+        assert pool.submit(neg, 1).result(PATIENCE) == -1
+        pool.shutdown()
+        pool = ssh("1/odd", "1/alpha", ssh_options=["-F", str(config)], files=[str(data)])
+        until(lambda: pool.status.workers[0].state == "failed")
+        assert words in pool.status.workers[0].cause
+        assert pool.submit(os.path.getsize, "data").result(PATIENCE) == 1 << 20
+        check = subprocess.run([sys.executable, "-m", "executors", "--check", "--workers", f"odd python={sys.executable}", "--ssh_options",
+                                f"-F {config}"], cwd=HERE, capture_output=True, text=True, timeout=60)
+        assert check.returncode == 1 and "odd: scp: scp of a test file failed" in check.stdout, check.stdout
