@@ -44,6 +44,7 @@ directions: connect only to machines you trust. Logs are under the logger `execu
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import base64
 import concurrent.futures
@@ -105,6 +106,7 @@ AHEAD_DEPTH = 128               # bundles kept in front of each slot, at most
 KNOWN_FUNCTIONS = 256, 1 << 29  # that a machine keeps for us: number, bytes
 BACKUP_AGE = 0.5, 1.5           # a straggler is older than this many seconds, and this many medians of its function
 BACKUP_SHARE = 0.1              # of all slots that backups may hold
+SCP_RATE = 1e5                  # bytes a second; what is slower than that is stuck
 SPANS = 1 << 15                 # attempts that the trace remembers, a quarter of a kilobyte each
 REPORT_BEATS = 3                # heartbeats between two reports in the log
 
@@ -496,6 +498,10 @@ class RemoteWorkerRecord:
         for what, value in (("machine", self.machine), ("username", self.username)):
             if value is not None and not re.fullmatch(r"[^\s\-@/\x00-\x20][^\s@/\x00-\x20]*", value):
                 raise ValueError(f"{what} {value!r}: must not be empty, begin with '-', or hold spaces, '@' or '/'")
+        if self.machine == ":" and self.username:
+            raise ValueError(f"username {self.username!r}: ':' is this machine, as the user you are; name it to log in to it")
+        if re.fullmatch(r"[^:]+:\d+|\[.*\].*", self.machine):
+            raise ValueError(f"machine {self.machine!r}: a port belongs into ~/.ssh/config, and an IPv6 address stands without brackets")
         if not self.weight > 0:
             raise ValueError(f"weight {self.weight!r} of {self.machine}: must be more than 0")
         if self.count is not None and self.count < 1:
@@ -729,7 +735,7 @@ class _Scheduler:
         self.done = self.failed = self.cancelled = self.retried = self.backed_up = 0
         self.closed = False
         self.broken: NoWorkersError | None = None
-        self.spans: deque[_Span] = deque(maxlen=SPANS)
+        self.spans: deque[tuple[Any, ...]] = deque(maxlen=SPANS)     # of what _Spans are made of
         self._progress: deque[tuple[float, int]] = deque()     # when so many bundles were settled, lately
 
     def take_actions(self) -> list[Any]:
@@ -1059,7 +1065,13 @@ class _Scheduler:
         return attempt
 
     def _trace(self, attempt: _Attempt, slot: int | None, now: float, outcome: str, ran: float | None = None) -> None:
-        self.spans.append(_Span(attempt.worker, slot, attempt.name, attempt.ident, attempt.origin, attempt.since, now, ran, outcome))
+        self.spans.append((attempt.worker, slot, attempt.name, attempt.ident, attempt.origin, attempt.since, now, ran, outcome))
+
+    def take_spans(self) -> list[_Span]:
+        """Return the attempts that have ended lately, and those that run: until now, as far as a tick can tell."""
+        running = [_Span(worker, None, attempt.name, attempt.ident, attempt.origin, attempt.since, self._ticked or 0.0, None, "running")
+                   for worker in [*self.workers] for attempt in [*worker.inflight.values()] if attempt.since is not None]
+        return [*map(_Span._make, self.spans.copy()), *running]
 
     def _lose(self, attempt: _Attempt) -> None:
         """An attempt came to nothing: put its bundle back, unless another attempt is under way."""
@@ -1164,8 +1176,8 @@ _SSH_SETTINGS = [
     "RemoteCommand=none", "ServerAliveInterval=5", "ServerAliveCountMax=3", "ConnectTimeout=10", "LogLevel=INFO"]
 _SSH_SETTINGS_8_7 = ["StdinNull=no", "ForkAfterAuthentication=no"]      # unknown to older ones
 
-# What ssh says, whether trying again can help, and what the user can do about it.
-_DIAGNOSES = [(re.compile(pattern, re.IGNORECASE), permanent, remedy) for pattern, permanent, remedy in (
+# What ssh says, whether trying again is in vain, and what the user can do about it. The first that fits counts.
+_SSH_DIAGNOSES = [(re.compile(pattern, re.IGNORECASE), permanent, remedy) for pattern, permanent, remedy in (
     ("host key verification failed|host identification has changed", True,
      "run `ssh {login}` once, check the key it shows and accept it"),
     ("permission denied|too many authentication failures", True,
@@ -1176,12 +1188,22 @@ _DIAGNOSES = [(re.compile(pattern, re.IGNORECASE), permanent, remedy) for patter
      "look at ssh_options and at your ~/.ssh/config"),
     ("connection refused", False, "is sshd running there, on that port?"),
     ("timed out|no route to host|network is unreachable", False, "is the machine up, and reachable from here?"),
-    ("connection closed|connection reset|kex_exchange_identification|broken pipe|lost connection", False,
+    ("connection closed|connection reset|kex_exchange_identification|broken pipe", False,
      "sshd hung up: too many logins at once (its MaxStartups)? its own log knows; this is tried again"),
-    ("no space left|disk quota|permission denied|read-only", True, "only files= needs it: make room in ~/.cache/executors there"),
+    ("", False, "try `ssh {login}`"),
+)]
+# The same for scp, after a login that worked.
+_SCP_DIAGNOSES = [(re.compile(pattern, re.IGNORECASE), permanent, remedy) for pattern, permanent, remedy in (
+    ("kex_exchange_identification|closed by remote host|connection reset|connection refused|timed out|broken pipe", False,
+     "sshd hung up: too many logins at once (its MaxStartups)? this is tried again"),
+    ("message too long|produces no output", True,
+     "a login file there prints something, which SFTP does not bear: let it be silent where there is no terminal"),
+    ("permission denied|read-only", True, "~/.cache/executors must be writable there"),
+    ("connection closed|subsystem request failed", True, "its sshd offers no SFTP: see `Subsystem sftp` in its sshd_config"),
+    ("", True, "is there room in ~/.cache/executors?"),
 )]
 # What ssh also says: with -v, and behind a jump host, where the reason stands before it.
-_CHATTER = re.compile(r"debug\d: |OpenSSH_|Authenticated to |Transferred: |Bytes per second: |Connection to \S+ closed")
+_CHATTER = re.compile(r"debug\d: |OpenSSH_|Authenticated to |Transferred: |Bytes per second: |Connection to \S+ closed|\*\* ")
 _JUMPED = "\nstdio forwarding failed"
 # What `ssh -v` says on its way.
 _MILESTONES = {"name": r"Connecting to \S+ \[\S+\]", "TCP": "Connection established", "login": "Authenticated to "}
@@ -1279,7 +1301,7 @@ def _scp_argv(record: RemoteWorkerRecord, ssh_options: Sequence[str], source: st
         if option[:2] in ("-p", "-l"):
             value = option[2:] or next(remaining, "")
             options += ["-o", f"{'Port' if option[1] == 'p' else 'User'}={value}"]
-        else:
+        elif not re.fullmatch("-v+", option):       # its chatter would hide what goes wrong
             options.append(option)
     if ":" in record.machine:
         login = login.replace(record.machine, f"[{record.machine}]")
@@ -1315,6 +1337,7 @@ class _Link:
         self._far_stdin, self._stdin = os.pipe()        # its ends of its pipes, until it is started, and ours
         self._stdout, self._far_stdout = os.pipe()
         self._copier: Any = None            # the scp under way
+        self._copied_by = math.inf, ""      # when it is too late, and what to say then
         self._errors: Any = None            # its stderr: a file without a name
         self._noise = b""                   # what came before the magic: the login shell's
         self._reached = ""                  # how far the protocol got
@@ -1395,7 +1418,9 @@ class _Link:
             self._noise = self._noise[-wire.READ_SIZE:]
 
     def _found_shell(self) -> None:
-        self.found = {**dict.fromkeys(_MILESTONES, "ok"), **self.found, "shell": "noisy" if self._noise.strip() else "quiet"}
+        for stage in _MILESTONES:
+            self.found.setdefault(stage, "ok")
+        self.found["shell"] = "noisy" if self._noise.strip() else "quiet"
 
     def _check_version(self, words: list[str]) -> None:
         version, implementation, path = words
@@ -1426,6 +1451,9 @@ class _Link:
             self.send([wire.frame(wire.FILES, 0, pickle.dumps({"names": names, "arrived": arrived}))])
             wanted = self._await(wire.STORED)
             if isinstance(wanted, str):
+                for name in arrived:
+                    if wire.digest_file(files[name][0]) != names[name][0]:
+                        wanted = f"{name} has changed here since the pool was made: make a new pool for it"
                 raise _LinkDown(f"cannot store files: {wanted}", True)
             if not wanted:
                 return
@@ -1439,15 +1467,18 @@ class _Link:
 
     def _scp(self, name: str, source: str, target: str) -> None:
         """Copy one file there. Raises _LinkDown, with scp's own words."""
+        patience = HELLO_SECONDS + os.path.getsize(source) / SCP_RATE
         self._copier = subprocess.Popen([*_TIED, *_scp_argv(self.record, self._ssh_options, source, target)],
                                         stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
                                         start_new_session=True)
+        self._copied_by = time.monotonic() + patience, f"scp of {name} was not done after {patience:.0f} s"
         with self._copier as copier:
-            words = copier.stderr.read().decode("utf-8", "replace")
+            words = _without_chatter(copier.stderr.read().decode("utf-8", "replace"))
+        self._copied_by = math.inf, ""
         if self._abort_cause:
             raise _LinkDown(self._abort_cause)
         if copier.returncode:
-            said, permanent = self._judge(" ".join(words.split()), words, otherwise=True)
+            said, permanent = self._judge(words, _SCP_DIAGNOSES)
             raise _LinkDown(f"scp of {name} failed: {said}", permanent)
 
     def _diagnosis(self, error: Exception) -> _LinkDown:
@@ -1467,26 +1498,28 @@ class _Link:
             return _LinkDown(f"no Python: tried {tried}; install it there, or name it in the worker's record, "
                              "python=/path/to/python", True)
         if status == 255:
-            return _LinkDown(*self._judge(_last_line(words), words))
+            return _LinkDown(*self._judge(words, _SSH_DIAGNOSES))
         said = _last_line(words) or _last_line(self._noise) or "nothing was said"
         return _LinkDown(f"the login ended with status {status} before Python started: {said} -- does `ssh {self.record.login} "
                          "true` work, without a word?", status is not None)
 
-    def _judge(self, said: str, words: str, otherwise: bool = False) -> tuple[str, bool]:
-        """Return ssh's or scp's words with the remedy, and whether it is in vain to try again; if nobody knows: `otherwise`."""
-        for text, (pattern, permanent, remedy) in itertools.product((said, " ".join(words.split("\n")[-6:])), _DIAGNOSES):
-            if pattern.search(text):
-                return f"{said} -- {remedy.format(login=self.record.login)}", permanent
-        return said or "ssh said nothing", otherwise
+    def _judge(self, words: str, diagnoses: Sequence[tuple[re.Pattern[str], bool, str]]) -> tuple[str, bool]:
+        """Return the last words with a remedy, and whether it is in vain to try again. The lines before them count less."""
+        said = _last_line(words) or "nothing was said"
+        for text in (said, words):
+            for pattern, permanent, remedy in diagnoses[:-1] if text is said else diagnoses:
+                if pattern.search(text):
+                    return f"{said} -- {remedy.format(login=self.record.login)}", permanent
+        raise AssertionError("the last pattern fits everything")
 
     def _words(self) -> str:
-        """What ssh, and then the shim, have said on stderr, without the chatter."""
+        """What ssh, and then the shim, have said on stderr, without the chatter. Notes the milestones that ssh has passed."""
         size = os.fstat(self._errors.fileno()).st_size
         text = os.pread(self._errors.fileno(), 1 << 16, max(0, size - (1 << 16))).decode("utf-8", "replace")
         for stage, pattern in _MILESTONES.items():
             if re.search(pattern, text):
                 self.found[stage] = "ok"
-        return "\n".join(line for line in text.partition(_JUMPED)[0].splitlines() if line.strip() and not _CHATTER.match(line))
+        return _without_chatter(text)
 
     # Working
 
@@ -1598,7 +1631,10 @@ class _Link:
 
     def look_after(self, now: float, beat: bool) -> None:
         """Cut off a login that leads nowhere; with `beat`, ping a machine that works."""
-        if self.is_working and beat:
+        copied_by, complaint = self._copied_by
+        if now > copied_by:
+            self.abort(f"{complaint} -- does `sftp {self.record.login}` work?")
+        elif self.is_working and beat:
             self._beat()
         elif not self.hello and now - self.started > HELLO_SECONDS:
             self.abort(f"nothing was heard for {HELLO_SECONDS:g} s but {_last_line(self._noise)!r} -- does `ssh "
@@ -1665,6 +1701,10 @@ class _Link:
                 os.close(fd)
 
 
+def _without_chatter(text: str) -> str:
+    return "\n".join(line for line in text.partition(_JUMPED)[0].splitlines() if line.strip() and not _CHATTER.match(line))
+
+
 def _last_line(words: str | bytes) -> str:
     text = words if isinstance(words, str) else words.decode("utf-8", "replace")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -1686,7 +1726,7 @@ def _installed_roots() -> tuple[str, ...]:
 
 def _is_installed(path: str) -> bool:
     path = os.path.realpath(path)
-    return path.startswith(_installed_roots()) or "site-packages" in path or "dist-packages" in path
+    return path.startswith(_installed_roots()) or not {"site-packages", "dist-packages"}.isdisjoint(path.split(os.sep))
 
 
 def _find_spec(name: str) -> Any:
@@ -1708,8 +1748,8 @@ def _find_source(name: str) -> tuple[str, str, bool] | None:
         locations = spec.submodule_search_locations
         ours = name.partition(".")[0] in _SHIPPABLE
         if not spec.has_location:
-            is_namespace = locations is not None and not any(map(_is_installed, locations))
-            return ("<namespace>", "", True) if is_namespace else None
+            is_namespace = locations is not None and not all(map(_is_installed, locations))
+            return (wire.ModuleFinder.NAMESPACE, "", True) if is_namespace else None
         if not spec.origin.endswith(".py") or _is_installed(spec.origin) and not ours:
             return None
         with open(spec.origin, "rb") as file:
@@ -1721,29 +1761,56 @@ def _find_source(name: str) -> tuple[str, str, bool] | None:
 # ─────────────────────────────────────────────────── RemoteExecutor ───────────────────────────────────────────────
 
 
+class _Condition(threading.Condition):
+    """A Condition of a third of the size: a million may be alive, and the garbage collector looks at each of their parts."""
+
+    def __init__(self) -> None:
+        self._lock = _thread.RLock()
+        self._waiters: deque[Any] = deque()
+
+    def acquire(self, *args: Any) -> bool:
+        return self._lock.acquire(*args)
+
+    def release(self) -> None:
+        self._lock.release()
+
+    def _release_save(self) -> Any:
+        return self._lock._release_save()
+
+    def _acquire_restore(self, state: Any) -> None:
+        self._lock._acquire_restore(state)
+
+    def _is_owned(self) -> bool:
+        return self._lock._is_owned()
+
+
 class _RemoteFuture(Future):        # type: ignore[type-arg]
-    """A future that can be cancelled while it runs. Its condition is made when first used: a million of them may wait."""
+    """A future that can be cancelled while it runs, and of which a million may wait.
+
+    What only a waiter needs is made when one comes. The state stays PENDING until the future is settled.
+    """
+
+    _state, _result, _exception = concurrent.futures._base.PENDING, None, None
 
     def __init__(self, supervisor: _Supervisor, bundle: _Bundle) -> None:
-        # As Future.__init__, without the condition. The state stays PENDING until the future is settled.
-        self._state = concurrent.futures._base.PENDING
-        self._result = self._exception = None
-        self._waiters: list[Any] = []
-        self._done_callbacks: list[Any] = []
-        self._owner: tuple[_Supervisor, _Bundle] | None = (supervisor, bundle)
+        self._supervisor: _Supervisor | None = supervisor
+        self._bundle: _Bundle | None = bundle
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_condition":
-            return self.__dict__.setdefault(name, threading.Condition())
-        raise AttributeError(name)
+        make = self._LAZY.get(name)
+        if make is None:
+            raise AttributeError(name)
+        return self.__dict__.setdefault(name, make())       # atomic: several threads may come at once
+
+    _LAZY: ClassVar[dict[str, Callable[[], Any]]] = {"_condition": _Condition, "_waiters": list, "_done_callbacks": list}
 
     def running(self) -> bool:
-        owner = self._owner
-        return owner is not None and bool(owner[1].attempts) and not self.done()
+        bundle = self._bundle
+        return bundle is not None and bool(bundle.attempts) and not self.done()
 
     def cancel(self) -> bool:
-        owner = self._owner
-        return (owner is not None and owner[0].cancel(owner[1])) or self.cancelled()
+        supervisor, bundle = self._supervisor, self._bundle
+        return (bundle is not None and supervisor is not None and supervisor.cancel(bundle)) or self.cancelled()
 
 
 class _Supervisor:
@@ -1763,7 +1830,7 @@ class _Supervisor:
         self._by_digest: weakref.WeakValueDictionary[bytes, _Function] = weakref.WeakValueDictionary()
         self._lost_seconds = 0.0            # that this process was suspended; written by the heartbeat alone
         self._board = _Scoreboard(show_status, output)
-        self.pid = os.getpid()
+        self.pid, self._main = os.getpid(), threading.main_thread().ident
         self.wake: SimpleQueue[Any] = SimpleQueue()     # for the heartbeat: what has happened, and requests of the main thread
         self.ended = threading.Event()
         # The one lock. It guards the scheduler, the links' set, and the tables of functions.
@@ -1786,7 +1853,7 @@ class _Supervisor:
         Ctrl-C may interrupt the main thread between any two bytecodes, and would leave a decision half made or half done. So the
         main thread has the heartbeat pass the door for it, in the order of its calls, and only waits for the answer.
         """
-        if threading.current_thread() is not threading.main_thread() or self.ended.is_set():
+        if threading.get_ident() != self._main or self.ended.is_set():
             with self._lock:
                 answer = decision(*operands)
                 actions = self._scheduler.take_actions()
@@ -1794,7 +1861,7 @@ class _Supervisor:
                 self._perform(actions)
             return answer
         answers: SimpleQueue[tuple[bool, Any]] = SimpleQueue()
-        self.wake.put((decision, operands, answers))
+        self.wake.put((decision, operands, answers.put))
         while True:
             try:
                 right, answer = answers.get(timeout=1.0)
@@ -1806,23 +1873,25 @@ class _Supervisor:
                     return answer
                 raise answer
 
-    def _decide_for(self, requests: list[tuple[Callable[..., Any], tuple[Any, ...], SimpleQueue[tuple[bool, Any]] | None]]) -> None:
-        """Pass the door for the main thread, with all it asked for at once. No answer is expected of a submission."""
-        answers: list[tuple[bool, Any]] = []
+    def _decide_for(self, events: Iterable[Any]) -> None:
+        """Pass the door for the main thread, with all it asked for at once: bundles to submit, and requests that it waits for."""
+        replies: list[tuple[Callable[..., Any], Any]] = []
+        submit, now = self._scheduler.submit, self.now()
         with self._lock:
-            for decision, operands, _ in requests:
+            for event in events:
                 try:
-                    answers.append((True, decision(*operands)))
-                except Exception as error:
-                    answers.append((False, error))
+                    if type(event) is _Bundle:
+                        submit(event, now)
+                    elif type(event) is tuple:
+                        decision, operands, reply = event
+                        replies.append((reply, (True, decision(*operands))))
+                except Exception as error:      # of a submission: the pool was closed, or broke, since it was looked at
+                    replies.append((event.future.set_exception, error) if type(event) is _Bundle else (event[2], (False, error)))
             actions = self._scheduler.take_actions()
         if actions:
             self._perform(actions)
-        for (_, operands, reply), answer in zip(requests, answers):
-            if reply is not None:
-                reply.put(answer)
-            elif not answer[0]:
-                operands[0].future.set_exception(answer[1])     # the pool was closed, or broke, since it was looked at
+        for reply, answer in replies:
+            reply(answer)
 
     def now(self) -> float:
         """The time in seconds; it stands still while this process is suspended."""
@@ -1865,7 +1934,7 @@ class _Supervisor:
         """Resolve a future. Unpickling and callbacks are the user's code: nothing they raise may pass."""
         future, name = bundle.future, bundle.function.name
         bundle.function = None
-        bundle.packed = bundle.future = future._owner = None
+        bundle.packed = bundle.future = future._bundle = future._supervisor = None
         try:
             if kind == wire.RESULT:
                 try:
@@ -1931,7 +2000,8 @@ class _Supervisor:
             elif kind == wire.WANTED:
                 name = body.decode()
                 answer = pickle.dumps((name, pickle.dumps(_find_source(name))))
-                link.send([wire.frame(wire.MODULE, 0, answer)])
+                parts = [answer[at:at + wire.MAX_FRAME] for at in range(0, len(answer), wire.MAX_FRAME)]
+                link.send([wire.frame(wire.MODULE, len(parts) - number, part) for number, part in enumerate(parts, 1)])
             elif kind == wire.PONG:
                 self.decide(scheduler.measured, worker, link, link.round_trip)
         if results:
@@ -1949,7 +2019,7 @@ class _Supervisor:
                 self._lost_seconds += now - last
             last = now
             try:
-                self._decide_for([event for event in events if type(event) is tuple])
+                self._decide_for(events)
                 if "abandoned" in events:       # nobody holds the executor any more
                     self.decide(self._scheduler.close, False)
                 if "finished" in events:
@@ -1968,7 +2038,7 @@ class _Supervisor:
         self._cleanup()
         self._board.finish(self.status(), self.histogram)
         self.ended.set()
-        self._decide_for([event for event in self._next_events(0) if type(event) is tuple])
+        self._decide_for(self._next_events(0))
 
     def _next_events(self, patience: float) -> list[Any]:
         """Wait for something to happen, and return all that has."""
@@ -2026,9 +2096,9 @@ class _Supervisor:
             raise RuntimeError("this executor belongs to the parent process; make another one after a fork")
         bundle = _Bundle(function, wire.pack((args, kwargs or None)))
         future = bundle.future = _RemoteFuture(self, bundle)
-        if threading.current_thread() is threading.main_thread():
+        if threading.get_ident() == self._main:
             self._scheduler.check_open()
-            self.wake.put((self._scheduler.submit, (bundle, self.now()), None))
+            self.wake.put(bundle)
         else:
             self.decide(self._scheduler.submit, bundle, self.now())
         return future
@@ -2041,8 +2111,9 @@ class _Supervisor:
             return
         self._board.quiet = self._board.quiet or quiet
         self.decide(self._scheduler.close, cancel_futures)
-        if wait and threading.current_thread() not in self._threads:    # a callback that shuts its own pool down
-            self.ended.wait()                                           # cannot wait for itself
+        # A callback that shuts its own pool down cannot wait for itself.
+        if wait and threading.current_thread() not in self._threads and not self._board.runs_here():
+            self.ended.wait()
 
     @property
     def task_count(self) -> int:
@@ -2094,7 +2165,7 @@ def _tar(path: str, target: str) -> str:
         return info
 
     with tarfile.open(target, "w") as tar:
-        tar.add(path, os.path.basename(target), filter=anonymous)
+        tar.add(os.path.realpath(path), "content", filter=anonymous)
     return target
 
 
@@ -2186,7 +2257,7 @@ class RemoteExecutor(BaseExecutor):
     """
 
     def __init__(self, workers: Iterable[RemoteWorkerRecord | str], policy: RemoteWorkerSelectionPolicy | None = None, *,
-                 title: str = "", ssh_options: Sequence[str] = (), files: Iterable[str] = (),
+                 title: str = "", ssh_options: Sequence[str] = (), files: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] = (),
                  schedule_backups: bool | None = None, max_bundle_failures: int | None = None,
                  bundle_timeout: float | None = None, heartbeat_seconds: float = 5.0, show_status: bool | None = None,
                  output: bool | Callable[[str, str, str], object] = True) -> None:
@@ -2204,7 +2275,7 @@ class RemoteExecutor(BaseExecutor):
                 raise ValueError(f"{name} is {value!r}; it must be more than 0")
         scheduler = _Scheduler(policy or WeightedRandomRemoteWorkerSelectionPolicy(), schedule_backups=schedule_backups,
                                max_bundle_failures=max_bundle_failures, bundle_timeout=bundle_timeout)
-        self._supervisor = _Supervisor(scheduler, self.title, list(ssh_options), tuple(map(os.fspath, files)),
+        self._supervisor = _Supervisor(scheduler, self.title, list(ssh_options), [os.fspath(file) for file in ([files] if isinstance(files, (str, os.PathLike)) else files)],
                                        heartbeat_seconds, show_status, output)
         _prepare_process()
         _supervisors.add(self._supervisor)
@@ -2343,8 +2414,7 @@ class RemoteExecutorStatus:
 
     def _lines(self, columns: int, rows: int) -> list[str]:
         """Lay it out in a rectangle: the head in as many lines as it takes, then machines, each in one line with what fits."""
-        lines = textwrap.wrap(", ".join(part.replace(" ", "\0") for part in self._head), columns, subsequent_indent="  ")
-        lines = [line.replace("\0", " ") for line in lines]
+        lines = _wrap_parts(self._head, columns)
         names = [worker.worker.split()[0] for worker in self.workers]
         width = min(max(map(len, names), default=0), max(8, columns // 3))
         shown = len(self.workers) if len(lines) + len(self.workers) <= rows else max(0, rows - len(lines) - 1)
@@ -2373,29 +2443,39 @@ class RemoteExecutorStatus:
 
 
 def _trace_events(spans: Sequence[_Span]) -> list[dict[str, Any]]:
-    rows: dict[tuple[_Worker, int | None], float] = {}     # -> when the span after this one started there
-    machines = {worker: pid for pid, worker in enumerate(dict.fromkeys(span.worker for span in spans), 1)}
-    origin = min((span.until - (span.ran or 0) if span.since is None else span.since for span in spans), default=0.0)
-    places: dict[int, dict[str, Any]] = {}
-    for span in reversed(spans):        # results come many at a time: each ended, at the latest, when its slot began the next
-        end = min(span.until, rows.get((span.worker, span.slot), math.inf))
-        start = end - span.ran if span.ran is not None else min(span.since or end, end)
-        rows[span.worker, span.slot] = start
-        places[span.ident] = {
-            "pid": machines[span.worker], "tid": -1 if span.slot is None else span.slot, "ts": (start - origin) * 1e6,
-            "dur": (end - start) * 1e6, "ph": "X", "name": span.name, "cat": span.outcome,
-            "args": {"attempt": span.ident, "outcome": span.outcome}}
-    events: list[dict[str, Any]] = [{"ph": "M", "pid": pid, "name": "process_name", "args": {"name": str(worker.record)}}
-                                    for worker, pid in machines.items()]
-    events += [{"ph": "M", "pid": machines[worker], "tid": -1 if slot is None else slot, "name": "thread_name",
-                "args": {"name": "slot not known" if slot is None else f"slot {slot}"}} for worker, slot in rows]
-    for span in spans:
-        events.append(places[span.ident])
-        if span.origin in places:
-            for phase, at in (("s", places[span.origin]), ("f", places[span.ident])):
-                events.append({"ph": phase, "bp": "e", "id": span.ident, "name": "again", "cat": "again",
-                               "pid": at["pid"], "tid": at["tid"], "ts": at["ts"]})
-    return events
+    """Return spans as events of the Trace Event Format: a process for each machine, a thread for each slot."""
+    workers = {worker: pid for pid, worker in enumerate(dict.fromkeys(span.worker for span in spans), 1)}
+    rows: dict[tuple[int, int], str] = {}
+    events: dict[int, dict[str, Any]] = {}
+    zero = min((start for _, start, _ in _times(spans)), default=0.0)
+    for span, start, end in _times(spans):
+        pid, tid = workers[span.worker], span.slot
+        if tid is None:     # it is not known where it ran: in a row of its own
+            tid = 1000 + sum(pid == machine and row >= 1000 for machine, row in rows)
+        rows[pid, tid] = f"slot {tid}" if tid < 1000 else "slot not known"
+        events[span.ident] = {
+            "ph": "X", "pid": pid, "tid": tid, "ts": 1e6 * (start - zero), "dur": 1e6 * (end - start), "name": span.name,
+            "cat": span.outcome, "args": {"attempt": span.ident, "outcome": span.outcome}}
+    arrows = [{"ph": phase, "bp": "e", "id": span.ident, "name": "again", "cat": "again", **{key: end[key] for key in ("pid", "tid", "ts")}}
+              for span in spans if span.origin in events for phase, end in (("s", events[span.origin]), ("f", events[span.ident]))]
+    names = [("process_name", pid, 0, str(worker.record)) for worker, pid in workers.items()]
+    names += [("thread_name", pid, tid, name) for (pid, tid), name in rows.items()]
+    return [*({"ph": "M", "name": what, "pid": pid, "tid": tid, "args": {"name": name}} for what, pid, tid, name in names),
+            *events.values(), *arrows]
+
+
+def _times(spans: Sequence[_Span]) -> list[tuple[_Span, float, float]]:
+    """Return each span with its start and end.
+
+    What is known of an end is when the result came, many at a time perhaps. So it ended then, or when its slot began the next.
+    """
+    times, next_starts = [], {}
+    for span in reversed(spans):
+        place = (span.worker, span.slot if span.slot is not None else span)     # what ran nobody knows where was alone there
+        end = min(span.until, next_starts.get(place, math.inf))
+        start = next_starts[place] = end - span.ran if span.ran is not None else min(span.since or end, end)
+        times.append((span, start, end))
+    return times[::-1]
 
 
 def _take_status(title: str, scheduler: _Scheduler, now: float) -> RemoteExecutorStatus:
@@ -2415,7 +2495,13 @@ def _take_status(title: str, scheduler: _Scheduler, now: float) -> RemoteExecuto
         left = scheduler.waiting / rate + max(0.0, p50 - youngest)
     return RemoteExecutorStatus(
         title, scheduler.waiting, scheduler.unfinished - scheduler.waiting, scheduler.done, scheduler.failed, scheduler.cancelled,
-        scheduler.retried, scheduler.backed_up, rate, left, p50, total.percentile(95), tuple(workers), scheduler.spans.copy)
+        scheduler.retried, scheduler.backed_up, rate, left, p50, total.percentile(95), tuple(workers), scheduler.take_spans)
+
+
+def _wrap_parts(parts: Iterable[str], columns: int) -> list[str]:
+    """Join parts with commas into lines that break only between two of them."""
+    glued = ", ".join(part.replace(" ", "\0") for part in parts)       # a NUL is no place to break a line at
+    return [line.replace("\0", " ") for line in textwrap.wrap(glued, columns, subsequent_indent="  ")]
 
 
 def _printable(text: str) -> str:
@@ -2429,14 +2515,14 @@ class _Terminal:
     know nothing of, those of child processes included, and nothing that anybody printed is ever erased.
     """
 
-    _DOWN = "\x1bD"         # IND: the cursor goes down a line, in its column, and the screen scrolls if it must
-    _RESET = "\x1b7\x1b[r\x1b8\x1b[J"       # no region (which moves the cursor), and nothing below the cursor
-    _owners: ClassVar[dict[str, _Terminal]] = {}        # the one who draws; its setdefault is atomic
+    _RESET = "\x1b7\x1b[r\x1b8\x1b[J"       # no region (setting it moves the cursor), and nothing below the cursor
+    _in_use: ClassVar[set[int]] = set()         # the one who draws, since two could only overwrite each other
 
     def __init__(self, stream: Any) -> None:
         self._fd = stream.fileno()
         self._bold, self._plain = ("", "") if os.environ.get("NO_COLOR") else ("\x1b[1m", "\x1b[m")     # https://no-color.org
         self._shape: Any = None        # columns, rows and how many of them are ours, while any are
+        self._undertaker: Any = None
 
     @staticmethod
     def on(stream: Any) -> _Terminal | None:
@@ -2449,17 +2535,19 @@ class _Terminal:
 
     def draw(self, status: RemoteExecutorStatus) -> None:
         """Show a status in place of the one before; nothing while another pool shows its own."""
-        if self._owners.setdefault("stderr", self) is not self:
+        if self._shape is None and self._in_use:
             return
         columns, rows = os.get_terminal_size(self._fd)
         lines = status._lines(columns - 1, rows // 2) if columns > 10 else []
-        text, shape = "", (columns, rows, len(lines))
-        if shape != self._shape:        # make room below the cursor without moving it, then keep everything else out of it
+        text, shape, above = "", (columns, rows, len(lines)), rows - len(lines)
+        if shape != self._shape:
+            if self._shape is None:
+                self._begin()
             self._shape = shape
-            text = f"{self._RESET}{len(lines) * self._DOWN}\x1b[{len(lines)}A\x1b7\x1b[1;{rows - len(lines)}r\x1b8" if lines else ""
-        for row, line in enumerate(lines, rows - len(lines) + 1):
-            bold = self._bold * (row == rows - len(lines) + 1)
-            text += f"\x1b7\x1b[{row};1H\x1b[K{bold}{line}{self._plain}\x1b8"
+            text = self._RESET + len(lines) * "\x1bD" + f"\x1b[{len(lines)}A" * bool(lines)      # make room below the cursor
+        text += f"\x1b7\x1b[1;{above}r\x1b8" * bool(lines)     # each time, since a program may have reset it
+        for row, line in enumerate(lines, above + 1):
+            text += f"\x1b7\x1b[{row};1H\x1b[K{self._bold * (row == above + 1)}{line}{self._plain}\x1b8"
         self._write(text)
 
     def clear(self) -> None:
@@ -2467,8 +2555,16 @@ class _Terminal:
         if self._shape is not None:
             self._shape = None
             self._write(self._RESET)
-        if self._owners.get("stderr") is self:
-            del self._owners["stderr"]
+            self._undertaker.kill()
+            self._undertaker.communicate()
+            self._in_use.clear()
+
+    def _begin(self) -> None:
+        """Let a process give the lines back in case this one is killed: it sees its input end."""
+        self._in_use.add(self._fd)
+        command = ["/bin/sh", "-c", 'cat >/dev/null; printf "%s" "$1"', "sh", self._RESET]
+        self._undertaker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=self._fd, stderr=subprocess.DEVNULL,
+                                            start_new_session=True)
 
     def _write(self, text: str) -> None:
         data = text.encode()
@@ -2494,7 +2590,8 @@ class _Scoreboard:
 
     def show_output(self, machine: str, number: int, data: bytes) -> None:
         """Show whole lines that a task wrote to its stdout (1) or stderr (2), headed by its machine."""
-        lines = re.split(r"\r*\n|\r", data.decode("utf-8", "replace").rstrip("\r\n"))
+        lines = re.split(r"\r*\n|\r", data.decode("utf-8", "replace"))
+        lines = lines[:-1] if lines[-1] == "" else lines
         if callable(self._output):
             self._put(self._hand_over, machine, "stdout" if number == 1 else "stderr", lines)
         else:
@@ -2542,19 +2639,25 @@ class _Scoreboard:
                 function(*arguments)
             except (OSError, ValueError):
                 pass        # the user closed the stream, or its disk is full
-            except Exception:
-                _log.exception("what tasks print cannot be passed on")
 
     def _print(self, number: int, text: str) -> None:
         stream = sys.stdout if number == 1 else sys.stderr
         if stream is not None:
-            stream.write(text)
+            encoding = getattr(stream, "encoding", None) or "utf-8"
+            stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
             stream.flush()
 
     def _hand_over(self, machine: str, stream: str, lines: list[str]) -> None:
         assert callable(self._output)
         for line in lines:
-            self._output(machine, stream, line)
+            try:
+                self._output(machine, stream, line)
+            except Exception:
+                _log.exception("the function that output= names raised")
+
+    def runs_here(self) -> bool:
+        """Tell whether the caller is something that `output=` called: it cannot wait for itself."""
+        return threading.current_thread() is self._thread
 
 
 # ────────────────────────────────────────────────────── defaults ──────────────────────────────────────────────────
@@ -2929,8 +3032,8 @@ def _check_lines(checkups: Sequence[_Checkup], columns: int) -> list[str]:
     if max(map(len, lines)) > columns:
         lines = []
         for name, *cells in rows[1:]:
-            told = ", ".join(f"{stage} {cell}".replace(" ", "\0") for stage, cell in zip(_Checkup.STAGES, cells) if cell)
-            lines += [line.replace("\0", " ") for line in textwrap.wrap(f"{name}: {told}", columns, subsequent_indent="  ")]
+            stage, *stages = [f"{stage} {cell}" for stage, cell in zip(_Checkup.STAGES, cells) if cell]
+            lines += _wrap_parts([f"{name}: {stage}", *stages], columns)
     for checkup in checkups:
         if checkup.failure:
             text = f"{checkup.record.login}: {checkup.stage}: {_printable(checkup.failure)}"
@@ -2942,21 +3045,29 @@ def _check(records: Sequence[RemoteWorkerRecord], ssh_options: Sequence[str]) ->
     """Diagnose every machine side by side, as a table while it happens; return whether all are fit."""
     checkups = [_Checkup(record, ssh_options) for record in records]
     drawn, is_live, beat_at = 0, sys.stdout.isatty(), time.monotonic()
-    while True:
-        is_over = not any(checkup.thread.is_alive() for checkup in checkups)
-        now = time.monotonic()
-        beat_at += 5.0 * (beat := now >= beat_at)
+    try:
+        while True:
+            is_over = not any(checkup.thread.is_alive() for checkup in checkups)
+            now = time.monotonic()
+            beat_at += 5.0 * (beat := now >= beat_at)
+            for checkup in checkups:
+                checkup.look(now, beat)
+            columns, height = shutil.get_terminal_size()
+            lines = _check_lines(checkups, columns - 1)
+            if not is_over and len(lines) >= height:
+                late = [checkup.record.login for checkup in checkups if checkup.thread.is_alive()]
+                lines = [f"{len(checkups) - len(late)} of {len(checkups)} done, not yet: {', '.join(late)}"[:columns - 1]]
+            if is_over or is_live:
+                print(f"\x1b[{drawn}A\x1b[J" * bool(drawn) + "\n".join(lines), flush=True)
+                drawn = len(lines)
+            if is_over:
+                return not any(checkup.failure for checkup in checkups)
+            for checkup in checkups:
+                checkup.thread.join(0.2 / len(checkups))
+    finally:
         for checkup in checkups:
-            checkup.look(now, beat)
-        columns, height = shutil.get_terminal_size()
-        lines = _check_lines(checkups, columns - 1)
-        if is_over or is_live and len(lines) < height:
-            print(f"\x1b[{drawn}A\x1b[J" * bool(drawn) + "\n".join(lines), flush=True)
-            drawn = len(lines)
-        if is_over:
-            return not any(checkup.failure for checkup in checkups)
-        for checkup in checkups:
-            checkup.thread.join(0.2 / len(checkups))
+            checkup.link.abort("interrupted")
+            checkup.thread.join()
 
 
 def _main(arguments: Sequence[str] | None = None) -> int:
@@ -2982,6 +3093,9 @@ def _main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, subprocess.SubprocessError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
     print("all is well" if fit else "NOT all is well: see above")
     return 0 if fit else 1
 

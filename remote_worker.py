@@ -33,6 +33,7 @@ This file must parse on any Python from 3.6, and imports little: it is compiled 
 
 import collections
 import fcntl
+import io
 import itertools
 import os
 import pickle
@@ -40,6 +41,7 @@ import resource
 import select
 import signal
 import socket
+import stat
 import struct
 import sys
 import time
@@ -276,7 +278,7 @@ class _Chunks(list):
 
 def is_plain(obj):
     """Tell whether `pickle` alone does for `obj`: nothing in it can refer to code, and so to `__main__`."""
-    return type(obj) in _PLAIN or type(obj) is tuple and all(map(is_plain, obj))
+    return type(obj) in _PLAIN or type(obj) is tuple and (_PLAIN.issuperset(map(type, obj)) or all(map(is_plain, obj)))
 
 
 def pack(obj):
@@ -414,20 +416,27 @@ def _below(trace):
 class ModuleFinder:
     """Import what the controller has in its project: first on `sys.meta_path`, so that the project's copy wins.
 
-    `ask(name)` returns None, or `(file name, source, is a package)`.
+    `ask(name)` returns None, or `(file name, source, is a package)`; the file of a namespace package is NAMESPACE. Packages
+    that `files=` has put into `folder` are left to the usual import: they may have data and extension modules.
     """
 
-    def __init__(self, ask):
+    NAMESPACE = "<namespace>"
+
+    def __init__(self, ask, folder):
+        import importlib.machinery
         import importlib.util
-        self._make_spec = importlib.util.spec_from_loader
+        self._make_spec, self._find_here = importlib.util.spec_from_loader, importlib.machinery.PathFinder.find_spec
         self._ask = ask
         self._ours = set()      # top-level names that came from the controller
+        entries = os.listdir(folder) if os.path.isdir(folder) else ()
+        self._shipped = {name.partition(".")[0] for name in entries
+                         if name.endswith((".py", ".so")) or os.path.exists(os.path.join(folder, name, "__init__.py"))}
         standard = getattr(sys, "stdlib_module_names", ())
         self._standard = frozenset(standard) | frozenset(sys.builtin_module_names)
 
     def find_spec(self, name, path=None, target=None):
         top = name.partition(".")[0]
-        if top in self._standard or (name != top and top not in self._ours):
+        if top in self._standard or top in self._shipped or (name != top and top not in self._ours):
             return None
         found = self._ask(name)
         if found is None:
@@ -436,6 +445,9 @@ class ModuleFinder:
         filename, source, is_package = found
         spec = self._make_spec(name, _SourceLoader(filename, source), origin=filename, is_package=is_package)
         spec.has_location = True
+        if filename == self.NAMESPACE:      # other parts of it may be installed here
+            here = self._find_here(name, path)
+            spec.submodule_search_locations += here and here.submodule_search_locations or ()
         return spec
 
 
@@ -456,7 +468,16 @@ class _SourceLoader:
 def _asker(sock):
     """Return the function that asks the shim for a module over a slot's import socket."""
     import threading
-    lock, owner, known = threading.Lock(), os.getpid(), {}
+    lock, owner, known, numbers = threading.Lock(), os.getpid(), {}, itertools.count(1)
+
+    def exchange(name):
+        number = next(numbers)
+        sock.sendall(frame(WANTED, number, name.encode()))
+        while True:
+            _kind, ident, size = HEADER.unpack(_receive(sock, 17))
+            answer = _receive(sock, size)
+            if ident == number:         # otherwise it is of a question that was given up
+                return pickle.loads(answer)
 
     def ask(name):
         # A child that users' code forked shares the socket with its parent, and would take the other's answer.
@@ -464,9 +485,12 @@ def _asker(sock):
             return known.get(name)
         with lock:      # any thread may import; one question is under way at a time
             if name not in known:
-                sock.sendall(frame(WANTED, 0, name.encode()))
-                header = _receive(sock, 17)
-                known[name] = pickle.loads(_receive(sock, HEADER.unpack(header)[2]))
+                # A signal handler that raises must not leave half an answer in the socket.
+                blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+                try:
+                    known[name] = exchange(name)
+                finally:
+                    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         return known[name]
     return ask
 
@@ -484,6 +508,17 @@ def _receive(sock, size):
 # ─────────────────────────────────────────────────────── slot ─────────────────────────────────────────────────────
 
 _CALLS_FD, _RESULTS_FD, _PERMITS_FD, _IMPORTS_FD = 3, 4, 5, 6
+
+
+class _Stream(io.TextIOWrapper):
+    """A slot's stdout or stderr. It remembers whether a line was begun, so that each call's output ends with one."""
+
+    is_in_line = False
+
+    def write(self, text):
+        count = io.TextIOWrapper.write(self, text)
+        self.is_in_line = not text.endswith("\n") if text else self.is_in_line
+        return count
 
 
 def _slot(machine, number):
@@ -532,11 +567,13 @@ def _serve_call(functions, ident, tag, body, machine, number):
         del args, kwargs
         kind, packed = pack_outcome(ok, value if ok else _explain(value, machine))
         del value
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except (OSError, ValueError, AttributeError):
-        pass        # the user closed or replaced it
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if getattr(stream, "is_in_line", False):
+                stream.write("\n")
+            stream.flush()
+        except (OSError, ValueError, AttributeError):
+            pass        # the user closed or replaced it
     tag = (number << SLOT_SHIFT) + int((time.perf_counter() - started) * 1e6)
     if type(packed) is bytes:
         os.write(_RESULTS_FD, SHORT.pack(kind, ident, 9 + len(packed), tag, 0) + packed)
@@ -590,7 +627,7 @@ def _parts_size(data):
 class _Slot:
     """The shim's end of one slot: its process and the pipes to it."""
 
-    def __init__(self, machine, number, prctl, high):
+    def __init__(self, machine, number, prctl, high, scratch):
         calls, results, permits, out, err = (os.pipe() for _ in range(5))
         imports = socket.socketpair()
         for fd in (calls[1], results[0], permits[0], out[0], err[0]):
@@ -602,7 +639,7 @@ class _Slot:
         self.pid = os.fork()
         if self.pid == 0:
             fds = [out[1], err[1], calls[0], results[1], permits[0], imports[1].fileno()]
-            _exit_after(lambda: _be_slot(fds, self.high, prctl, shim, machine, number))
+            _exit_after(lambda: _be_slot(fds, self.high, prctl, shim, machine, number, scratch))
         for fd in (calls[0], results[1], out[1], err[1]):
             os.close(fd)
         imports[1].close()
@@ -627,7 +664,7 @@ class _Slot:
         self.imports.close()
 
 
-def _be_slot(fds, high, prctl, shim, machine, number):
+def _be_slot(fds, high, prctl, shim, machine, number, scratch):
     """Turn a fresh fork of the shim into a slot, and run it: its own session and descriptors, and default signals."""
     signal.set_wakeup_fd(-1)
     for one in (signal.SIGCHLD, signal.SIGTERM, signal.SIGCONT):
@@ -641,10 +678,10 @@ def _be_slot(fds, high, prctl, shim, machine, number):
         os.dup2(fd, place, inheritable=place < 3)
     os.closerange(7, max(aside) + 1)
     for fd, name in ((1, "stdout"), (2, "stderr")):
-        stream = open(fd, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
+        stream = _Stream(open(fd, "wb", closefd=False), "utf-8", "backslashreplace", line_buffering=True)
         setattr(sys, name, stream)
         setattr(sys, "__%s__" % name, stream)
-    sys.meta_path.insert(0, ModuleFinder(_asker(socket.socket(fileno=_IMPORTS_FD))))
+    sys.meta_path.insert(0, ModuleFinder(_asker(socket.socket(fileno=_IMPORTS_FD)), scratch))
     if os.getppid() == shim:        # otherwise it died before its death could be ours
         _slot(machine, number)
         import atexit
@@ -657,7 +694,8 @@ class Shim:
     def __init__(self, link_in, link_out, modules, scratch):
         self._reader, self._outbox = FrameReader(link_in), Outbox(link_out)
         self._modules = modules         # name -> pickled answer to a slot that wants it
-        self._asking = {}               # name -> slots that wait until the controller has answered
+        self._answer = b""              # the controller's, as far as it has come
+        self._asking = {}               # name -> (slot, number of its question) that wait until the controller has answered
         self._slots = {}                # pid -> _Slot
         self._queue = collections.deque()       # _Calls without a slot
         self._functions = {}            # identifier -> frames
@@ -823,7 +861,10 @@ class Shim:
             elif kind == PING:
                 self._send(PONG, ident)
             elif kind == MODULE:
-                self._on_module(*pickle.loads(data[17:]))
+                self._answer += data[17:]
+                if not ident:           # how many frames of it are still to come
+                    self._on_module(*pickle.loads(self._answer))
+                    self._answer = b""
             elif kind == CONFIG:
                 self._config.update(pickle.loads(data[17:]))
             elif kind == FILES:
@@ -855,8 +896,8 @@ class Shim:
 
     def _on_module(self, name, answer):
         self._modules[name] = answer
-        for slot in self._asking.pop(name, ()):
-            self._answer(slot, answer)
+        for slot, number in self._asking.pop(name, ()):
+            self._reply(slot, number, answer)
 
     # Calls and slots
 
@@ -940,7 +981,7 @@ class Shim:
         try:
             taken = {slot.number for slot in self._slots.values()}
             number = next(number for number in itertools.count() if number not in taken)
-            slot = _Slot(self._config["machine"], number, self._prctl, self._high)
+            slot = _Slot(self._config["machine"], number, self._prctl, self._high, self._scratch)
         except OSError as error:
             if not self._slots:
                 raise
@@ -990,8 +1031,11 @@ class Shim:
             slot.last_words = (slot.last_words + chunk)[-LAST_WORDS:]
         slot.streams[fd] = text = slot.streams[fd] + chunk
         cut = text.rfind(b"\n") + 1 if chunk else len(text)
-        if not cut and len(text) >= INLINE:     # an endless line: cut it, between two characters
-            cut = len(text.rstrip(bytes(range(128, 256))))
+        if not cut and len(text) >= INLINE:     # an endless line: cut it, between two characters of UTF-8
+            cut = len(text)
+            while cut > len(text) - 3 and text[cut - 1] & 0xC0 == 0x80:
+                cut -= 1
+            cut -= text[cut - 1] >= 0xC0
         self._pass_output(slot, fd, cut)
         return bool(chunk)
 
@@ -1003,21 +1047,22 @@ class Shim:
 
     def _on_wanted(self, slot):
         try:
-            name = _receive(slot.imports, HEADER.unpack(_receive(slot.imports, 17))[2]).decode()
+            _kind, number, size = HEADER.unpack(_receive(slot.imports, 17))
+            name = _receive(slot.imports, size).decode()
         except (ImportError, OSError):
             self._unwatch(slot.imports.fileno())
             return
         if name in self._modules:
-            self._answer(slot, self._modules[name])
+            self._reply(slot, number, self._modules[name])
         elif name in self._asking:
-            self._asking[name].append(slot)
+            self._asking[name].append((slot, number))
         else:
-            self._asking[name] = [slot]
+            self._asking[name] = [(slot, number)]
             self._send(WANTED, 0, name.encode())
 
-    def _answer(self, slot, answer):
+    def _reply(self, slot, number, answer):
         try:
-            slot.imports.sendall(frame(MODULE, 0, answer))
+            slot.imports.sendall(frame(MODULE, number, answer))
         except OSError:
             pass        # it died while it waited
 
@@ -1182,9 +1227,11 @@ def _exit_after(run):
 
 
 def _remove(path):
-    if os.path.lexists(path):
+    if os.path.isdir(path):
         import shutil
         shutil.rmtree(path, ignore_errors=True)
+    elif os.path.lexists(path):
+        os.unlink(path)
 
 
 def _enlarge(fd):
@@ -1231,8 +1278,9 @@ KEEP_SECONDS = 30 * 86400       # how long the cache keeps what no run has used
 def store_files(scratch, names, arrived):
     """Find files in this machine's cache, or check what `scp` has just left in it, and link them into the slots' directory.
 
-    The cache is ~/.cache/executors/<sha256>/, mode 0700. A directory travels as a tar file and is unpacked there. Temporary
-    paths are relative to the home directory and need no quoting, so that scp's two protocols agree on them.
+    The cache is ~/.cache/executors/<sha256>/, mode 0700. There, `content` is the file, or the directory that travelled as a tar
+    file, and `seal` tells whether somebody has written to it since. Temporary paths are relative to the home directory and need
+    no quoting, so that scp's two protocols agree on them.
 
     Arguments:
         scratch: the directory that slots are to run in; made here.
@@ -1247,12 +1295,12 @@ def store_files(scratch, names, arrived):
         for name, temporary in arrived.items():
             _admit(cache, name, os.path.join(os.path.expanduser("~"), temporary), *names[name])
         wanted = {name: os.path.join(CACHE, "incoming-" + os.urandom(8).hex())
-                  for name, (digest, _is_tree) in names.items() if not os.path.exists(os.path.join(cache, digest, name))}
+                  for name, (digest, _is_tree) in names.items() if not _is_intact(os.path.join(cache, digest))}
         if not wanted:
             os.mkdir(scratch, 0o700)
             for name, (digest, _is_tree) in names.items():
                 os.utime(os.path.join(cache, digest))
-                os.symlink(os.path.join(cache, digest, name), os.path.join(scratch, name))
+                os.symlink(os.path.join(cache, digest, "content"), os.path.join(scratch, name))
             os.chdir(scratch)
             sys.path.insert(0, scratch)
             _prune(cache)
@@ -1263,9 +1311,9 @@ def store_files(scratch, names, arrived):
 
 def _admit(cache, name, temporary, digest, is_tree):
     """Move a copied file to its place if its digest is right: scp leaves a full-length corrupt file on a full disk."""
-    import shutil
     import tarfile
     staging = temporary + ".d"
+    content, place = os.path.join(staging, "content"), os.path.join(cache, digest)
     try:
         if digest_file(temporary) != digest:
             raise OSError("%s arrived damaged (its SHA-256 differs): is the disk full?" % name)
@@ -1275,14 +1323,39 @@ def _admit(cache, name, temporary, digest, is_tree):
                 tar.extraction_filter = getattr(tarfile, "tar_filter", None)
                 tar.extractall(staging)
         else:
-            os.rename(temporary, os.path.join(staging, name))
-        os.rename(staging, os.path.join(cache, digest))
-    except FileExistsError:
-        pass        # another run of ours has just put it there
+            os.rename(temporary, content)
+        with open(os.path.join(staging, "seal"), "w") as file:
+            file.write(_seal(content))
+        if not _is_intact(place):
+            _remove(place)
+            os.rename(staging, place)
+    except OSError:
+        if not _is_intact(place):       # another run of ours, or another machine with this home, may have just put it there
+            raise
     finally:
         if os.path.exists(temporary):
             os.unlink(temporary)
-        shutil.rmtree(staging, ignore_errors=True)
+        _remove(staging)
+
+
+def _seal(content):
+    """Return a text that changes when somebody writes to a file, or adds one to a directory. Bytecode may come by importing."""
+    entries = [(".", os.lstat(content))]
+    for folder, folders, files in os.walk(content):
+        folders[:] = sorted(set(folders) - {"__pycache__"})
+        for name in folders + sorted(files):
+            path = os.path.join(folder, name)
+            entries.append((os.path.relpath(path, content), os.lstat(path)))
+    return repr([(name, status.st_mode) + (() if stat.S_ISDIR(status.st_mode) else (status.st_size, status.st_mtime_ns))
+                 for name, status in entries])
+
+
+def _is_intact(place):
+    try:
+        with open(os.path.join(place, "seal")) as file:
+            return file.read() == _seal(os.path.join(place, "content"))
+    except OSError:
+        return False
 
 
 def digest_file(path):
@@ -1296,11 +1369,13 @@ def digest_file(path):
 
 
 def _prune(cache):
-    import shutil
     for entry in os.scandir(cache):
         keep = INCOMING_SECONDS if entry.name.startswith("incoming-") else KEEP_SECONDS
-        if time.time() - entry.stat().st_mtime > keep:
-            shutil.rmtree(entry.path) if entry.is_dir() else os.unlink(entry.path)
+        try:
+            if time.time() - entry.stat().st_mtime > keep:
+                _remove(entry.path)
+        except OSError:
+            pass        # another run prunes too
 
 
 # ───────────────────────────────────────────────────── one-shot mode ──────────────────────────────────────────────

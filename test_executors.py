@@ -533,7 +533,7 @@ class TestRecords:
     @pytest.mark.parametrize("text, complaint", [
         ("", "machine ''"), ("-oProxyCommand=evil", "begin with '-'"), ("-x@host", "username '-x'"), ("x/host", "x/host"),
         ("0/host", "at least 1"), ("host weight=0", "more than 0"), ("host wight=1", "no setting 'wight'"),
-        ("host python=a;b", "plain path"), ("me@", "machine"), ("a@b@c", "hold spaces, '@'"), ("host weight=x", "could not convert")])
+        ("host python=a;b", "plain path"), ("me@", "machine"), ("me@:", "this machine, as the user you are"), ("host:2222", "a port belongs into"), ("[::1]", "without brackets"), ("a@b@c", "hold spaces, '@'"), ("host weight=x", "could not convert")])
     def test_bad_texts_are_quoted(self, text, complaint):
         with pytest.raises(ValueError) as caught:
             RemoteWorkerRecord.parse(text)
@@ -1177,6 +1177,17 @@ class TestCommandLine:
         done = self.run("--check", "--workers", worker, "--ssh_options", f"{options} -F {config}")
         assert done.returncode == 1 and f"alpha: {stage}: " in done.stdout, done.stdout
         assert words in " ".join(done.stdout.split()), done.stdout
+
+    def test_check_interrupted(self, sshds, tmp_path):
+        """One line, and no ssh is left behind, not even where a login leads nowhere."""
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            script = f"import executors; executors._main(['--check', '--workers', '127.0.0.1', '--ssh_options', '-p {silent.getsockname()[1]}'])"
+            process = subprocess.Popen([sys.executable, "-c", script], cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            with silent.accept()[0]:
+                children = descendants(process.pid)
+                process.send_signal(signal.SIGINT)
+                assert process.communicate(timeout=PATIENCE) == ("", "interrupted\n")
+        assert children and not any(map(alive, children))
 
     @pytest.mark.parametrize("columns", [80, 40])
     def test_check_is_a_table_or_a_list(self, columns):
@@ -1988,6 +1999,53 @@ class TestWhatFollows:
             """)
             assert printed == f"{answer}\n"
 
+    def test_namespace_packages_with_parts_here_and_parts_installed_there(self, tmp_path):
+        there = tmp_path / "site-packages"
+        (there / "acme").mkdir(parents=True)
+        (there / "acme/installed.py").write_text("I = 1\n")
+        printed = self.project(tmp_path / "here", {"acme/ours.py": "from acme.installed import I\ndef f():\n    return I + 1\n"}, f"""
+            import sys
+            sys.path.append({str(there)!r})
+            import executors, os, acme.ours
+            os.environ["PYTHONPATH"] = {str(there)!r}
+            with executors.RemoteExecutor([":"], show_status=False) as pool:
+                print(pool.submit(acme.ours.f).result())
+        """)
+        assert printed == "2\n"
+
+    def test_a_module_longer_than_a_frame(self, tmp_path):
+        printed = self.project(tmp_path, {"big.py": "T = '" + "x" * 3_000_000 + "'\ndef f(n):\n    return len(T) + n\n"}, """
+            import executors, big
+            with executors.RemoteExecutor(["2/:"], show_status=False) as pool:
+                print(set(pool.map(big.f, [1] * 10)))
+        """)
+        assert printed == "{3000001}\n"
+
+    def test_an_import_that_a_signal_handler_breaks_off(self, tmp_path):
+        """What was asked for then is not taken for what is asked for next."""
+        printed = self.project(tmp_path, {f"mod_{n}.py": f"NAME = 'mod_{n}'\n" for n in range(30)}, """
+            import executors
+            def work():
+                import importlib, signal
+                def ring(*_):
+                    raise TimeoutError
+                signal.signal(signal.SIGALRM, ring)
+                wrong = []
+                for n in range(0, 30, 2):
+                    try:
+                        signal.setitimer(signal.ITIMER_REAL, 0.0001 * (n + 1))
+                        importlib.import_module(f"mod_{n}")
+                        signal.setitimer(signal.ITIMER_REAL, 0)
+                    except TimeoutError:
+                        pass
+                    if importlib.import_module(f"mod_{n + 1}").NAME != f"mod_{n + 1}":
+                        wrong.append(n)
+                return wrong
+            with executors.RemoteExecutor(["1/:"], show_status=False) as pool:
+                print(pool.submit(work).result())
+        """)
+        assert printed == "[]\n"
+
     def test_threads_that_import_at_once_and_imports_while_unpickling(self, tmp_path):
         printed = self.project(tmp_path, {
             **{f"mod{n}.py": f"import threading, time\nfrom base import B\nV = B + {n}\n" for n in range(8)}, "base.py": "B = 100\n",
@@ -2057,6 +2115,61 @@ class TestWhatFollows:
         assert pool.submit(os.path.exists, "tree/secret").result(PATIENCE) and [*cache.iterdir()] == [kept]
         assert time.time() - kept.stat().st_mtime < 1000
 
+    def test_files_of_the_same_content_and_many_machines_with_one_home(self, login, ssh, tmp_path):
+        (tmp_path / "one").touch()
+        (tmp_path / "two").touch()
+        (tmp_path / "big").write_bytes(os.urandom(3 << 20))
+        sshd = login()
+        config = tmp_path / "config"
+        config.write_text(read(sshd._path("config")).replace("Host odd", "Host odd odd1 odd2 odd3 odd4"))
+        pool = ssh(*(f"1/odd{n}" for n in range(1, 5)), ssh_options=["-F", str(config)], files=map(tmp_path.joinpath, ["one", "two", "big"]))
+        until(lambda: all(worker.state == "up" for worker in pool.status.workers))
+        assert pool.submit(lambda: list(map(os.path.getsize, ["one", "two", "big"]))).result(PATIENCE) == [0, 0, 3 << 20]
+
+    def test_what_a_task_writes_into_a_file_does_not_reach_the_next_run(self, local, tmp_path, monkeypatch):
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        (tmp_path / "home").mkdir()
+        (tmp_path / "data").write_text("original")
+        for _ in range(2):
+            pool = local("1/:", files=tmp_path / "data")
+            assert pool.submit(read, "data").result(PATIENCE) == "original"
+            pool.submit(lambda: open("data", "a").write("spoilt")).result(PATIENCE)
+            pool.shutdown()
+
+    def test_packages_by_files_have_their_data(self, local, tmp_path, monkeypatch):
+        (tmp_path / "real/sub").mkdir(parents=True)
+        (tmp_path / "real/__init__.py").write_text("import importlib.resources\ndef f():\n"
+"    return (importlib.resources.files(__name__) / 'sub/data').read_text()\n")
+        (tmp_path / "real/sub/data").write_text("data")
+        (tmp_path / "linked").symlink_to(tmp_path / "real")
+        monkeypatch.syspath_prepend(str(tmp_path))
+        pool = local("1/:", files=[tmp_path / "linked"])
+        assert pool.submit(lambda: __import__("linked").f()).result(PATIENCE) == "data"
+
+    def test_a_file_that_changes_while_its_pool_lives(self, login, ssh, tmp_path):
+        (tmp_path / "data").write_text("one")
+        pool = ssh("1/odd", ssh_options=login().ssh_options, files=[tmp_path / "data"])
+        assert pool.submit(read, "data").result(PATIENCE) == "one"
+        (tmp_path / "data").write_text("two")
+        executors.shutil.rmtree(tmp_path / "home/.cache")
+        link, = pool._supervisor._current_links()
+        os.kill(link._process.pid, signal.SIGKILL)
+        until(lambda: "has changed here since the pool was made" in pool.status.workers[0].cause)
+
+    def test_an_sftp_that_hangs_and_one_that_is_spoken_over(self, ssh, tmp_path, monkeypatch):
+        (tmp_path / "data").touch()
+        monkeypatch.setattr(executors, "HELLO_SECONDS", 2.0)
+        for subsystem, words in (("/bin/sleep 1000", "scp of data was not done after 2 s"), ("/bin/echo hello, dear user", "SFTP does not bear"),
+                                 ("/no/such/server", "offers no SFTP")):
+            with executors._PrivateSshd(["late"]) as sshd:
+                config = read(sshd._path("sshd_config")).replace("internal-sftp", subsystem)
+                sshd._write("sshd_config", config.splitlines())
+                os.kill(sshd.process.pid, signal.SIGHUP)
+                until(lambda: read(sshd._path("log")).count("Server listening") == 2)
+                pool = ssh("1/late", ssh_options=sshd.ssh_options, files=[tmp_path / "data"])
+                until(lambda: words in pool.status.workers[0].cause, words)
+                pool.shutdown()
+
     def test_output_comes_home_in_whole_lines(self, capfd, ssh):
         def talk(n):
             print("out", n)
@@ -2099,6 +2212,33 @@ class TestWhatFollows:
             pool.submit(lambda: print("xä" * 100_000)).result(PATIENCE)
         out = capfd.readouterr().out
         assert out.replace("alpha: ", "").replace("\n", "") == "xä" * 100_000
+
+    @pytest.mark.parametrize("text", ["日本語" * 700_000, "\\udcff" * 300_000], ids=["characters", "escapes"])
+    def test_output_without_any_newline_or_ascii(self, local, capfd, text):
+        with local("1/:") as pool:
+            pool.submit(lambda: os.write(1, text.encode("utf-8", "backslashreplace"))).result(PATIENCE)
+            pool.submit(print, text[:3]).result(PATIENCE)
+        assert capfd.readouterr().out.replace("\n", "").replace(":: ", "") == text + text[:3]
+
+    def test_the_output_of_each_call_ends_with_a_line(self, local, capfd):
+        with local("1/:") as pool:
+            list(pool.map(lambda n: print(f"<{n}>", end=""), range(100)))
+            pool.submit(print, "a\n\n\nb\n").result(PATIENCE)
+        assert capfd.readouterr().out.splitlines() == [f":: <{n}>" for n in range(100)] + [":: a", ":: ", ":: ", ":: b", ":: "]
+
+    def test_output_that_this_terminal_cannot_show(self):
+        done = run_script("""
+            import executors
+            with executors.RemoteExecutor(["1/:"]) as pool:
+                pool.submit(print, "café").result()
+        """, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+        assert done.stdout == ":: caf\\xe9\n" and not done.stderr
+
+    def test_a_redirection_may_shut_its_pool_down(self, local):
+        ended = threading.Event()
+        pool = local("1/:", output=lambda *_: pool.shutdown() or ended.set())
+        pool.submit(print, "that is all")
+        assert ended.wait(PATIENCE)
 
     @pytest.mark.parametrize("ending", ["return", "die", "cancel"])
     def test_output_without_a_newline_comes_home_too(self, ssh, capfd, tmp_path, ending):
@@ -2259,16 +2399,33 @@ class TestScoreboard:
         seen = terminal(self.SCRIPT)
         for columns, rows in ((80, 24), (40, 20), (100, 30), (25, 8), (60, 12)):
             seen.resize(columns, rows)
-            seen.read(lambda: seen.screen.display[-1].startswith("  1/no-") and seen.screen.margins.bottom < rows - 1)
-            assert sum("slots" in line for line in seen.screen.display) == 1
+            seen.read(lambda: seen.screen.display[-1].startswith("  1/no-") and "2/2 slots" in seen.screen.display[-2]
+                      and sum("slots" in line for line in seen.screen.display) == 1 and seen.screen.margins.bottom < rows - 2)
             assert all(len(line.rstrip()) < columns for line in seen.screen.display[-3:])
         (tmp_path / "go").touch()
         seen.read()
         assert "bye" in seen.lines and not [line for line in seen.screen.display if "slots" in line]
 
+    def test_a_program_that_resets_the_terminal(self, terminal, tmp_path):
+        seen = terminal(self.SCRIPT.replace('os.system("', 'os.system("printf \'\\033[r\\033[H\\033[J\'; '))
+        seen.read(lambda: "half a line" in seen.lines and seen.screen.margins and "2/2 slots" in seen.screen.display[-2])
+        (tmp_path / "go").touch()
+        seen.read()
+        assert "bye" in seen.lines and not [line for line in seen.lines if "slots" in line]
+
+    @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+    def test_a_program_that_is_killed_leaves_the_terminal_as_it_was(self, terminal, number):
+        seen = terminal(self.SCRIPT)
+        seen.read(lambda: "half a line" in seen.lines and "2/2 slots" in seen.screen.display[-2])
+        seen.process.send_signal(number)
+        seen.read()
+        assert seen.screen.margins is None or seen.screen.margins.bottom == 23
+        assert "half a line" in seen.lines and not [line for line in seen.lines if "slots" in line]
+
     @pytest.mark.parametrize("environment, color", [({}, True), ({"NO_COLOR": "1"}, False)])
     def test_no_color(self, terminal, tmp_path, environment, color):
         seen = terminal(self.SCRIPT, **environment)
+        seen.read(lambda: "2/2 slots" in seen.screen.display[-2])
         (tmp_path / "go").touch()
         assert (b"\x1b[1m" in seen.read()) == color
 
@@ -2346,6 +2503,22 @@ class TestTrace:
         again = [event for event in events if event["name"] == "again"]
         assert [event["ph"] for event in again] == ["s", "f"] and again[0]["pid"] != again[1]["pid"]
         assert min(event["ts"] for event in spans) >= 0
+
+    def test_what_was_lost_and_what_still_runs(self, ssh, tmp_path):
+        pool = ssh("3/alpha", schedule_backups=False)
+        futures = [pool.submit(wait_for, str(tmp_path / "go")) for _ in range(3)]
+        until(lambda: all(future.running() for future in futures))
+        link, = pool._supervisor._current_links()
+        time.sleep(0.5)     # for them to have a length
+        os.kill(link._process.pid, signal.SIGKILL)
+        until(lambda: pool.status.workers[0].state == "up" and pool.status.workers[0].busy == 3 and not any(f.done() for f in futures))
+        until(lambda: len(pool._supervisor._scheduler.spans) == 3)
+        pool.status.trace(tmp_path / "run.json")
+        spans = [event for event in json.loads(read(tmp_path / "run.json"))["traceEvents"] if event["ph"] == "X"]
+        assert sorted(span["cat"] for span in spans) == ["lost"] * 3 + ["running"] * 3
+        assert all(span["dur"] > 400_000 for span in spans if span["cat"] == "lost") and len({span["tid"] for span in spans}) == 6
+        (tmp_path / "go").touch()
+        executors.wait_all(futures)
 
     def test_its_memory_is_bounded(self, local, monkeypatch):
         pool = local("2/:")
@@ -2443,7 +2616,7 @@ class TestLoginShells:
 
     @pytest.mark.parametrize("mounts, words", [
         ('mount --bind "$1" "$1"; mount -o remount,ro,bind "$1"', "Read-only file system"),
-        ('mount -t tmpfs -o size=64k tmpfs "$1"; cat /dev/zero > "$1/full" 2>/dev/null', "scp: write remote"),       # all it says
+        ('mount -t tmpfs -o size=64k tmpfs "$1"; cat /dev/zero > "$1/full" 2>/dev/null', "is there room"),
     ])
     def test_a_home_that_takes_nothing(self, login, ssh, sshds, tmp_path, mounts, words):
         """Work needs no disk. Files do: then that machine stays out, with the reason, and the others work."""
