@@ -2094,7 +2094,7 @@ class _Supervisor:
     def submit(self, function: _Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[Any]:
         if os.getpid() != self.pid:
             raise RuntimeError("this executor belongs to the parent process; make another one after a fork")
-        bundle = _Bundle(function, wire.pack((args, kwargs or None)))
+        bundle = _Bundle(function, wire.pack_call(args, kwargs))
         future = bundle.future = _RemoteFuture(self, bundle)
         if threading.get_ident() == self._main:
             self._scheduler.check_open()

@@ -35,6 +35,7 @@ import collections
 import fcntl
 import io
 import itertools
+import mmap
 import os
 import pickle
 import resource
@@ -48,7 +49,7 @@ import time
 import types
 
 __all__ = ["FrameError", "FrameReader", "MessageReader", "Outbox", "Shipped", "digest_file", "frame", "is_plain", "main", "message",
-           "pack", "pack_outcome", "run_call", "run_chunk", "run_plain", "run_shipped", "serve", "unpack"]
+           "pack", "pack_call", "pack_outcome", "run_call", "run_chunk", "run_plain", "run_shipped", "serve", "unpack"]
 
 MAX_FRAME = 1 << 20       # bytes of payload; a longer one on the wire means that the stream is garbled
 INLINE = 1 << 16          # bytes of pickle up to which a message is one frame; buffers from this size leave the pickle
@@ -202,7 +203,7 @@ class MessageReader(FrameReader):
                 out.append((kind, ident, IDENT.unpack_from(data, 17)[0], (data[26:],)))
             else:
                 tag, count = TAG.unpack_from(data, 17)
-                segments = [bytearray(n) for n in struct.unpack_from("!%dQ" % count, data, 26)]
+                segments = [_segment(n) for n in struct.unpack_from("!%dQ" % count, data, 26)]
                 self._unfinished[ident] = [kind, tag, segments, 0, 0]
         return out
 
@@ -218,6 +219,13 @@ class MessageReader(FrameReader):
         if state[3] == len(segments):
             del self._unfinished[ident]
             out.append((kind, ident, tag, segments))
+
+
+def _segment(size):
+    """Return a buffer to read into. A long one is mapped: its pages are there when they are written, and are not zeroed before."""
+    if size < MAX_FRAME:
+        return bytearray(size)
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 class Outbox:
@@ -266,7 +274,8 @@ def write_all(fd, buffers):
 
 # ───────────────────────────────────────────────── running a call ─────────────────────────────────────────────────
 
-_PLAIN = frozenset([int, float, complex, bool, str, bytes, type(None)])
+_SHORT = frozenset([int, float, complex, bool, type(None)])      # but for an int that nobody writes down
+_PLAIN = _SHORT | {str, bytes}
 
 
 class _Chunks(list):
@@ -289,9 +298,26 @@ def pack(obj):
     return _pack_plain(obj) if is_plain(obj) else _pack_any(obj)
 
 
+def pack_call(args, kwargs):
+    """Pickle a call's arguments, as `pack` does, and the usual ones quickly."""
+    if not kwargs and _SHORT.issuperset(map(type, args)):
+        data = pickle.dumps((args, None), 5)
+        if len(data) <= INLINE:
+            return data
+    return pack((args, kwargs or None))
+
+
 def _pack_plain(obj):
+    if _is_long(obj):
+        chunks = _Chunks()
+        pickle.Pickler(chunks, 5).dump(obj)
+        return [sum(map(len, chunks))], chunks
     data = pickle.dumps(obj, 5)
     return data if len(data) <= INLINE else ([len(data)], [data])
+
+
+def _is_long(obj):
+    return len(obj) > INLINE if type(obj) in (bytes, str) else type(obj) is tuple and any(map(_is_long, obj))
 
 
 def _pack_any(obj):
@@ -710,6 +736,7 @@ class Shim:
         for fd in (self._wake, wake_out, link_in, link_out):
             os.set_blocking(fd, False)
         self._high = max(link_in, link_out, wake_out)
+        self._moved = 0.0               # when it was last seen that slots take what is written to them
         self._prctl = _no_prctl
         self._scratch = scratch         # a path nobody has made yet
         self._guardian = os.getppid()
@@ -747,6 +774,8 @@ class Shim:
     def _turn(self):
         lease_end = self._heard + self._config["lease"]
         wake_at = min([lease_end] + [slot.kill_at for slot in self._slots.values() if slot.kill_at])
+        if self._reader.fd not in self._handlers:       # it is we who do not listen
+            self._heard, wake_at = time.monotonic(), min(wake_at, self._moved + TERM_SECONDS)
         for fd, _events in self._poll.poll(max(0, wake_at - time.monotonic()) * 1000 + 1):
             if fd in self._handlers:
                 self._handlers[fd]()
@@ -802,7 +831,8 @@ class Shim:
     def _flush(self):
         """Write what is queued. Where something stays, watch for room; while the link is slow, do not read what would add to it.
 
-        The link itself is always read, or a slot that does not take its call would keep us from hearing the controller.
+        Neither is the link read while a slot has much to take and goes on taking it; but a slot that takes nothing (somebody has
+        stopped it) must not keep us from hearing the controller.
         """
         for slot in self._slots.values():
             if slot.outbox.size:
@@ -813,14 +843,22 @@ class Shim:
         for slot in self._slots.values():
             if slow == (slot.results.fd in self._handlers):
                 self._pause(slot) if slow else self._resume(slot)
+        full = max([slot.outbox.size for slot in self._slots.values()], default=0) > BACKLOG
+        self._moved = self._moved if full else time.monotonic()
+        full = full and time.monotonic() < self._moved + TERM_SECONDS
+        if full == (self._reader.fd in self._handlers):
+            self._unwatch(self._reader.fd) if full else self._watch(self._reader.fd, self._on_link)
 
     def _flush_one(self, outbox):
+        size = outbox.size
         try:
             empty = outbox.flush()
         except OSError:
             if outbox is self._outbox:
                 raise
             return      # a slot that died; SIGCHLD tells
+        if size > BACKLOG and outbox.size < size:
+            self._moved = time.monotonic()
         if empty:
             self._unwatch(outbox.fd)
         elif outbox.fd not in self._handlers:

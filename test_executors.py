@@ -2138,8 +2138,8 @@ class TestWhatFollows:
 
     def test_packages_by_files_have_their_data(self, local, tmp_path, monkeypatch):
         (tmp_path / "real/sub").mkdir(parents=True)
-        (tmp_path / "real/__init__.py").write_text("import importlib.resources\ndef f():\n"
-"    return (importlib.resources.files(__name__) / 'sub/data').read_text()\n")
+        (tmp_path / "real/__init__.py").write_text(
+            "import importlib.resources\ndef f():\n    return (importlib.resources.files(__name__) / 'sub/data').read_text()\n")
         (tmp_path / "real/sub/data").write_text("data")
         (tmp_path / "linked").symlink_to(tmp_path / "real")
         monkeypatch.syspath_prepend(str(tmp_path))
@@ -2511,8 +2511,7 @@ class TestTrace:
         link, = pool._supervisor._current_links()
         time.sleep(0.5)     # for them to have a length
         os.kill(link._process.pid, signal.SIGKILL)
-        until(lambda: pool.status.workers[0].state == "up" and pool.status.workers[0].busy == 3 and not any(f.done() for f in futures))
-        until(lambda: len(pool._supervisor._scheduler.spans) == 3)
+        until(lambda: len(pool._supervisor._scheduler.spans) == 3 and pool.status.workers[0].busy == 3)
         pool.status.trace(tmp_path / "run.json")
         spans = [event for event in json.loads(read(tmp_path / "run.json"))["traceEvents"] if event["ph"] == "X"]
         assert sorted(span["cat"] for span in spans) == ["lost"] * 3 + ["running"] * 3
