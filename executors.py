@@ -59,6 +59,8 @@ import itertools
 import json
 import logging
 import math
+import multiprocessing
+import multiprocessing.context
 import os
 import pickle
 import random
@@ -277,12 +279,15 @@ class BaseExecutor(concurrent.futures.Executor):
 
     Attributes:
         title: a name for logs and displays.
-        histogram: seconds a task took: on its worker, for remote executors; from submission to completion, for others.
     """
 
     def __init__(self, title: str = "") -> None:
         self.title = title or type(self).__name__
-        self.histogram = Histogram()
+
+    @property
+    def histogram(self) -> Histogram:
+        """How many seconds tasks took: on their workers, for remote executors; from submission to completion, for others."""
+        raise NotImplementedError
 
     @property
     def task_count(self) -> int:
@@ -308,15 +313,16 @@ class BaseExecutor(concurrent.futures.Executor):
         """
         if chunksize < 1 or (buffersize is not None and buffersize < 1):
             raise ValueError(f"chunksize ({chunksize}) and buffersize ({buffersize}) must be at least 1")
-        items: Iterator[Any] = zip(*iterables)
+        items: Iterator[tuple[Any, ...]] = zip(*iterables)
+        submit: Callable[..., Future[Any]] = self._submitter(fn)
         if chunksize > 1:
             singles = items
             items = ((chunk,) for chunk in iter(lambda: tuple(itertools.islice(singles, chunksize)), ()))
-        submit = self._submitter(fn if chunksize == 1 else functools.partial(wire.run_chunk, fn))
+            submit = self._submitter(functools.partial(wire.run_chunk, fn))
         deadline = None if timeout is None else time.monotonic() + timeout
         futures = deque(submit(*item) for item in itertools.islice(items, buffersize))
         results = _in_order(futures, items, submit, deadline)
-        return results if chunksize == 1 else itertools.chain.from_iterable(results)     # type: ignore[arg-type]
+        return results if chunksize == 1 else itertools.chain.from_iterable(results)
 
     def _submitter(self, fn: Callable[..., _T]) -> Callable[..., Future[_T]]:
         """Return `submit` for one function that is to be called many times."""
@@ -347,15 +353,14 @@ def _in_order(futures: deque[Future[_T]], items: Iterator[Any], submit: Callable
         while futures:
             future = futures.popleft()
             try:
-                result = future.result(None if deadline is None else deadline - time.monotonic())
+                result = [future.result(None if deadline is None else deadline - time.monotonic())]
             except BaseException:
                 future.cancel()
                 raise
             del future
             for item in itertools.islice(items, 1):
                 futures.append(submit(*item))
-            yield result
-            del result
+            yield result.pop()      # not to keep it while its consumer looks at it
     finally:
         for future in futures:
             future.cancel()
@@ -372,29 +377,35 @@ class PoolExecutor(BaseExecutor):
     def __init__(self, pool: concurrent.futures.Executor, *, title: str = "") -> None:
         super().__init__(title)
         self._pool = pool
-        self._lock = threading.Lock()       # guards the histogram and the count
-        self._count = 0
+        self._started: dict[Future[Any], float] = {}     # when those that are not done were submitted
+        self._seconds: deque[float] = deque()       # of those that are done and not yet counted
+        self._lock = threading.Lock()               # guards the rest
+        self._histogram = Histogram()
         self._closed = False
 
     @property
+    def histogram(self) -> Histogram:
+        with self._lock:
+            for _ in range(len(self._seconds)):
+                self._histogram.add(self._seconds.popleft())
+        return self._histogram
+
+    @property
     def task_count(self) -> int:
-        return self._count
+        return len(self._started)
 
     def submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> Future[_T]:
         return self._watch(self._pool.submit(fn, *args, **kwargs))
 
     def _watch(self, future: Future[_T]) -> Future[_T]:
-        with self._lock:
-            self._count += 1
-        started = time.monotonic()
-
-        def done(_future: Future[_T]) -> None:
-            with self._lock:
-                self._count -= 1
-                self.histogram.add(time.monotonic() - started)
-
-        future.add_done_callback(done)
+        self._started[future] = time.monotonic()
+        future.add_done_callback(self._count)
         return future
+
+    def _count(self, future: Future[Any]) -> None:
+        self._seconds.append(time.monotonic() - self._started.pop(future))
+        if len(self._seconds) > 10_000:
+            _ = self.histogram      # counts them
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, quiet: bool = False) -> None:
         with self._lock:
@@ -423,31 +434,52 @@ class ProcessExecutor(PoolExecutor):
     A process that dies takes its pool's tasks with it (BrokenProcessPool, as in the standard library); the next submission
     gets a new pool.
 
+    Processes are started as `multiprocessing` does by default, but for one case: a fork beside other threads (those of a
+    RemoteExecutor, say) copies whatever locks they hold, and may hang. From Python 3.12, which warns of it, they then come from
+    a fork server, as always from 3.14. That imports the main script: guard it with `if __name__ == "__main__"`.
+
     Arguments:
         max_workers: the number of processes; by default $EXECUTORS_PROCESSPOOL_SIZE, else one per core.
+        mp_context: one of `multiprocessing.get_context`, to choose otherwise.
     """
 
-    def __init__(self, max_workers: int | None = None, *, title: str = "") -> None:
-        size = _from_environment("EXECUTORS_PROCESSPOOL_SIZE", int) if max_workers is None else max_workers
-        self._make = functools.partial(concurrent.futures.ProcessPoolExecutor, size)
+    def __init__(self, max_workers: int | None = None, *, title: str = "",
+                 mp_context: multiprocessing.context.BaseContext | None = None) -> None:
+        self._size = _from_environment("EXECUTORS_PROCESSPOOL_SIZE", int) if max_workers is None else max_workers
+        self._context = mp_context
+        self._has_begun = False     # nothing is forked before the first submission
         super().__init__(self._make(), title=title)
+
+    def _make(self) -> concurrent.futures.ProcessPoolExecutor:
+        context = self._context or multiprocessing.get_context()
+        is_unsafe = sys.version_info >= (3, 12) and context.get_start_method() == "fork" and threading.active_count() > 1
+        if self._context is None and is_unsafe:
+            context = multiprocessing.get_context("forkserver")
+        return concurrent.futures.ProcessPoolExecutor(self._size, context)
 
     def submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> Future[_T]:
         if kwargs or not wire.is_plain(args) or not _reference(fn):
             fn, args, kwargs = wire.run_shipped, (wire.Shipped((fn, args, kwargs)),), {}
         else:
             fn, args = wire.run_plain, (fn, *args)
+        if not self._has_begun:
+            self._replace(self._pool)
         pool = self._pool
         try:
             return self._watch(pool.submit(fn, *args))
         except concurrent.futures.process.BrokenProcessPool:
-            with self._lock:
-                if self._closed:
-                    raise RuntimeError("cannot schedule new futures after shutdown") from None
-                if self._pool is pool:      # otherwise another thread has replaced it already
-                    self._pool = self._make()
+            self._replace(pool)
             pool.shutdown(wait=False)
             return self._watch(self._pool.submit(fn, *args))
+
+    def _replace(self, pool: concurrent.futures.Executor) -> None:
+        """Make a new pool in place of one that is broken, or that was made when other threads were alive than now."""
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("cannot schedule new futures after shutdown") from None
+            if self._pool is pool:      # otherwise another thread has replaced it already
+                self._pool = self._make()
+            self._has_begun = True
 
 
 def _from_environment(name: str, convert: Callable[[str], _T]) -> _T | None:
@@ -501,7 +533,7 @@ class RemoteWorkerRecord:
         if self.machine == ":" and self.username:
             raise ValueError(f"username {self.username!r}: ':' is this machine, as the user you are; name it to log in to it")
         if re.fullmatch(r"[^:]+:\d+|\[.*\].*", self.machine):
-            raise ValueError(f"machine {self.machine!r}: a port belongs into ~/.ssh/config, and an IPv6 address stands without brackets")
+            raise ValueError(f"machine {self.machine!r}: a port belongs into ~/.ssh/config; an IPv6 address has no brackets")
         if not self.weight > 0:
             raise ValueError(f"weight {self.weight!r} of {self.machine}: must be more than 0")
         if self.count is not None and self.count < 1:
@@ -1069,7 +1101,8 @@ class _Scheduler:
 
     def take_spans(self) -> list[_Span]:
         """Return the attempts that have ended lately, and those that run: until now, as far as a tick can tell."""
-        running = [_Span(worker, None, attempt.name, attempt.ident, attempt.origin, attempt.since, self._ticked or 0.0, None, "running")
+        now = self._ticked or 0.0
+        running = [_Span(worker, None, attempt.name, attempt.ident, attempt.origin, attempt.since, now, None, "running")
                    for worker in [*self.workers] for attempt in [*worker.inflight.values()] if attempt.since is not None]
         return [*map(_Span._make, self.spans.copy()), *running]
 
@@ -1148,7 +1181,7 @@ class _Scheduler:
     def _back_up(self, now: float) -> None:
         """Launch backups of stragglers (MapReduce, OSDI'04; LATE, OSDI'08; The Tail at Scale, CACM 2013)."""
         counts = [worker.count for worker in self._up]
-        room = int(max(2, max(counts), BACKUP_SHARE * sum(counts))) - len(self._backups)
+        room = int(max(2, *counts, BACKUP_SHARE * sum(counts))) - len(self._backups)
         if room <= 0:
             return
         late = []
@@ -1229,11 +1262,13 @@ exec(r(int(c+r(15))))
 
 # Sent to a Python of our own version. Makes a module of `remote_worker` without a file, and hands over.
 _SECOND_STAGE = '''import pickle,sys,types
+from importlib.machinery import ModuleSpec
 file,text,modules=pickle.loads(r(int(r(16))))
 module=sys.modules["remote_worker"]=types.ModuleType("remote_worker")
 module.__file__=file
 exec(compile(text,file,"exec"),module.__dict__)
 module.__loader__=module._SourceLoader(file,text)
+module.__spec__=ModuleSpec("remote_worker",module.__loader__,origin=file)
 module.serve(modules)
 '''
 _NO_PYTHON = 126, "executors: no python"
@@ -1274,8 +1309,8 @@ def _link_argv(record: RemoteWorkerRecord, ssh_options: Sequence[str], magic: st
 
 
 # Runs a command that is killed when our end of its standard input goes, as it does with this process.
-_TIED = ["/bin/sh", "-c", 'exec 3<&0; "$@" </dev/null 3<&- & p=$!; { cat <&3 >/dev/null 2>&1; kill $p; } 2>/dev/null >&2 & '
-         'exec 3<&-; wait $p', "sh"]
+_TIED = ["/bin/sh", "-c", ('exec 3<&0; "$@" </dev/null 3<&- & p=$!; { cat <&3 >/dev/null 2>&1; kill $p; } 2>/dev/null >&2 & '
+                            'exec 3<&-; wait $p'), "sh"]
 
 
 def _dash_o(settings: Iterable[str]) -> list[str]:
@@ -1286,7 +1321,7 @@ def _dash_o(settings: Iterable[str]) -> list[str]:
 def _ssh_settings() -> list[str]:
     """Return the settings that this machine's OpenSSH knows; one which does not tell its version is taken to be new."""
     try:
-        told = subprocess.run([SSH, "-V"], stdin=subprocess.DEVNULL, capture_output=True).stderr
+        told = subprocess.run([SSH, "-V"], stdin=subprocess.DEVNULL, capture_output=True, check=False).stderr
     except OSError:
         told = b""
     found = re.search(rb"OpenSSH_\D*(\d+)\.(\d+)", told)
@@ -1319,7 +1354,7 @@ def _bootstrap() -> bytes:
         for folder in spec.submodule_search_locations or ():
             names += [f"{name}.{file[:-3]}" for file in os.listdir(folder) if file.endswith(".py") and file[0] != "_"]
         modules.update({one: _find_source(one) for one in names})
-    file, text, _ = modules.pop("remote_worker")
+    file, text, _ = modules.pop("remote_worker") or ("", "", False)
     answers = {name: pickle.dumps(answer) for name, answer in modules.items()}
     payload = pickle.dumps((file, text, answers))
     return b"%16d%s%16d%s" % (len(_SECOND_STAGE), _SECOND_STAGE.encode(), len(payload), payload)
@@ -1747,6 +1782,8 @@ def _find_source(name: str) -> tuple[str, str, bool] | None:
             return None
         locations = spec.submodule_search_locations
         ours = name.partition(".")[0] in _SHIPPABLE
+        if isinstance(spec.loader, wire._SourceLoader):     # we are in a task, and it came from elsewhere itself
+            return spec.loader._filename, spec.loader.get_source(name), locations is not None
         if not spec.has_location:
             is_namespace = locations is not None and not all(map(_is_installed, locations))
             return (wire.ModuleFinder.NAMESPACE, "", True) if is_namespace else None
@@ -1765,11 +1802,11 @@ class _Condition(threading.Condition):
     """A Condition of a third of the size: a million may be alive, and the garbage collector looks at each of their parts."""
 
     def __init__(self) -> None:
-        self._lock = _thread.RLock()
+        self._lock: Any = _thread.RLock()
         self._waiters: deque[Any] = deque()
 
     def acquire(self, *args: Any) -> bool:
-        return self._lock.acquire(*args)
+        return bool(self._lock.acquire(*args))
 
     def release(self) -> None:
         self._lock.release()
@@ -1781,7 +1818,7 @@ class _Condition(threading.Condition):
         self._lock._acquire_restore(state)
 
     def _is_owned(self) -> bool:
-        return self._lock._is_owned()
+        return bool(self._lock._is_owned())
 
 
 class _RemoteFuture(Future):        # type: ignore[type-arg]
@@ -2224,8 +2261,12 @@ _supervisors: weakref.WeakSet[_Supervisor] = weakref.WeakSet()
 def _prepare_process() -> None:
     """Have pools drained at exit, before threads can no longer start, and let go of in forked children. Done once."""
     register = getattr(threading, "_register_atexit", atexit.register)
-    register(lambda: [supervisor.shutdown(True, False) for supervisor in [*_supervisors]])
-    os.register_at_fork(after_in_child=lambda: [supervisor.abandon() for supervisor in [*_supervisors]])
+    def for_all(method: Callable[..., None], *arguments: bool) -> None:
+        for supervisor in [*_supervisors]:
+            method(supervisor, *arguments)
+
+    register(functools.partial(for_all, _Supervisor.shutdown, True, False))
+    os.register_at_fork(after_in_child=functools.partial(for_all, _Supervisor.abandon))
 
 
 class RemoteExecutor(BaseExecutor):
@@ -2257,7 +2298,8 @@ class RemoteExecutor(BaseExecutor):
     """
 
     def __init__(self, workers: Iterable[RemoteWorkerRecord | str], policy: RemoteWorkerSelectionPolicy | None = None, *,
-                 title: str = "", ssh_options: Sequence[str] = (), files: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] = (),
+                 title: str = "", ssh_options: Sequence[str] = (),
+                 files: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] = (),
                  schedule_backups: bool | None = None, max_bundle_failures: int | None = None,
                  bundle_timeout: float | None = None, heartbeat_seconds: float = 5.0, show_status: bool | None = None,
                  output: bool | Callable[[str, str, str], object] = True) -> None:
@@ -2275,7 +2317,8 @@ class RemoteExecutor(BaseExecutor):
                 raise ValueError(f"{name} is {value!r}; it must be more than 0")
         scheduler = _Scheduler(policy or WeightedRandomRemoteWorkerSelectionPolicy(), schedule_backups=schedule_backups,
                                max_bundle_failures=max_bundle_failures, bundle_timeout=bundle_timeout)
-        self._supervisor = _Supervisor(scheduler, self.title, list(ssh_options), [os.fspath(file) for file in ([files] if isinstance(files, (str, os.PathLike)) else files)],
+        paths = [files] if isinstance(files, (str, os.PathLike)) else files
+        self._supervisor = _Supervisor(scheduler, self.title, list(ssh_options), [os.fspath(path) for path in paths],
                                        heartbeat_seconds, show_status, output)
         _prepare_process()
         _supervisors.add(self._supervisor)
@@ -2288,7 +2331,7 @@ class RemoteExecutor(BaseExecutor):
         return self._supervisor.task_count
 
     @property
-    def histogram(self) -> Histogram:       # type: ignore[override]
+    def histogram(self) -> Histogram:
         return self._supervisor.histogram
 
     @property
@@ -2456,7 +2499,8 @@ def _trace_events(spans: Sequence[_Span]) -> list[dict[str, Any]]:
         events[span.ident] = {
             "ph": "X", "pid": pid, "tid": tid, "ts": 1e6 * (start - zero), "dur": 1e6 * (end - start), "name": span.name,
             "cat": span.outcome, "args": {"attempt": span.ident, "outcome": span.outcome}}
-    arrows = [{"ph": phase, "bp": "e", "id": span.ident, "name": "again", "cat": "again", **{key: end[key] for key in ("pid", "tid", "ts")}}
+    arrows = [{"ph": phase, "bp": "e", "id": span.ident, "name": "again", "cat": "again",
+               "pid": end["pid"], "tid": end["tid"], "ts": end["ts"]}
               for span in spans if span.origin in events for phase, end in (("s", events[span.origin]), ("f", events[span.ident]))]
     names = [("process_name", pid, 0, str(worker.record)) for worker, pid in workers.items()]
     names += [("thread_name", pid, tid, name) for (pid, tid), name in rows.items()]
@@ -2469,7 +2513,8 @@ def _times(spans: Sequence[_Span]) -> list[tuple[_Span, float, float]]:
 
     What is known of an end is when the result came, many at a time perhaps. So it ended then, or when its slot began the next.
     """
-    times, next_starts = [], {}
+    times: list[tuple[_Span, float, float]] = []
+    next_starts: dict[Any, float] = {}
     for span in reversed(spans):
         place = (span.worker, span.slot if span.slot is not None else span)     # what ran nobody knows where was alone there
         end = min(span.until, next_starts.get(place, math.inf))
@@ -3101,6 +3146,7 @@ def _main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    import executors        # so that tasks are functions of a module that workers can import, not of __main__
+    # So that tasks are functions of a module that workers can import, not of __main__.
+    import executors
 
     sys.exit(executors._main())

@@ -19,8 +19,9 @@ A frame is a header and a payload:
     └────────┴──────────────┴──────────────┴───────────────────────────┘
 
 CALL, FUNCTION, RESULT and ERROR are *messages*. Their payload begins with a tag (CALL: which function; RESULT: the slot's number
-and the microseconds run, see SLOT_SHIFT) and a count n. With n = 0 the rest is a pickle. Otherwise n lengths follow, of a pickle and its out-of-band buffers, and
-their bytes come after in PART frames of the same identifier, cut so that no frame is long enough to keep another waiting.
+and the microseconds run, see SLOT_SHIFT) and a count n. With n = 0 the rest is a pickle. Otherwise n lengths follow, of a
+pickle and its out-of-band buffers, and their bytes come after in PART frames of the same identifier, cut so that no frame is
+long enough to keep another waiting.
 
 A call that waits in a slot's pipe can still be taken back. Beside its data pipe each slot has a *permit* pipe, into which the
 shim writes the identifier of every short call it sends; a slot starts one only after it has read its permit. The shim holds
@@ -33,6 +34,7 @@ This file must parse on any Python from 3.6, and imports little: it is compiled 
 
 import collections
 import fcntl
+import functools
 import io
 import itertools
 import mmap
@@ -47,6 +49,20 @@ import struct
 import sys
 import time
 import types
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import importlib.abc
+    from typing import Any
+    Buffer = Any        # bytes, bytearray or memoryview
+    Packed = Any        # from `pack`: bytes, all in one; or lengths and buffers
+    Prctl = Callable[[int, int], object]
+    class _List(list[Any]): ...
+    class _Loader(importlib.abc.Loader): ...
+else:       # importing typing would take a tenth of the time to the first result
+    Any = Buffer = Packed = Prctl = _Loader = object
+    _List = list
 
 __all__ = ["FrameError", "FrameReader", "MessageReader", "Outbox", "Shipped", "digest_file", "frame", "is_plain", "main", "message",
            "pack", "pack_call", "pack_outcome", "run_call", "run_chunk", "run_plain", "run_shipped", "serve", "unpack"]
@@ -78,18 +94,18 @@ class FrameError(Exception):
     """The stream cannot be one of frames: it ended inside one, or announces an absurd length."""
 
 
-def frame(kind, ident=0, payload=b""):
+def frame(kind: int, ident: int = 0, payload: bytes = b"") -> bytes:
     """Return one frame as bytes."""
     return HEADER.pack(kind, ident, len(payload)) + payload
 
 
-def message(kind, ident, tag, packed):
+def message(kind: int, ident: int, tag: int, packed: Packed) -> list[Buffer]:
     """Return the frames of a message as a list of buffers; `packed` comes from `pack` and is not copied."""
     if type(packed) is bytes:
         return [SHORT.pack(kind, ident, 9 + len(packed), tag, 0) + packed]
     lengths, buffers = packed
     head = TAG.pack(tag, len(lengths)) + struct.pack("!%dQ" % len(lengths), *lengths)
-    out = [frame(kind, ident, head)]
+    out: list[Buffer] = [frame(kind, ident, head)]
     for buffer in buffers:
         view = memoryview(buffer).cast("B")
         for at in range(0, len(view), MAX_FRAME):
@@ -105,20 +121,22 @@ class FrameReader:
     It raises EOFError where the stream ends between frames and FrameError where it ends inside one.
     """
 
-    def __init__(self, fd):
+    def __init__(self, fd: int) -> None:
         self.fd = fd
         self._rest = b""        # less than one frame, and short
-        self._pending = None    # (kind, identifier, buffer) of a long frame that is being read in place
-        self._view = None       # what of it is still to come
+        self._pending: Any = None    # (kind, identifier, buffer) of a long frame that is being read in place
+        self._view: Any = None       # what of it is still to come
 
-    def read(self):
+    def read(self) -> list[Any]:
+        """Read once, and return what is complete. Raises EOFError, FrameError or what `os.read` raises."""
         if self._pending is not None:
             return self._read_in_place()
         chunk = os.read(self.fd, READ_SIZE)
         if not chunk:
             self._end(len(self._rest), HEADER.unpack(self._rest[:17])[2] + 17 if len(self._rest) >= 17 else 17)
         data = self._rest + chunk if self._rest else chunk
-        frames, at, end, unpack_from = [], 0, len(data), HEADER.unpack_from
+        frames: list[Any] = []
+        at, end, unpack_from = 0, len(data), HEADER.unpack_from
         while end - at >= 17:
             kind, ident, size = unpack_from(data, at)
             if size > MAX_FRAME:
@@ -136,14 +154,14 @@ class FrameReader:
         self._rest = data[at:]
         return self._complete(frames)
 
-    def _open(self, kind, ident, size, start):
+    def _open(self, kind: int, ident: int, size: int, start: bytes) -> None:
         """Read the rest of a long frame straight into its buffer, so that its bytes are moved once."""
         data = bytearray(17 + size)
         data[:len(start)] = start
         self._view = memoryview(data)[len(start):]
         self._pending = kind, ident, data
 
-    def _read_in_place(self):
+    def _read_in_place(self) -> list[Any]:
         count = os.readv(self.fd, [self._view])
         if not count:
             self._end(0, len(self._view))
@@ -153,12 +171,12 @@ class FrameReader:
         done, self._pending, self._view = self._pending, None, None
         return self._complete([done])
 
-    def _end(self, got, expected):
+    def _end(self, got: int, expected: int) -> None:
         if got or self._pending:
             raise FrameError("the stream ended inside a frame: expected %d bytes, got %d" % (expected, got))
         raise EOFError
 
-    def _complete(self, frames):
+    def _complete(self, frames: list[Any]) -> list[Any]:
         return frames
 
 
@@ -168,15 +186,15 @@ class MessageReader(FrameReader):
     Frames of other kinds come as `(kind, identifier, None, payload)`. PARTs are read into the buffer they are part of.
     """
 
-    def __init__(self, fd):
+    def __init__(self, fd: int) -> None:
         FrameReader.__init__(self, fd)
-        self._unfinished = {}      # identifier -> [kind, tag, segments, index of the one being filled, how far]
+        self._unfinished: dict[int, Any] = {}      # identifier -> [kind, tag, segments, index of the one being filled, how far]
 
-    def forget(self, ident):
+    def forget(self, ident: int) -> None:
         """Drop what has arrived of a message whose sender is gone."""
         self._unfinished.pop(ident, None)
 
-    def _open(self, kind, ident, size, start):
+    def _open(self, kind: int, ident: int, size: int, start: bytes) -> None:
         if kind != PART or ident not in self._unfinished:
             FrameReader._open(self, kind, ident, size, start)
             return
@@ -185,14 +203,14 @@ class MessageReader(FrameReader):
         self._view = target[len(start):]
         self._pending = kind, ident, size
 
-    def _target(self, ident, size):
+    def _target(self, ident: int, size: int) -> memoryview:
         _kind, _tag, segments, index, at = self._unfinished[ident]
         if size > len(segments[index]) - at:
             raise FrameError("a part of %d bytes overruns its segment of %d" % (size, len(segments[index])))
         return memoryview(segments[index])[at:at + size]
 
-    def _complete(self, frames):
-        out = []
+    def _complete(self, frames: list[Any]) -> list[Any]:
+        out: list[Any] = []
         for kind, ident, data in frames:
             if kind == PART:
                 if ident in self._unfinished:       # otherwise it is of a message that was forgotten
@@ -207,12 +225,12 @@ class MessageReader(FrameReader):
                 self._unfinished[ident] = [kind, tag, segments, 0, 0]
         return out
 
-    def _advance(self, out, ident, data):
+    def _advance(self, out: list[Any], ident: int, data: Any) -> None:
         """Account for a part: either its frame, or the size of one that was read in place."""
         size = data if type(data) is int else len(data) - 17
         if size is not data:
             self._target(ident, size)[:] = memoryview(data)[17:]
-        kind, tag, segments, index, at = state = self._unfinished[ident]
+        kind, tag, segments, index, _at = state = self._unfinished[ident]
         state[4] += size
         if state[4] == len(segments[index]):
             state[3:] = index + 1, 0
@@ -221,7 +239,7 @@ class MessageReader(FrameReader):
             out.append((kind, ident, tag, segments))
 
 
-def _segment(size):
+def _segment(size: int) -> Any:
     """Return a buffer to read into. A long one is mapped: its pages are there when they are written, and are not zeroed before."""
     if size < MAX_FRAME:
         return bytearray(size)
@@ -231,21 +249,23 @@ def _segment(size):
 class Outbox:
     """Frames on their way into a non-blocking descriptor. The owner calls `flush` when the descriptor takes more."""
 
-    def __init__(self, fd):
+    def __init__(self, fd: int) -> None:
         self.fd = fd
         self.size = 0       # bytes queued
-        self._queue = collections.deque()
+        self._queue: collections.deque[Buffer] = collections.deque()
 
-    def put(self, buffers):
+    def put(self, buffers: Iterable[Buffer]) -> None:
+        """Queue buffers, which must not change until they are written."""
         for buffer in buffers:
             self._queue.append(buffer)
             self.size += len(buffer)
 
-    def flush(self):
+    def flush(self) -> bool:
         """Write what the descriptor takes; return whether nothing is left. Raises OSError when nobody reads any more."""
         queue = self._queue
         while queue:
-            batch, size = [], 0
+            batch: list[Buffer] = []
+            size = 0
             while queue and size < MAX_FRAME and len(batch) < 512:
                 batch.append(queue.popleft())
                 size += len(batch[-1])
@@ -264,7 +284,7 @@ class Outbox:
         return True
 
 
-def write_all(fd, buffers):
+def write_all(fd: int, buffers: Iterable[Buffer]) -> None:
     """Write a message to a blocking descriptor."""
     outbox = Outbox(fd)
     outbox.put(buffers)
@@ -278,19 +298,19 @@ _SHORT = frozenset([int, float, complex, bool, type(None)])      # but for an in
 _PLAIN = _SHORT | {str, bytes}
 
 
-class _Chunks(list):
+class _Chunks(_List):
     """A file to pickle into that keeps large objects as they are instead of copying them."""
 
-    def write(self, data):
+    def write(self, data: Any) -> None:
         self.append(data.raw() if type(data) is pickle.PickleBuffer else data)
 
 
-def is_plain(obj):
+def is_plain(obj: object) -> bool:
     """Tell whether `pickle` alone does for `obj`: nothing in it can refer to code, and so to `__main__`."""
     return type(obj) in _PLAIN or type(obj) is tuple and (_PLAIN.issuperset(map(type, obj)) or all(map(is_plain, obj)))
 
 
-def pack(obj):
+def pack(obj: object) -> Packed:
     """Pickle `obj` by value: plain types with pickle, the rest with cloudpickle, large buffers (NumPy arrays) uncopied.
 
     Returns bytes if that is short, otherwise `(lengths, buffers)` for `message`. Raises what pickling raises.
@@ -298,7 +318,7 @@ def pack(obj):
     return _pack_plain(obj) if is_plain(obj) else _pack_any(obj)
 
 
-def pack_call(args, kwargs):
+def pack_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Packed:
     """Pickle a call's arguments, as `pack` does, and the usual ones quickly."""
     if not kwargs and _SHORT.issuperset(map(type, args)):
         data = pickle.dumps((args, None), 5)
@@ -307,7 +327,7 @@ def pack_call(args, kwargs):
     return pack((args, kwargs or None))
 
 
-def _pack_plain(obj):
+def _pack_plain(obj: object) -> Packed:
     if _is_long(obj):
         chunks = _Chunks()
         pickle.Pickler(chunks, 5).dump(obj)
@@ -316,15 +336,17 @@ def _pack_plain(obj):
     return data if len(data) <= INLINE else ([len(data)], [data])
 
 
-def _is_long(obj):
-    return len(obj) > INLINE if type(obj) in (bytes, str) else type(obj) is tuple and any(map(_is_long, obj))
+def _is_long(obj: object) -> bool:
+    if isinstance(obj, tuple):
+        return any(map(_is_long, obj))
+    return isinstance(obj, (bytes, str)) and len(obj) > INLINE
 
 
-def _pack_any(obj):
+def _pack_any(obj: object) -> Packed:
     import cloudpickle
-    chunks, large = _Chunks(), []
+    chunks, large = _Chunks(), _Chunks()
 
-    def stays_in_band(buffer):
+    def stays_in_band(buffer: pickle.PickleBuffer) -> bool:
         raw = buffer.raw()
         if raw.nbytes < INLINE or len(large) == 254:
             return True
@@ -338,12 +360,12 @@ def _pack_any(obj):
     return [length] + [raw.nbytes for raw in large], chunks + large
 
 
-def unpack(segments):
+def unpack(segments: Sequence[Any]) -> Any:
     """Return the object of a message's segments. Runs whatever code the pickle names, so it may raise anything."""
     return pickle.loads(segments[0], buffers=segments[1:])
 
 
-def _unpack_own(packed):
+def _unpack_own(packed: Packed) -> Any:
     """Unpickle what `pack` has just made."""
     if type(packed) is bytes:
         return unpack((packed,))
@@ -352,15 +374,15 @@ def _unpack_own(packed):
     return unpack([b"".join(buffers[:chunks])] + buffers[chunks:])
 
 
-def run_call(function, args, kwargs):
+def run_call(function: Callable[..., Any], args: Any, kwargs: Any) -> tuple[bool, Any]:
     """Call a function; return `(True, its value)` or `(False, what it raised)`, SystemExit and KeyboardInterrupt included."""
     try:
         return True, function(*args, **kwargs)
-    except BaseException as error:      # noqa: B902 -- whatever it was, it belongs to the caller's future
+    except BaseException as error:      # whatever it was, it belongs to the caller's future
         return False, error
 
 
-def run_chunk(function, chunk):
+def run_chunk(function: Callable[..., Any], chunk: Iterable[tuple[Any, ...]]) -> list[Any]:
     """Call a function on each tuple of arguments of a chunk; what `map(..., chunksize=n)` sends."""
     return [function(*args) for args in chunk]
 
@@ -368,27 +390,27 @@ def run_chunk(function, chunk):
 class Shipped:
     """Wrap an object so that plain pickle carries it as cloudpickle would; what arrives is the object itself."""
 
-    def __init__(self, obj):
+    def __init__(self, obj: object) -> None:
         import cloudpickle
         self._data = cloudpickle.dumps(obj)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return pickle.loads, (self._data,)
 
 
-def run_shipped(call):
+def run_shipped(call: Any) -> Any:
     """Run `(function, args, kwargs)` in a process pool."""
     function, args, kwargs = call
     value = function(*args, **kwargs)
     return value if is_plain(value) else Shipped(value)
 
 
-def run_plain(function, *args):
+def run_plain(function: Callable[..., Any], *args: Any) -> Any:
     """Run a call that plain pickle could carry in a process pool."""
     return run_shipped((function, args, {}))
 
 
-def pack_outcome(ok, value, stage="run"):
+def pack_outcome(ok: bool, value: Any, stage: str = "run") -> tuple[int, Packed]:
     """Pickle what `run_call` returned. Return `(RESULT or ERROR, packed)`; never raises.
 
     The payload of an ERROR is a plain tuple `(stage, pickled exception or None, type, text, traceback)`; `stage` is
@@ -404,12 +426,12 @@ def pack_outcome(ok, value, stage="run"):
             stage = "round trip"
             _unpack_own(packed)
             return RESULT, packed
-        except BaseException as error:      # noqa: B902
+        except BaseException as error:
             value = error
     import traceback
     try:
         text = "".join(traceback.format_exception(type(value), value, _below(value.__traceback__)))
-    except BaseException as error:      # noqa: B902 -- a __str__ or __repr__ that raises
+    except BaseException as error:      # a __str__ or __repr__ that raises
         text = "(the traceback cannot be shown: %s)\n" % type(error).__name__
     pickled = None
     try:
@@ -417,19 +439,19 @@ def pack_outcome(ok, value, stage="run"):
         attempt = cloudpickle.dumps(value)
         if type(pickle.loads(attempt)) is type(value):
             pickled = attempt
-    except BaseException:      # noqa: B902 -- a constructor that does not fit its arguments, for one
+    except BaseException:      # a constructor that does not fit its arguments, for one
         pass
     return ERROR, pack((stage, pickled, type(value).__name__, _text(value), text))
 
 
-def _text(value):
+def _text(value: object) -> str:
     try:
         return str(value)
-    except BaseException as error:      # noqa: B902
+    except BaseException as error:
         return "(%s in __str__)" % type(error).__name__
 
 
-def _below(trace):
+def _below(trace: Any) -> Any:
     """Leave out the frames of this file from the top of a traceback: they tell the user nothing."""
     while trace is not None and trace.tb_next is not None and trace.tb_frame.f_globals.get("run_call") is run_call:
         trace = trace.tb_next
@@ -448,19 +470,19 @@ class ModuleFinder:
 
     NAMESPACE = "<namespace>"
 
-    def __init__(self, ask, folder):
+    def __init__(self, ask: Callable[[str], Any], folder: str) -> None:
         import importlib.machinery
         import importlib.util
         self._make_spec, self._find_here = importlib.util.spec_from_loader, importlib.machinery.PathFinder.find_spec
         self._ask = ask
-        self._ours = set()      # top-level names that came from the controller
+        self._ours: set[str] = set()      # top-level names that came from the controller
         entries = os.listdir(folder) if os.path.isdir(folder) else ()
         self._shipped = {name.partition(".")[0] for name in entries
                          if name.endswith((".py", ".so")) or os.path.exists(os.path.join(folder, name, "__init__.py"))}
         standard = getattr(sys, "stdlib_module_names", ())
         self._standard = frozenset(standard) | frozenset(sys.builtin_module_names)
 
-    def find_spec(self, name, path=None, target=None):
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         top = name.partition(".")[0]
         if top in self._standard or top in self._shipped or (name != top and top not in self._ours):
             return None
@@ -469,7 +491,7 @@ class ModuleFinder:
             return None
         self._ours.add(top)
         filename, source, is_package = found
-        spec = self._make_spec(name, _SourceLoader(filename, source), origin=filename, is_package=is_package)
+        spec: Any = self._make_spec(name, _SourceLoader(filename, source), origin=filename, is_package=is_package)
         spec.has_location = True
         if filename == self.NAMESPACE:      # other parts of it may be installed here
             here = self._find_here(name, path)
@@ -477,26 +499,27 @@ class ModuleFinder:
         return spec
 
 
-class _SourceLoader:
-    def __init__(self, filename, source):
+class _SourceLoader(_Loader):
+    def __init__(self, filename: str, source: str) -> None:
         self._filename, self._source = filename, source
 
-    def create_module(self, spec):
+    def create_module(self, spec: Any) -> None:
         return None
 
-    def exec_module(self, module):
+    def exec_module(self, module: types.ModuleType) -> None:
         exec(compile(self._source, self._filename, "exec", dont_inherit=True), module.__dict__)
 
-    def get_source(self, name):      # through this, tracebacks show lines (linecache.lazycache)
+    def get_source(self, name: str) -> str:      # through this, tracebacks show lines (linecache.lazycache)
         return self._source
 
 
-def _asker(sock):
+def _asker(sock: socket.socket) -> Callable[[str], Any]:
     """Return the function that asks the shim for a module over a slot's import socket."""
     import threading
-    lock, owner, known, numbers = threading.Lock(), os.getpid(), {}, itertools.count(1)
+    lock, owner, numbers = threading.Lock(), os.getpid(), itertools.count(1)
+    known: dict[str, Any] = {}
 
-    def exchange(name):
+    def exchange(name: str) -> Any:
         number = next(numbers)
         sock.sendall(frame(WANTED, number, name.encode()))
         while True:
@@ -505,7 +528,7 @@ def _asker(sock):
             if ident == number:         # otherwise it is of a question that was given up
                 return pickle.loads(answer)
 
-    def ask(name):
+    def ask(name: str) -> Any:
         # A child that users' code forked shares the socket with its parent, and would take the other's answer.
         if name in known or os.getpid() != owner:
             return known.get(name)
@@ -521,7 +544,7 @@ def _asker(sock):
     return ask
 
 
-def _receive(sock, size):
+def _receive(sock: socket.socket, size: int) -> bytes:
     data = b""
     while len(data) < size:
         more = sock.recv(size - len(data))
@@ -541,15 +564,16 @@ class _Stream(io.TextIOWrapper):
 
     is_in_line = False
 
-    def write(self, text):
+    def write(self, text: str) -> int:
         count = io.TextIOWrapper.write(self, text)
         self.is_in_line = not text.endswith("\n") if text else self.is_in_line
         return count
 
 
-def _slot(machine, number):
+def _slot(machine: str, number: int) -> None:
     """Run calls from descriptor 3 until it ends. Everything a slot needs stands at a fixed descriptor, see `_Slot`."""
-    reader, functions, permit = MessageReader(_CALLS_FD), {}, b""
+    reader, permit = MessageReader(_CALLS_FD), b""
+    functions: dict[int, Any] = {}
     try:
         while True:
             for kind, ident, tag, body in reader.read():
@@ -572,7 +596,7 @@ def _slot(machine, number):
         pass
 
 
-def _serve_call(functions, ident, tag, body, machine, number):
+def _serve_call(functions: dict[int, Any], ident: int, tag: int, body: Any, machine: str, number: int) -> None:
     started = time.perf_counter()
     try:
         function = functions[tag]
@@ -582,7 +606,7 @@ def _serve_call(functions, ident, tag, body, machine, number):
                 functions[tag] = function
         args, kwargs = unpack(body)
         kwargs = kwargs or {}
-    except BaseException as error:      # noqa: B902
+    except BaseException as error:
         kind, packed = pack_outcome(False, _explain(error, machine), "arguments")
     else:
         del body
@@ -607,7 +631,7 @@ def _serve_call(functions, ident, tag, body, machine, number):
         write_all(_RESULTS_FD, message(kind, ident, tag, packed))
 
 
-def _is_stateless(function):
+def _is_stateless(function: object) -> bool:
     """Tell whether one unpickled object serves all calls. One that could change would carry something from call to call."""
     if type(function) is types.BuiltinFunctionType:
         return True
@@ -619,7 +643,7 @@ def _is_stateless(function):
         return False
 
 
-def _explain(error, machine):
+def _explain(error: BaseException, machine: str) -> BaseException:
     """Say on a missing third-party module where it is missing and what to do."""
     if isinstance(error, ModuleNotFoundError) and error.name:
         note = "on %s, with %s: install it there, or name another interpreter in the worker's record (python=...)" % (
@@ -637,15 +661,16 @@ def _explain(error, machine):
 class _Call:
     """A call in the shim's hands: its frames as they came. Those of a long one are passed on and not kept."""
 
-    __slots__ = ("ident", "function", "frames", "is_long", "missing", "slot")
+    __slots__ = ("frames", "function", "ident", "is_long", "missing", "slot")
 
-    def __init__(self, ident, function, data):
-        self.ident, self.function, self.frames, self.slot = ident, function, [data], None
+    def __init__(self, ident: int, function: list[bytes], data: bytes) -> None:
+        self.ident, self.function, self.frames = ident, function, [data]
+        self.slot: Any = None               # the _Slot it was dealt to
         self.is_long = bool(data[25])
         self.missing = _parts_size(data)        # bytes of PARTs still to come
 
 
-def _parts_size(data):
+def _parts_size(data: bytes) -> int:
     """Return how many bytes of PARTs follow the first frame of a message."""
     return sum(struct.unpack_from("!%dQ" % data[25], data, 26)) if data[25] else 0
 
@@ -653,7 +678,7 @@ def _parts_size(data):
 class _Slot:
     """The shim's end of one slot: its process and the pipes to it."""
 
-    def __init__(self, machine, number, prctl, high, scratch):
+    def __init__(self, machine: str, number: int, prctl: Prctl, high: int, scratch: str) -> None:
         calls, results, permits, out, err = (os.pipe() for _ in range(5))
         imports = socket.socketpair()
         for fd in (calls[1], results[0], permits[0], out[0], err[0]):
@@ -677,20 +702,20 @@ class _Slot:
         self.streams = {out[0]: b"", err[0]: b""}   # descriptor -> what was read of a line that is not whole yet
         self.stderr = err[0]
         self.last_words = b""
-        self.calls = collections.OrderedDict()      # identifier -> _Call, in the order they were sent
-        self.functions = set()                      # identifiers of those it has been sent
-        self.receiving = None                       # the last long _Call, which may still be arriving
+        self.calls: collections.OrderedDict[int, _Call] = collections.OrderedDict()      # by identifier, as they were sent
+        self.functions: set[int] = set()            # identifiers of those it has been sent
+        self.receiving: _Call | None = None         # the last long _Call, which may still be arriving
         self.answering, self.expecting = 0, 0       # the last call it answered, and bytes of PARTs of that still to come
         self.killed = False
-        self.kill_at = None                         # when SIGTERM has had its time
+        self.kill_at: float | None = None           # when SIGTERM has had its time
 
-    def close(self):
+    def close(self) -> None:
         for fd in [self.outbox.fd, self.results.fd] + list(self.permits) + list(self.streams):
             os.close(fd)
         self.imports.close()
 
 
-def _be_slot(fds, high, prctl, shim, machine, number, scratch):
+def _be_slot(fds: list[int], high: int, prctl: Prctl, shim: int, machine: str, number: int, scratch: str) -> None:
     """Turn a fresh fork of the shim into a slot, and run it: its own session and descriptors, and default signals."""
     signal.set_wakeup_fd(-1)
     for one in (signal.SIGCHLD, signal.SIGTERM, signal.SIGCONT):
@@ -717,27 +742,27 @@ def _be_slot(fds, high, prctl, shim, machine, number, scratch):
 class Shim:
     """Supervise the slots of one machine for one controller, in one thread around `poll`."""
 
-    def __init__(self, link_in, link_out, modules, scratch):
+    def __init__(self, link_in: int, link_out: int, modules: dict[str, bytes], scratch: str) -> None:
         self._reader, self._outbox = FrameReader(link_in), Outbox(link_out)
         self._modules = modules         # name -> pickled answer to a slot that wants it
         self._answer = b""              # the controller's, as far as it has come
-        self._asking = {}               # name -> (slot, number of its question) that wait until the controller has answered
-        self._slots = {}                # pid -> _Slot
-        self._queue = collections.deque()       # _Calls without a slot
-        self._functions = {}            # identifier -> frames
-        self._arriving = {}             # identifier -> [_Call or frames of a function, bytes of PARTs still to come]
-        self._doomed = collections.deque(maxlen=1024)    # killed before they came, if they come at all
-        self._config = {"slots": 1, "lease": 60.0, "machine": "worker", "output": True}
+        self._asking: dict[str, list[tuple[_Slot, int]]] = {}     # by name, the questions that the controller has yet to answer
+        self._slots: dict[int, _Slot] = {}        # pid -> _Slot
+        self._queue: collections.deque[_Call] = collections.deque()       # those without a slot
+        self._functions: dict[int, list[bytes]] = {}        # identifier -> frames
+        self._arriving: dict[int, Any] = {}     # identifier -> [_Call or frames of a function, bytes of PARTs still to come]
+        self._doomed: collections.deque[int] = collections.deque(maxlen=1024)    # killed before they came, if they come at all
+        self._config: dict[str, Any] = {"slots": 1, "lease": 60.0, "machine": "worker", "output": True}
         self._heard = time.monotonic()
         self._over = False
-        self._handlers = {}             # descriptor -> function(events)
+        self._handlers: dict[int, Callable[[], object]] = {}      # descriptor -> function(events)
         self._poll = select.poll()
         self._wake, wake_out = os.pipe()
         for fd in (self._wake, wake_out, link_in, link_out):
             os.set_blocking(fd, False)
         self._high = max(link_in, link_out, wake_out)
         self._moved = 0.0               # when it was last seen that slots take what is written to them
-        self._prctl = _no_prctl
+        self._prctl: Prctl = _no_prctl
         self._scratch = scratch         # a path nobody has made yet
         self._guardian = os.getppid()
         signal.set_wakeup_fd(wake_out, warn_on_full_buffer=False)
@@ -746,10 +771,10 @@ class Shim:
         signal.signal(signal.SIGCONT, self._on_continue)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    def _on_continue(self, *_):
+    def _on_continue(self, *_: object) -> None:
         self._over = self._over or os.getppid() != self._guardian
 
-    def run(self):
+    def run(self) -> None:
         """Serve until the controller is gone, then leave nothing behind."""
         self._watch(self._wake, self._on_signal)
         self._watch(self._reader.fd, self._on_link)
@@ -771,7 +796,7 @@ class Shim:
         finally:
             self._end()
 
-    def _turn(self):
+    def _turn(self) -> None:
         lease_end = self._heard + self._config["lease"]
         wake_at = min([lease_end] + [slot.kill_at for slot in self._slots.values() if slot.kill_at])
         if self._reader.fd not in self._handlers:       # it is we who do not listen
@@ -788,7 +813,7 @@ class Shim:
                 signal_tree(slot.pid, signal.SIGKILL)
         self._over = self._over or now >= self._heard + self._config["lease"]
 
-    def _end(self):
+    def _end(self) -> None:
         """End every slot: the idle ones leave through their atexit functions, the busy ones get SIGTERM, then SIGKILL."""
         for slot in self._slots.values():
             os.close(slot.outbox.fd)
@@ -808,7 +833,7 @@ class Shim:
         _remove(self._scratch)
         os.kill(self._guardian, signal.SIGCONT)     # in case someone has frozen it: its turn comes now
 
-    def _flush_last_words(self, deadline):
+    def _flush_last_words(self, deadline: float) -> None:
         try:
             while not self._outbox.flush() and time.monotonic() < deadline:
                 select.select([], [self._outbox.fd], [], TERM_SECONDS)
@@ -817,18 +842,18 @@ class Shim:
 
     # Descriptors: what is watched, and what is written
 
-    def _watch(self, fd, handler, events=select.POLLIN):
+    def _watch(self, fd: int, handler: Callable[[], object], events: int = select.POLLIN) -> None:
         self._handlers[fd] = handler
         self._poll.register(fd, events)
 
-    def _unwatch(self, fd):
+    def _unwatch(self, fd: int) -> None:
         if self._handlers.pop(fd, None):
             self._poll.unregister(fd)
 
-    def _send(self, kind, ident=0, payload=b""):
+    def _send(self, kind: int, ident: int = 0, payload: bytes = b"") -> None:
         self._outbox.put((frame(kind, ident, payload),))
 
-    def _flush(self):
+    def _flush(self) -> None:
         """Write what is queued. Where something stays, watch for room; while the link is slow, do not read what would add to it.
 
         Neither is the link read while a slot has much to take and goes on taking it; but a slot that takes nothing (somebody has
@@ -849,7 +874,7 @@ class Shim:
         if full == (self._reader.fd in self._handlers):
             self._unwatch(self._reader.fd) if full else self._watch(self._reader.fd, self._on_link)
 
-    def _flush_one(self, outbox):
+    def _flush_one(self, outbox: Outbox) -> None:
         size = outbox.size
         try:
             empty = outbox.flush()
@@ -864,18 +889,18 @@ class Shim:
         elif outbox.fd not in self._handlers:
             self._watch(outbox.fd, lambda: None, select.POLLOUT)
 
-    def _pause(self, slot):
+    def _pause(self, slot: "_Slot") -> None:
         for fd in (slot.results.fd,) + tuple(slot.streams):
             self._unwatch(fd)
 
-    def _resume(self, slot):
+    def _resume(self, slot: "_Slot") -> None:
         self._watch(slot.results.fd, lambda: self._on_results(slot))
         for fd in slot.streams:
-            self._watch(fd, lambda fd=fd: self._on_output(slot, fd))
+            self._watch(fd, functools.partial(self._on_output, slot, fd))
 
     # From the controller
 
-    def _on_link(self):
+    def _on_link(self) -> None:
         self._heard = time.monotonic()
         for kind, ident, data in self._reader.read():
             if kind == CALL:
@@ -909,7 +934,7 @@ class Shim:
                 self._send(STORED, ident, pickle.dumps(store_files(self._scratch, **pickle.loads(data[17:]))))
                 self._heard = time.monotonic()      # that may have taken long
 
-    def _on_call(self, ident, data):
+    def _on_call(self, ident: int, data: bytes) -> None:
         if ident in self._doomed:
             return
         call = _Call(ident, self._functions[IDENT.unpack_from(data, 17)[0]], data)
@@ -917,7 +942,7 @@ class Shim:
         if call.missing:
             self._arriving[ident] = [call, call.missing]
 
-    def _on_part(self, ident, data):
+    def _on_part(self, ident: int, data: bytes) -> None:
         if ident not in self._arriving:
             return      # of a call that was killed, or whose slot died while it was being sent
         owner, missing = self._arriving[ident]
@@ -932,21 +957,20 @@ class Shim:
         else:
             del self._arriving[ident]
 
-    def _on_module(self, name, answer):
+    def _on_module(self, name: str, answer: bytes) -> None:
         self._modules[name] = answer
         for slot, number in self._asking.pop(name, ()):
             self._reply(slot, number, answer)
 
     # Calls and slots
 
-    def _dispatch(self):
+    def _dispatch(self) -> None:
         """Deal the queue out evenly, forking slots as they are needed; then see that none waits beside an idle slot."""
         live = [slot for slot in self._slots.values() if not slot.killed]
         if self._queue:
             idle = sum(not slot.calls for slot in live)
             for _ in range(min(self._config["slots"] - len(live), len(self._queue) - idle)):
-                live.append(self._new_slot())
-            live = [slot for slot in live if slot]
+                live += self._new_slots()
             level = -(-(len(self._queue) + sum(len(slot.calls) for slot in live)) // len(live)) if live else 0
             for slot in live:
                 self._fill(slot, min(level, SLOT_DEPTH))
@@ -955,7 +979,7 @@ class Shim:
             if len(laden.calls) > 1 and not all(slot.calls for slot in live) and self._take_back(laden):
                 self._dispatch()
 
-    def _fill(self, slot, level):
+    def _fill(self, slot: _Slot, level: int) -> None:
         permits, queue = [], self._queue
         while queue and len(slot.calls) < level:
             call = queue[0]
@@ -976,7 +1000,7 @@ class Shim:
         if permits:
             os.write(slot.permits[1], b"".join(permits))      # before the calls are: no permit must mean taken back
 
-    def _take_back(self, slot):
+    def _take_back(self, slot: "_Slot") -> bool:
         """Take every call that `slot` has not started back into the queue; return whether there was one."""
         try:
             permits = os.read(slot.permits[0], 8 * SLOT_DEPTH)
@@ -985,7 +1009,7 @@ class Shim:
         self._queue.extendleft([slot.calls.pop(ident) for (ident,) in IDENT.iter_unpack(permits)][::-1])
         return True
 
-    def _recall(self, wanted):
+    def _recall(self, wanted: int) -> None:
         """Give up to `wanted` calls that no slot has started back to the controller."""
         for slot in self._slots.values():
             if len(slot.calls) > 1 and len(self._queue) < wanted:
@@ -993,7 +1017,7 @@ class Shim:
         given = [self._queue.pop() for _ in range(min(wanted, len(self._queue)))]
         self._send(RECALLED, 0, b"".join(IDENT.pack(call.ident) for call in reversed(given)))
 
-    def _kill(self, ident):
+    def _kill(self, ident: int) -> None:
         for slot in self._slots.values():
             if ident in slot.calls:
                 # In this order: without permits it can start nothing new, so what then has no result is what runs.
@@ -1015,7 +1039,8 @@ class Shim:
         self._doomed.append(ident)      # its CALL has been overtaken, or it has just finished
         self._send(KILLED, ident, pickle.dumps(None))
 
-    def _new_slot(self):
+    def _new_slots(self) -> list[_Slot]:
+        """Fork one more slot; return it, or none if that is not possible."""
         try:
             taken = {slot.number for slot in self._slots.values()}
             number = next(number for number in itertools.count() if number not in taken)
@@ -1025,16 +1050,16 @@ class Shim:
                 raise
             sys.stderr.write("executors shim: only %d slots: %s\n" % (len(self._slots), error))
             self._config["slots"] = len(self._slots)
-            return None
+            return []
         self._high = slot.high
         self._slots[slot.pid] = slot
         self._resume(slot)
         self._watch(slot.imports.fileno(), lambda: self._on_wanted(slot))
-        return slot
+        return [slot]
 
     # From the slots
 
-    def _on_results(self, slot):
+    def _on_results(self, slot: "_Slot") -> bool:
         """Pass on what one read brought; return whether there may be more. What a call printed goes before its result."""
         try:
             frames = slot.results.read()
@@ -1057,7 +1082,7 @@ class Shim:
                 self._pass_output(slot, fd, len(slot.streams[fd]))
         return True
 
-    def _on_output(self, slot, fd):
+    def _on_output(self, slot: _Slot, fd: int) -> bool:
         """Pass on whole lines; return whether there may be more."""
         try:
             chunk = os.read(fd, READ_SIZE)
@@ -1077,13 +1102,13 @@ class Shim:
         self._pass_output(slot, fd, cut)
         return bool(chunk)
 
-    def _pass_output(self, slot, fd, size):
+    def _pass_output(self, slot: _Slot, fd: int, size: int) -> None:
         text = slot.streams[fd]
         slot.streams[fd] = text[size:]
         if size and self._config["output"]:
             self._send(OUTPUT, 2 if fd == slot.stderr else 1, text[:size])
 
-    def _on_wanted(self, slot):
+    def _on_wanted(self, slot: "_Slot") -> None:
         try:
             _kind, number, size = HEADER.unpack(_receive(slot.imports, 17))
             name = _receive(slot.imports, size).decode()
@@ -1098,13 +1123,13 @@ class Shim:
             self._asking[name] = [(slot, number)]
             self._send(WANTED, 0, name.encode())
 
-    def _reply(self, slot, number, answer):
+    def _reply(self, slot: _Slot, number: int, answer: bytes) -> None:
         try:
             slot.imports.sendall(frame(MODULE, number, answer))
         except OSError:
             pass        # it died while it waited
 
-    def _on_signal(self):
+    def _on_signal(self) -> None:
         """Learn who died. A slot's death is reported with the call that ran in it; what its children left is killed."""
         os.read(self._wake, 4096)
         for pid, status in _changed_children():
@@ -1113,7 +1138,7 @@ class Shim:
                 self._bury(slot, status)
         kill_children(spare=self._slots)
 
-    def _drain(self, slot):
+    def _drain(self, slot: "_Slot") -> None:
         """Pass on all that a dead slot has left in its pipes."""
         while self._on_results(slot):
             pass
@@ -1122,7 +1147,7 @@ class Shim:
                 pass
             self._pass_output(slot, fd, len(slot.streams[fd]))
 
-    def _bury(self, slot, status):
+    def _bury(self, slot: _Slot, status: int) -> None:
         self._take_back(slot)
         self._drain(slot)
         if not slot.answering and not slot.calls and self._queue:
@@ -1143,11 +1168,11 @@ class Shim:
 # ───────────────────────────────────────────────────── processes ──────────────────────────────────────────────────
 
 
-def _no_prctl(option, value):
+def _no_prctl(option: int, value: int) -> None:
     pass
 
 
-def _find_prctl():
+def _find_prctl() -> Prctl:
     """Return Linux's `prctl(option, value)`, or something that does nothing."""
     if not sys.platform.startswith("linux"):
         return _no_prctl
@@ -1159,7 +1184,7 @@ def _find_prctl():
     return lambda option, value: prctl(option, value, 0, 0, 0)
 
 
-def _changed_children(options=0):
+def _changed_children(options: int = 0) -> Iterator[tuple[int, int]]:
     """Yield `(pid, status)` of children that have ended, reaping them, until there are no more."""
     while True:
         try:
@@ -1171,7 +1196,7 @@ def _changed_children(options=0):
         yield pid, status
 
 
-def _process_tree():
+def _process_tree() -> dict[int, list[int]]:
     """Return {parent: [children]} of the living processes on this machine; empty where there is no /proc."""
     tree = collections.defaultdict(list)
     for name in os.listdir("/proc") if os.path.exists("/proc/self/stat") else ():
@@ -1186,7 +1211,7 @@ def _process_tree():
     return tree
 
 
-def signal_tree(pid, number):
+def signal_tree(pid: int, number: int) -> None:
     """Signal a process and all that descends from it; without /proc, its process group."""
     tree, pids = _process_tree(), [pid]
     for parent in pids:
@@ -1200,14 +1225,14 @@ def signal_tree(pid, number):
             pass
 
 
-def kill_children(spare=()):
+def kill_children(spare: Container[int] = ()) -> None:
     """Kill the children of this process, with all below them, except `spare` and what is below those."""
     for pid in _process_tree().get(os.getpid(), ()):
         if pid not in spare:
             signal_tree(pid, signal.SIGKILL)
 
 
-def kill_descendants():
+def kill_descendants() -> None:
     """Kill all that descends from this process. As a subreaper it inherits what its dead children leave, until none do."""
     while True:
         kill_children()
@@ -1217,7 +1242,7 @@ def kill_descendants():
             return
 
 
-def _guard(shim, link_in, scratch):
+def _guard(shim: int, link_in: int, scratch: str) -> None:
     """Wait for the shim's end, then kill what it left. End it if it is frozen, or if its controller is gone and it stays."""
     _find_prctl()(36, 1)
     wake, wake_out = os.pipe()
@@ -1249,7 +1274,7 @@ def _guard(shim, link_in, scratch):
         patience = 4000 * TERM_SECONDS if gone or frozen else patience
 
 
-def _exit_after(run):
+def _exit_after(run: Callable[[], object]) -> None:
     """Be a forked child: leave when `run` returns or raises, and never up the parent's stack."""
     status = 1
     try:
@@ -1257,14 +1282,14 @@ def _exit_after(run):
         status = 0
     except SystemExit:
         status = 0
-    except BaseException:      # noqa: B902
+    except BaseException:
         import traceback
         traceback.print_exc()
     finally:
         os._exit(status)
 
 
-def _remove(path):
+def _remove(path: str) -> None:
     if os.path.isdir(path):
         import shutil
         shutil.rmtree(path, ignore_errors=True)
@@ -1272,7 +1297,7 @@ def _remove(path):
         os.unlink(path)
 
 
-def _enlarge(fd):
+def _enlarge(fd: int) -> None:
     """Give a pipe a megabyte where the platform lets us (Linux: F_SETPIPE_SZ); large arrays then move faster."""
     try:
         fcntl.fcntl(fd, 1031, MAX_FRAME)
@@ -1280,7 +1305,7 @@ def _enlarge(fd):
         pass
 
 
-def serve(modules):
+def serve(modules: dict[str, bytes]) -> None:
     """Become guardian and shim on descriptors 0 and 1; return when all is over.
 
     modules: {name: pickled answer for `ModuleFinder`}, what slots can import from the start.
@@ -1313,7 +1338,7 @@ INCOMING_SECONDS = 86400        # how long the leavings of a copy that was cut o
 KEEP_SECONDS = 30 * 86400       # how long the cache keeps what no run has used
 
 
-def store_files(scratch, names, arrived):
+def store_files(scratch: str, names: dict[str, tuple[str, bool]], arrived: dict[str, str]) -> dict[str, str] | str:
     """Find files in this machine's cache, or check what `scp` has just left in it, and link them into the slots' directory.
 
     The cache is ~/.cache/executors/<sha256>/, mode 0700. There, `content` is the file, or the directory that travelled as a tar
@@ -1347,7 +1372,7 @@ def store_files(scratch, names, arrived):
         return str(error)
 
 
-def _admit(cache, name, temporary, digest, is_tree):
+def _admit(cache: str, name: str, temporary: str, digest: str, is_tree: bool) -> None:
     """Move a copied file to its place if its digest is right: scp leaves a full-length corrupt file on a full disk."""
     import tarfile
     staging = temporary + ".d"
@@ -1376,7 +1401,7 @@ def _admit(cache, name, temporary, digest, is_tree):
         _remove(staging)
 
 
-def _seal(content):
+def _seal(content: str) -> str:
     """Return a text that changes when somebody writes to a file, or adds one to a directory. Bytecode may come by importing."""
     entries = [(".", os.lstat(content))]
     for folder, folders, files in os.walk(content):
@@ -1388,7 +1413,7 @@ def _seal(content):
                  for name, status in entries])
 
 
-def _is_intact(place):
+def _is_intact(place: str) -> bool:
     try:
         with open(os.path.join(place, "seal")) as file:
             return file.read() == _seal(os.path.join(place, "content"))
@@ -1396,7 +1421,7 @@ def _is_intact(place):
         return False
 
 
-def digest_file(path):
+def digest_file(path: str) -> str:
     """Return the SHA-256 of a file's content, in hexadecimal."""
     import hashlib
     hashed = hashlib.sha256()
@@ -1406,7 +1431,7 @@ def digest_file(path):
     return hashed.hexdigest()
 
 
-def _prune(cache):
+def _prune(cache: str) -> None:
     for entry in os.scandir(cache):
         keep = INCOMING_SECONDS if entry.name.startswith("incoming-") else KEEP_SECONDS
         try:
@@ -1421,7 +1446,7 @@ def _prune(cache):
 READING, UNPICKLING, RUNNING, PICKLING, WRITING = 3, 4, 5, 6, 7     # exit statuses; 2 is argparse's
 
 
-def main(arguments=None):
+def main(arguments: list[str] | None = None) -> int:
     """Run one pickled `(function, args, kwargs)` from a file, as batch queues do; return the exit status.
 
     The result file holds the pickle of `(True, value)`, or of `(False, exception)` if the function raised; it appears whole
@@ -1444,19 +1469,20 @@ def main(arguments=None):
         outcome = _pickle_outcome(ok, value)
         stage, what = WRITING, "write"
         _write_whole(options.result_file, outcome)
-    except BaseException as error:      # noqa: B902 -- unpickling may raise anything
+    except BaseException as error:      # unpickling may raise anything
         return _fail(stage, "cannot %s %s: %s: %s" % (what, path, type(error).__name__, _text(error)))
     if not ok:
         return _fail(RUNNING, "%s raised %s: %s" % (options.code_file, type(value).__name__, _text(value)))
     return 0
 
 
-def _pickle_outcome(ok, value):
+def _pickle_outcome(ok: bool, value: Any) -> bytes:
     import cloudpickle
-    return cloudpickle.dumps((ok, value))
+    outcome: bytes = cloudpickle.dumps((ok, value))
+    return outcome
 
 
-def _write_whole(path, data):
+def _write_whole(path: str, data: bytes) -> None:
     temporary = "%s.%d" % (path, os.getpid())
     try:
         with open(temporary, "wb") as file:
@@ -1468,7 +1494,7 @@ def _write_whole(path, data):
         raise
 
 
-def _fail(status, text):
+def _fail(status: int, text: str) -> int:
     sys.stderr.write("remote_worker: %s\n" % " ".join(text.split()))
     return status
 

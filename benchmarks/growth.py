@@ -1,16 +1,21 @@
-"""Measure memory and cost as work grows. Prints figures; asserts nothing.
+"""Measure memory, and cost as work grows, over real ssh where that matters. Prints figures; asserts nothing.
 
-    python benchmarks/growth.py [--bundles 1000000] [--workers 200]
+    python benchmarks/growth.py [--bundles 1000000] [--workers 200] [--array 268435456]
 """
 
 from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import heapq
 import operator
 import os
+import random
+import statistics
+import subprocess
 import sys
 import time
+from typing import Any
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 
@@ -69,15 +74,114 @@ def decisions(workers: int, number: int = 20_000) -> None:
     print(f"{workers} workers: {1e6 * (time.perf_counter() - started) / number:.1f} µs a bundle (submit, launch, finish)")
 
 
+def peak(pid: int) -> int:
+    """Return a process's peak resident memory in bytes, and let it be counted anew."""
+    with open(f"/proc/{pid}/status") as status:
+        kilobytes = int(status.read().partition("VmHWM:")[2].split()[0])
+    with open(f"/proc/{pid}/clear_refs", "w") as file:
+        file.write("5")
+    return kilobytes << 10
+
+
+def cpu(pid: int) -> float:
+    """Return the seconds of processor that a process has used."""
+    with open(f"/proc/{pid}/stat") as file:
+        fields = file.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def make_array(size: int) -> Any:
+    import numpy
+    return numpy.zeros(size // 8) + 1
+
+
+def over_ssh(sshd: Any, *workers: str, **options: Any) -> executors.RemoteExecutor:
+    return executors.RemoteExecutor([f"{worker} python={sys.executable}" for worker in workers], show_status=False,
+                                    ssh_options=sshd.ssh_options, **options)
+
+
+def memory(sshd: Any, size: int) -> None:
+    """Peak extra memory, here and in the shim, of an array as a result and as an argument."""
+    with over_ssh(sshd, "1/a") as pool:
+        block = pool.submit(make_array, 1000).result()
+        link, = pool._supervisor._current_links()
+        pids = os.getpid(), link.hello["pid"]
+        for way, call, argument in (("back", make_array, size), ("there", operator.attrgetter("nbytes"), make_array(size))):
+            before = [(peak(pid), peak(pid))[1] for pid in pids]
+            block = pool.submit(call, argument).result()
+            extra = [(peak(pid) - start) / size for pid, start in zip(pids, before)]
+            print(f"array {way}: {extra[0]:.2f} times its size here, {extra[1] * size / (1 << 20):.1f} MiB in the shim")
+            del block
+
+
+def idle(sshd: Any, seconds: float = 10.0) -> None:
+    """Processor used by a pool that has nothing to do."""
+    with over_ssh(sshd, "2/a") as pool:
+        list(pool.map(operator.neg, range(1000)))
+        link, = pool._supervisor._current_links()
+        pids = os.getpid(), link.hello["pid"]
+        before = [cpu(pid) for pid in pids]
+        time.sleep(seconds)
+        used = [100 * (cpu(pid) - start) / seconds for pid, start in zip(pids, before)]
+        print(f"idle: {used[0]:.2f} % of a core here, {used[1]:.2f} % in the shim")
+
+
+def mixed(sshd: Any) -> None:
+    """Short bundles with long ones scattered among them, against the bound of list scheduling."""
+    durations = [0.001] * 10_000 + [5.0] * 10
+    random.Random(1).shuffle(durations)
+    slots = [0.0] * 4
+    for duration in durations:
+        heapq.heappush(slots, heapq.heappop(slots) + duration)
+    for backups in (True, False):
+        with over_ssh(sshd, "2/a", "2/b", schedule_backups=backups) as pool:
+            concurrent.futures.wait([pool.submit(time.sleep, 0.001) for _ in range(50)])
+            started = time.perf_counter()
+            concurrent.futures.wait([pool.submit(time.sleep, duration) for duration in durations])
+            ratio = (time.perf_counter() - started) / max(slots)
+            print(f"10 000 of 1 ms and ten of 5 s, backups {'on' if backups else 'off'}: {ratio:.3f} times the list-scheduling bound")
+
+
+def starting(sshd: Any) -> None:
+    """First results of one machine and of four, against a bare Python over ssh; and the time to import this module."""
+    def first(*workers: str) -> float:
+        started = time.perf_counter()
+        with over_ssh(sshd, *workers) as pool:
+            concurrent.futures.wait([pool.submit(time.sleep, 0.3) for _ in workers])
+            assert sum(worker.done for worker in pool.status.workers) == len(workers)
+            return time.perf_counter() - started - 0.3
+
+    def run(*command: str) -> float:
+        started = time.perf_counter()
+        subprocess.run(command, check=True)
+        return time.perf_counter() - started
+
+    def median(measure: Any, *arguments: str) -> float:
+        return statistics.median(measure(*arguments) for _ in range(7))
+
+    bare = median(run, "ssh", *sshd.ssh_options, "a", f"{sys.executable} -S -E -c pass")
+    one, four = median(first, "1/a"), median(first, "1/a", "1/b", "1/c", "1/d")
+    print(f"first result: {one:.3f} s, {one / bare:.2f} times a bare Python over ssh; of each of four machines {four / one:.2f} times that")
+    mine, others = (median(run, sys.executable, "-c", f"import sys; sys.path.insert(0, {os.path.dirname(executors.__file__)!r}); import {what}")
+                    for what in ("executors", "concurrent.futures.process, cloudpickle"))
+    print(f"import executors: {mine / others:.2f} times import concurrent.futures.process, cloudpickle")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundles", type=int, default=1_000_000)
     parser.add_argument("--workers", type=int, default=200)
+    parser.add_argument("--array", type=int, default=256 << 20)
     options = parser.parse_args()
     for number in (20_000, options.bundles):
         pending(number)
     for workers in (2, options.workers):
         decisions(workers)
+    with executors._PrivateSshd(["a", "b", "c", "d"]) as sshd:
+        memory(sshd, options.array)
+        starting(sshd)
+        idle(sshd)
+        mixed(sshd)
 
 
 if __name__ == "__main__":
