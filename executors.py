@@ -1363,7 +1363,7 @@ def _bootstrap() -> bytes:
 class _Link:
     """The one ssh connection to a worker. It knows frames and pipes, and nothing of bundles' fates or of its owner.
 
-    `open`, `work` and `discard` belong to the reader thread; any thread may `launch`, `send`, `look_after`, `close` and `abort`.
+    `open`, `work` and `discard` belong to the reader thread, and `write_on` to the writer; any thread may `launch`, `send`, `look_after`, `close` and `abort`.
     """
 
     def __init__(self, record: RemoteWorkerRecord, ssh_options: Sequence[str], config: Mapping[str, Any]) -> None:
@@ -1470,7 +1470,6 @@ class _Link:
         for fd in (self._stdin, self._stdout):
             wire._enlarge(fd)
         self._reader, self._outbox = wire.MessageReader(self._stdout), wire.Outbox(self._stdin)
-        threading.Thread(target=self._write_on, name=f"{self.record.machine} writer", daemon=True).start()
 
     def _await(self, kind: int) -> Any:
         while True:
@@ -1650,7 +1649,7 @@ class _Link:
             if fd >= 0:
                 os.close(fd)
 
-    def _write_on(self) -> None:
+    def write_on(self) -> None:
         """Be the writer thread: go on where others found the pipe full, until the link is closed."""
         while True:
             self._stuck.acquire()
@@ -1955,7 +1954,11 @@ class _Supervisor:
             link = _Link(worker.record, self._ssh_options, self._config)
             with self._lock:
                 self._links.add(link)
-            self._start_thread(f"{worker.machine} reader", self._serve, worker, link)
+            try:
+                self._start_thread(f"{worker.machine} writer", link.write_on)
+                self._start_thread(f"{worker.machine} reader", self._serve, worker, link)
+            except RuntimeError as error:       # there are too many; and Python 3.12.0 and 3.12.1 start none at exit
+                self._end_link(worker, link, str(error), True)
         elif verb is _KILL:
             link, ident = operands
             link.send([wire.frame(wire.KILL, ident)])
@@ -2007,6 +2010,9 @@ class _Supervisor:
         except Exception as error:
             _log.exception("%s: the link to %s failed", self.title, worker.record)
             cause = _describe(error)
+        self._end_link(worker, link, cause, permanent)
+
+    def _end_link(self, worker: _Worker, link: _Link, cause: str, permanent: bool) -> None:
         try:
             if cause != "closed":
                 _log.log(logging.ERROR if permanent else logging.WARNING, "%s: %s: %s", self.title, worker.record, cause)
@@ -2620,7 +2626,7 @@ class _Terminal:
 class _Scoreboard:
     """Bring tasks' output home, and tell how things stand: on a terminal in place, and in the log.
 
-    One thread writes, from when there is something to write. So lines stay whole, and a terminal that someone has stopped
+    One thread writes. So lines stay whole, and a terminal that someone has stopped
     (Ctrl-S) holds up only the tasks that print, and not the heartbeat.
     """
 
@@ -2630,8 +2636,8 @@ class _Scoreboard:
         self._terminal = None if show is False else _Terminal.on(sys.stderr)
         self._beats = 0
         self._queue: Queue[tuple[Any, ...]] = Queue(1000)       # functions, each with its arguments; an empty one at the end
-        self._lock = threading.Lock()       # guards the thread's making
-        self._thread: threading.Thread | None = None
+        self._thread = threading.Thread(target=self._run, name="scoreboard", daemon=True)
+        self._thread.start()        # now: at exit it may be too late
 
     def show_output(self, machine: str, number: int, data: bytes) -> None:
         """Show whole lines that a task wrote to its stdout (1) or stderr (2), headed by its machine."""
@@ -2667,15 +2673,10 @@ class _Scoreboard:
             _log.info("%s", summary)
             if self._terminal is not None or self._show:
                 self._put(self._print, 2, f"{summary}\n{histogram}\n" if status.done else f"{summary}\n")
-        if self._thread is not None:
-            self._queue.put(())
-            self._thread.join()
+        self._queue.put(())
+        self._thread.join()
 
     def _put(self, *work: Any) -> None:
-        with self._lock:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="scoreboard", daemon=True)
-                self._thread.start()
         self._queue.put(work)
 
     def _run(self) -> None:
@@ -3007,6 +3008,7 @@ class _Checkup:
         try:
             with self._handshakes:
                 self.link.started = time.monotonic()
+                threading.Thread(target=self.link.write_on, name=f"{self.record.machine} writer", daemon=True).start()
                 self.link.open({})
             self.link._words()
             found = self.link.found

@@ -126,9 +126,9 @@ def idle(sshd: Any, seconds: float = 10.0) -> None:
         print(f"idle: {used[0]:.2f} % of a core here, {used[1]:.2f} % in the shim")
 
 
-def mixed(sshd: Any) -> None:
+def mixed(sshd: Any, long: int) -> None:
     """Short bundles with long ones scattered among them, against the bound of list scheduling."""
-    durations = [0.001] * 10_000 + [5.0] * 10
+    durations = [0.001] * 10_000 + [5.0] * long
     random.Random(1).shuffle(durations)
     slots = [0.0] * 4
     for duration in durations:
@@ -139,7 +139,7 @@ def mixed(sshd: Any) -> None:
             started = time.perf_counter()
             concurrent.futures.wait([pool.submit(time.sleep, duration) for duration in durations])
             ratio = (time.perf_counter() - started) / max(slots)
-            print(f"10 000 of 1 ms and ten of 5 s, backups {'on' if backups else 'off'}: {ratio:.3f} times the list-scheduling bound")
+            print(f"10 000 of 1 ms and {long} of 5 s, backups {'on' if backups else 'off'}: {ratio:.3f} times the list-scheduling bound")
 
 
 def starting(sshd: Any) -> None:
@@ -153,7 +153,7 @@ def starting(sshd: Any) -> None:
 
     def run(*command: str) -> float:
         started = time.perf_counter()
-        subprocess.run(command, check=True)
+        subprocess.run(command, check=True, env={**os.environ, "PYTHONDONTWRITEBYTECODE": ""})
         return time.perf_counter() - started
 
     def median(measure: Any, *arguments: str) -> float:
@@ -172,7 +172,10 @@ def main() -> None:
     parser.add_argument("--bundles", type=int, default=1_000_000)
     parser.add_argument("--workers", type=int, default=200)
     parser.add_argument("--array", type=int, default=256 << 20)
+    parser.add_argument("--smoke", action="store_true", help="a moment of everything, to see that it works")
     options = parser.parse_args()
+    if options.smoke:
+        options.bundles, options.array = 1000, 1 << 20
     for number in (20_000, options.bundles):
         pending(number)
     for workers in (2, options.workers):
@@ -180,8 +183,8 @@ def main() -> None:
     with executors._PrivateSshd(["a", "b", "c", "d"]) as sshd:
         memory(sshd, options.array)
         starting(sshd)
-        idle(sshd)
-        mixed(sshd)
+        idle(sshd, 1.0 if options.smoke else 10.0)
+        mixed(sshd, 1 if options.smoke else 10)
 
 
 if __name__ == "__main__":
