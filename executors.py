@@ -1765,6 +1765,9 @@ def _is_installed(path: str) -> bool:
 
 def _find_spec(name: str) -> Any:
     """Find a module without importing its parents."""
+    spec = getattr(sys.modules.get(name), "__spec__", None)
+    if isinstance(getattr(spec, "loader", None), wire._SourceLoader):       # we are in a task, and it came from elsewhere itself
+        return spec
     parent = name.rpartition(".")[0]
     if not parent:
         return importlib.util.find_spec(name)
@@ -1781,7 +1784,7 @@ def _find_source(name: str) -> tuple[str, str, bool] | None:
             return None
         locations = spec.submodule_search_locations
         ours = name.partition(".")[0] in _SHIPPABLE
-        if isinstance(spec.loader, wire._SourceLoader):     # we are in a task, and it came from elsewhere itself
+        if isinstance(spec.loader, wire._SourceLoader):
             return spec.loader._filename, spec.loader.get_source(name), locations is not None
         if not spec.has_location:
             is_namespace = locations is not None and not all(map(_is_installed, locations))
@@ -1804,8 +1807,8 @@ class _Condition(threading.Condition):
         self._lock: Any = _thread.RLock()
         self._waiters: deque[Any] = deque()
 
-    def acquire(self, *args: Any) -> bool:
-        return bool(self._lock.acquire(*args))
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        return bool(self._lock.acquire(blocking, timeout))
 
     def release(self) -> None:
         self._lock.release()
