@@ -1363,7 +1363,8 @@ def _bootstrap() -> bytes:
 class _Link:
     """The one ssh connection to a worker. It knows frames and pipes, and nothing of bundles' fates or of its owner.
 
-    `open`, `work` and `discard` belong to the reader thread, and `write_on` to the writer; any thread may `launch`, `send`, `look_after`, `close` and `abort`.
+    `open`, `work` and `discard` belong to the reader thread, `write_on` to the writer; any thread may `launch`, `send`,
+    `look_after`, `close` and `abort`.
     """
 
     def __init__(self, record: RemoteWorkerRecord, ssh_options: Sequence[str], config: Mapping[str, Any]) -> None:
