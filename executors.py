@@ -1209,8 +1209,13 @@ _SSH_SETTINGS = [
     "RemoteCommand=none", "ServerAliveInterval=5", "ServerAliveCountMax=3", "ConnectTimeout=10", "LogLevel=INFO"]
 _SSH_SETTINGS_8_7 = ["StdinNull=no", "ForkAfterAuthentication=no"]      # unknown to older ones
 
+
+def _diagnoses(*rows: tuple[str, bool, str]) -> list[tuple[re.Pattern[str], bool, str]]:
+    return [(re.compile(pattern, re.IGNORECASE), permanent, remedy) for pattern, permanent, remedy in rows]
+
+
 # What ssh says, whether trying again is in vain, and what the user can do about it. The first that fits counts.
-_SSH_DIAGNOSES = [(re.compile(pattern, re.IGNORECASE), permanent, remedy) for pattern, permanent, remedy in (
+_SSH_DIAGNOSES = _diagnoses(
     ("host key verification failed|host identification has changed", True,
      "run `ssh {login}` once, check the key it shows and accept it"),
     ("permission denied|too many authentication failures", True,
@@ -1224,9 +1229,9 @@ _SSH_DIAGNOSES = [(re.compile(pattern, re.IGNORECASE), permanent, remedy) for pa
     ("connection closed|connection reset|kex_exchange_identification|broken pipe", False,
      "sshd hung up: too many logins at once (its MaxStartups)? its own log knows; this is tried again"),
     ("", False, "try `ssh {login}`"),
-)]
+)
 # The same for scp, after a login that worked.
-_SCP_DIAGNOSES = [(re.compile(pattern, re.IGNORECASE), permanent, remedy) for pattern, permanent, remedy in (
+_SCP_DIAGNOSES = _diagnoses(
     ("kex_exchange_identification|closed by remote host|connection reset|connection refused|timed out|broken pipe", False,
      "sshd hung up: too many logins at once (its MaxStartups)? this is tried again"),
     ("message too long|produces no output", True,
@@ -1234,7 +1239,7 @@ _SCP_DIAGNOSES = [(re.compile(pattern, re.IGNORECASE), permanent, remedy) for pa
     ("permission denied|read-only", True, "~/.cache/executors must be writable there"),
     ("connection closed|subsystem request failed", True, "its sshd offers no SFTP: see `Subsystem sftp` in its sshd_config"),
     ("", True, "is there room in ~/.cache/executors?"),
-)]
+)
 # What ssh also says: with -v, and behind a jump host, where the reason stands before it.
 _CHATTER = re.compile(r"debug\d: |OpenSSH_|Authenticated to |Transferred: |Bytes per second: |Connection to \S+ closed|\*\* ")
 _JUMPED = "\nstdio forwarding failed"
@@ -2455,8 +2460,9 @@ class RemoteExecutorStatus:
     @property
     def _head(self) -> list[str]:
         parts = [f"{self.title}: {self.done} done"]
-        parts += [f"{number} {what}" for number, what in ((self.failed, "failed"), (self.cancelled, "cancelled"), (
-            self.retried, "retried"), (self.backups, "backups"), (self.running, "running"), (self.waiting, "waiting")) if number]
+        for what in ("failed", "cancelled", "retried", "backups", "running", "waiting"):
+            if getattr(self, what):
+                parts.append(f"{getattr(self, what)} {what}")
         if self.rate:
             parts.append(f"{self.rate:.3g}/s" if self.rate < 1000 else f"{self.rate:.0f}/s")
         if self.left is not None:

@@ -586,16 +586,14 @@ class CPythons(unittest.TestCase):
         self.executor.shutdown()
         self.executor = None
 
-    def not_ours(self):
-        self.skipTest("it makes an executor of concurrent.futures by name; TestExits does the same with ours")
-
-    test_interpreter_shutdown = test_submit_after_interpreter_shutdown = test_hang_gh83386 = test_hang_gh94440 = not_ours
+    # These start a program that makes an executor of concurrent.futures by its name; TestExits does the same with ours.
+    test_interpreter_shutdown = test_submit_after_interpreter_shutdown = test_hang_gh83386 = test_hang_gh94440 = None
 
 
 for base, kind in itertools.product(cpythons_tests(), MAKE):
     globals()[f"Test{base.__name__}{kind}"] = type(f"Test{base.__name__}{kind}", (CPythons, base), {"kind": kind, "__test__": True})
     if kind in ("pipe", "ssh"):     # what a record says of a negative number is tested with the records
-        globals()[f"Test{base.__name__}{kind}"].test_max_workers_negative = CPythons.not_ours
+        globals()[f"Test{base.__name__}{kind}"].test_max_workers_negative = None
 
 if not cpythons_tests():
     @pytest.mark.skip(reason="this Python comes without its own tests (test.test_concurrent_futures)")

@@ -95,7 +95,7 @@ class Simulation:
             self.busy += seconds
             worker = attempt.worker
             if ident < 0:
-                self.decide(self.scheduler.freed, worker, worker.link, -ident, self.time)
+                self.decide(self.scheduler.freed, worker, worker.link, -ident, 0, self.time)
             else:
                 result = [(wire.RESULT, ident, int(seconds * 1e6), None)]
                 self.decide(self.scheduler.finish, worker, worker.link, result, self.time)
