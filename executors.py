@@ -2460,9 +2460,8 @@ class RemoteExecutorStatus:
     @property
     def _head(self) -> list[str]:
         parts = [f"{self.title}: {self.done} done"]
-        for what in ("failed", "cancelled", "retried", "backups", "running", "waiting"):
-            if getattr(self, what):
-                parts.append(f"{getattr(self, what)} {what}")
+        kinds = "failed", "cancelled", "retried", "backups", "running", "waiting"
+        parts += [f"{getattr(self, kind)} {kind}" for kind in kinds if getattr(self, kind)]
         if self.rate:
             parts.append(f"{self.rate:.3g}/s" if self.rate < 1000 else f"{self.rate:.0f}/s")
         if self.left is not None:
