@@ -379,7 +379,7 @@ class PoolExecutor(BaseExecutor):
         self._pool = pool
         self._started: dict[Future[Any], float] = {}     # when those that are not done were submitted
         self._seconds: deque[float] = deque()       # of those that are done and not yet counted
-        self._lock = threading.Lock()               # guards the rest
+        self._lock = threading.Lock()               # guards the rest, and which pool it is
         self._histogram = Histogram()
         self._closed = False
 
@@ -1836,6 +1836,7 @@ class _RemoteFuture(Future):        # type: ignore[type-arg]
     """
 
     _state, _result, _exception = concurrent.futures._base.PENDING, None, None
+    _LAZY: ClassVar[dict[str, Callable[[], Any]]] = {"_condition": _Condition, "_waiters": list, "_done_callbacks": list}
 
     def __init__(self, supervisor: _Supervisor, bundle: _Bundle) -> None:
         self._supervisor: _Supervisor | None = supervisor
@@ -1846,8 +1847,6 @@ class _RemoteFuture(Future):        # type: ignore[type-arg]
         if make is None:
             raise AttributeError(name)
         return self.__dict__.setdefault(name, make())       # atomic: several threads may come at once
-
-    _LAZY: ClassVar[dict[str, Callable[[], Any]]] = {"_condition": _Condition, "_waiters": list, "_done_callbacks": list}
 
     def running(self) -> bool:
         bundle = self._bundle
@@ -2635,8 +2634,8 @@ class _Terminal:
 class _Scoreboard:
     """Bring tasks' output home, and tell how things stand: on a terminal in place, and in the log.
 
-    One thread writes. So lines stay whole, and a terminal that someone has stopped
-    (Ctrl-S) holds up only the tasks that print, and not the heartbeat.
+    One thread writes. So lines stay whole, and a terminal that someone has stopped (Ctrl-S) holds up only the tasks that print,
+    and not the heartbeat.
     """
 
     def __init__(self, show: bool | None, output: bool | Callable[[str, str, str], object]) -> None:
@@ -2682,7 +2681,7 @@ class _Scoreboard:
             _log.info("%s", summary)
             if self._terminal is not None or self._show:
                 self._put(self._print, 2, f"{summary}\n{histogram}\n" if status.done else f"{summary}\n")
-        self._queue.put(())
+        self._put()
         self._thread.join()
 
     def _put(self, *work: Any) -> None:
@@ -3033,7 +3032,7 @@ class _Checkup:
     def _call(self, fn: Callable[..., Any], *args: Any) -> tuple[float, Any]:
         """Call a function there; return the seconds that took, and its result."""
         ident, name = next(self._idents), _name(fn)
-        bundle = _Bundle(_Function(ident, name, pickle.dumps(fn, 5), _Durations()), wire.pack((args, None)))
+        bundle = _Bundle(_Function(ident, name, pickle.dumps(fn, 5), _Durations()), wire.pack_call(args, {}))
         started = time.monotonic()
         self.link.launch([_Attempt(ident, bundle, _Worker(self.record, 0.0), False)])
         for messages in self.link.work():
