@@ -1,11 +1,16 @@
-"""Measure this library beside its peers, in one run, over real ssh to a private sshd. Prints a table; asserts nothing.
+"""Measure this library beside its peers, in one run, over real ssh to a private sshd.
 
-    pip install -e '.[bench]'; python benchmarks/compare.py [--repeat 5] [--only ours,threads,...] [--json FILE] [--smoke]
+Prints a table; asserts nothing.
 
-Everyone has one machine (this one) with two processes, or two threads. Each repetition runs every contestant once, in a
-process of its own, so that what the machine does meanwhile hits all alike; the table holds medians.
+    pip install -e '.[bench,test]'
+    python benchmarks/compare.py [--repeat 5] [--only ours,Thread,...] [--json FILE] [--smoke]
 
-    calls/s     20 000 calls of an importable function that does nothing, submitted one by one, all awaited (slow ones: fewer)
+Everyone has one machine (this one) with two processes, or two threads. Each repetition runs every
+contestant once, in a process of its own, so that what the machine does meanwhile hits all alike;
+the table holds medians.
+
+    calls/s     20 000 calls of an importable function that does nothing, submitted one by one, all
+                awaited (slow ones: fewer)
     trip        microseconds for one such call, submitted and awaited, one at a time
     first       seconds from making the pool to its first result
     back, there megabytes a second of a NumPy array of 256 MiB as a result, and as an argument
@@ -41,19 +46,18 @@ MEASURES = "calls/s", "trip", "first", "back", "there"
 SECONDS = 60        # for one contestant, once
 
 
-# ──────────────────────────────────────────────────── contestants ─────────────────────────────────────────────────
+# ────────────────────────────────────────── contestants ───────────────────────────────────────────
 #
-# A contestant is a context manager that yields `submit`, which returns something with `result()`. One that works another way
-# yields an object with methods of its own for what is measured.
+# A contestant is a context manager that yields `submit`, which returns something with `result()`.
+# One that works another way yields an object with methods of its own for what is measured.
 
 
-def ours(worker: str, *options: str, **settings: Any) -> Any:
-    @contextlib.contextmanager
-    def make() -> Iterator[Any]:
-        worker_text = f"{worker} python={sys.executable}" if worker != "2/:" else worker
-        with executors.RemoteExecutor([worker_text], show_status=False, ssh_options=["-F", CONFIG, *options], **settings) as pool:
-            yield pool.submit
-    return make
+def ours(worker: str) -> executors.RemoteExecutor:
+    return executors.RemoteExecutor([worker], show_status=False, ssh_options=["-F", CONFIG])
+
+
+def ours_over_ssh() -> executors.RemoteExecutor:
+    return ours(f"2/bench python={sys.executable}")
 
 
 @contextlib.contextmanager
@@ -97,7 +101,14 @@ def pebble() -> Iterator[Any]:
 class Execnet:
     """Two channels, on each of which a loop answers."""
 
-    LOOP = "import operator, os\nfor name, arg in channel:\n    channel.send(operator.neg(arg) if name == 'neg' else os.urandom(1) * arg if name == 'back' else len(arg))"
+    LOOP = """
+        import operator, os
+        for name, arg in channel:
+            if name == "neg":
+                channel.send(operator.neg(arg))
+            else:
+                channel.send(os.urandom(1) * arg if name == "back" else len(arg))
+    """
 
     def __init__(self) -> None:
         import execnet
@@ -132,8 +143,8 @@ def mitogen() -> Iterator[Any]:
     from mitogen.master import Broker, Router
     broker = Broker()
     router = Router(broker)
-    contexts = [router.ssh(hostname="bench", ssh_args=["-F", CONFIG], python_path=sys.executable, check_host_keys="ignore",
-                           identities_only=False) for _ in range(2)]
+    contexts = [router.ssh(hostname="bench", ssh_args=["-F", CONFIG], python_path=sys.executable,
+                           check_host_keys="ignore", identities_only=False) for _ in range(2)]
     turn = iter(range(1 << 60))
 
     class Result:
@@ -158,10 +169,12 @@ def dask(over_ssh: bool) -> Iterator[Any]:
         with open(CONFIG) as file:
             port = int(file.read().partition("Port ")[2].split()[0])
         cluster: Any = distributed.SSHCluster(
-            ["127.0.0.1", "127.0.0.1"], connect_options={"port": port, "client_keys": [key], "known_hosts": hosts},
+            ["127.0.0.1", "127.0.0.1"],
+            connect_options={"port": port, "client_keys": [key], "known_hosts": hosts},
             worker_options={"nthreads": 1, "n_workers": 2}, remote_python=sys.executable)
     else:
-        cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
+        cluster = distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None)
     with cluster, distributed.Client(cluster) as client:
         yield functools.partial(client.submit, pure=False)
 
@@ -169,7 +182,8 @@ def dask(over_ssh: bool) -> Iterator[Any]:
 @contextlib.contextmanager
 def ray() -> Iterator[Any]:
     import ray
-    ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", object_store_memory=1 << 30)
+    ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR",
+             object_store_memory=1 << 30)
     remotes: dict[Any, Any] = {}
 
     class Result:
@@ -218,7 +232,8 @@ class Parallel:
         self._command = ["parallel", *options, "--will-cite", "-S", "2/bench", "-k"]
 
     def calls(self, number: int) -> None:
-        done = subprocess.run([*self._command, "echo", ":::", *map(str, range(number))], check=True, capture_output=True)
+        done = subprocess.run([*self._command, "echo", ":::", *map(str, range(number))],
+                              check=True, capture_output=True)
         assert len(done.stdout.split()) == number
 
     def trip(self) -> None:
@@ -229,7 +244,7 @@ class Parallel:
 
 
 class Lambdas:
-    """A lambda instead of a function that can be imported: pickled once by `map`, and for each call by `submit`."""
+    """A lambda instead of an importable function: pickled once by `map`, each time by `submit`."""
 
     def __init__(self, pool: Any, by_map: bool) -> None:
         self._pool, self._by_map = pool, by_map
@@ -257,12 +272,10 @@ class Cloudpickled(concurrent.futures.ProcessPoolExecutor):
 
 
 CONTESTANTS: dict[str, Callable[[], Any]] = {
-    "ours, over ssh": ours("2/bench"),
-    "ours, over ':'": ours("2/:"),
-    "ours, a lambda by map": lambda: Lambdas(executors.RemoteExecutor(
-        [f"2/bench python={sys.executable}"], show_status=False, ssh_options=["-F", CONFIG]), True),
-    "ours, a lambda by submit": lambda: Lambdas(executors.RemoteExecutor(
-        [f"2/bench python={sys.executable}"], show_status=False, ssh_options=["-F", CONFIG]), False),
+    "ours, over ssh": lambda: pool_of(ours_over_ssh),
+    "ours, over ':'": lambda: pool_of(lambda: ours("2/:")),
+    "ours, a lambda by map": lambda: Lambdas(ours_over_ssh(), True),
+    "ours, a lambda by submit": lambda: Lambdas(ours_over_ssh(), False),
     "ProcessPoolExecutor, a lambda cloudpickled": lambda: Lambdas(Cloudpickled(2), False),
     "ThreadExecutor(2)": lambda: pool_of(lambda: executors.ThreadExecutor(2)),
     "ThreadPoolExecutor(2)": lambda: pool_of(lambda: concurrent.futures.ThreadPoolExecutor(2)),
@@ -283,7 +296,7 @@ CONTESTANTS: dict[str, Callable[[], Any]] = {
 }
 
 
-# ──────────────────────────────────────────────────── measurement ─────────────────────────────────────────────────
+# ────────────────────────────────────────── measurement ───────────────────────────────────────────
 
 
 def make_array(size: int) -> Any:
@@ -360,14 +373,16 @@ def limits() -> dict[str, dict[str, float]]:
     """What ssh itself can do: a login, a bare Python, and bytes in either direction."""
     ssh = ["/usr/bin/ssh", "-F", CONFIG, "bench"]
     quiet = functools.partial(subprocess.run, check=True, stdin=subprocess.DEVNULL)
+    bare = f"{sys.executable} -S -E -c pass"
     found = {"limit: ssh true": {"first": timed(quiet, [*ssh, "true"])},
-             "limit: ssh python3 pass": {"first": timed(quiet, [*ssh, f"{sys.executable} -S -E -c pass"])}}
+             "limit: ssh python3 pass": {"first": timed(quiet, [*ssh, bare])}}
     with tempfile.TemporaryFile() as file:
         file.truncate(ARRAY)
         back = timed(lambda: quiet([*ssh, f"head -c {ARRAY} /dev/zero"], stdout=subprocess.PIPE))
         there = timed(lambda: subprocess.run([*ssh, "cat >/dev/null"], check=True, stdin=file))
     login = found["limit: ssh true"]["first"]
-    found["limit: ssh cat"] = {"back": ARRAY / (back - login) / 1e6, "there": ARRAY / (there - login) / 1e6}
+    found["limit: ssh cat"] = {"back": ARRAY / (back - login) / 1e6,
+                               "there": ARRAY / (there - login) / 1e6}
     return found
 
 
@@ -380,9 +395,11 @@ def run_all(names: list[str], repeat: int, number: int, size: int) -> dict[str, 
             if name in failures:
                 continue
             print(f"\r\x1b[K{turn + 1}/{repeat}: {name}", end="", file=sys.stderr, flush=True)
-            command = [sys.executable, os.path.abspath(__file__), "--one", name, "--calls", str(number), "--array", str(size)]
+            command = [sys.executable, os.path.abspath(__file__), "--one", name,
+                       "--calls", str(number), "--array", str(size)]
             try:
-                done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, start_new_session=True)
+                done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS,
+                                      start_new_session=True)
                 rows[name] = json.loads(done.stdout.splitlines()[-1])
             except subprocess.TimeoutExpired:
                 failures[name] = f"not done after {SECONDS} s"
@@ -392,14 +409,16 @@ def run_all(names: list[str], repeat: int, number: int, size: int) -> dict[str, 
             for what, value in found.items():
                 samples.setdefault(name, {}).setdefault(what, []).append(value)
     print(file=sys.stderr)
-    medians = {name: {what: statistics.median(values) for what, values in found.items()} for name, found in samples.items()}
-    return {"date": datetime.date.today().isoformat(), "cores": os.cpu_count(), "python": sys.version.split()[0], "repeat": repeat,
-            "command": "python benchmarks/compare.py " + " ".join(sys.argv[1:]), "medians": medians, "samples": samples,
-            "failures": failures}
+    medians = {name: {what: statistics.median(values) for what, values in found.items()}
+               for name, found in samples.items()}
+    return {"date": datetime.date.today().isoformat(), "cores": os.cpu_count(),
+            "python": sys.version.split()[0], "repeat": repeat,
+            "command": "python benchmarks/compare.py " + " ".join(sys.argv[1:]),
+            "medians": medians, "samples": samples, "failures": failures}
 
 
 def table(report: dict[str, Any]) -> str:
-    """The medians in Markdown, each with its ratio to ours over ssh (how many times better it is)."""
+    """The medians in Markdown, each with its ratio to ours over ssh: how many times better."""
     medians = report["medians"]
     base = medians.get("ours, over ssh", {})
     lines = ["| | " + " | ".join(MEASURES) + " |", "|---|" + "---|" * len(MEASURES)]
@@ -417,19 +436,23 @@ def table(report: dict[str, Any]) -> str:
             cells.append(text)
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines += [f"\n{name}: {why}" for name, why in report["failures"].items()]
-    head = (f"{report['date']}, {report['cores']} cores, Python {report['python']}, medians of {report['repeat']}: `{report['command']}`. "
-            "In brackets: how many times better than ours over ssh.\n\n")
+    head = (f"{report['date']}, {report['cores']} cores, Python {report['python']}, medians of "
+            f"{report['repeat']}: `{report['command']}`. In brackets: how many times better than "
+            "ours over ssh.\n\n")
     return head + "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--only", metavar="PREFIX,...", help="contestants whose names begin so")
     parser.add_argument("--json", metavar="FILE", help="where to leave all samples")
-    parser.add_argument("--smoke", action="store_true", help="a moment of everything, to see that it works")
+    parser.add_argument("--smoke", action="store_true",
+                        help="a moment of everything, to see that it works")
     parser.add_argument("--calls", type=int, default=CALLS, help="how many calls to measure by")
-    parser.add_argument("--array", type=int, default=ARRAY, help="bytes of the array; 0 leaves it out")
+    parser.add_argument("--array", type=int, default=ARRAY,
+                        help="bytes of the array; 0 leaves it out")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.smoke:
@@ -438,14 +461,20 @@ def main() -> None:
         print(json.dumps(measure(options.one, options.calls, options.array)))
         return
     wanted = tuple(options.only.split(",")) if options.only else ("",)
-    with executors._PrivateSshd(["bench"], [f"SetEnv PATH={os.path.dirname(sys.executable)}:{os.environ['PATH']}"]) as sshd:
-        with tempfile.TemporaryDirectory() as folder:       # for those who do not take ssh's options
-            with open(os.path.join(folder, "ssh"), "w") as file:
-                file.write(f'#!/bin/sh\nexec /usr/bin/ssh -F {sshd._path("config")} "$@"\n')
-            os.chmod(os.path.join(folder, "ssh"), 0o755)
-            os.environ.update(PATH=f"{folder}:{os.path.dirname(sys.executable)}:{os.environ['PATH']}", BENCH_SSH_CONFIG=sshd._path("config"))
-            globals()["CONFIG"] = sshd._path("config")
-            report = run_all([name for name in CONTESTANTS if name.startswith(wanted)], options.repeat, options.calls, options.array)
+    names = [name for name in CONTESTANTS if name.startswith(wanted)]
+    from test_executors import Sshd
+
+    path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
+    # With a home, for sshd heeds but one SetEnv.
+    with Sshd(["bench"], [f"SetEnv PATH={path}"], has_home=True) as sshd:
+        with tempfile.TemporaryDirectory() as folder:       # for who does not take ssh's options
+            ssh, config = os.path.join(folder, "ssh"), sshd.path("config")
+            with open(ssh, "w") as file:
+                file.write(f'#!/bin/sh\nexec /usr/bin/ssh -F {config} "$@"\n')
+            os.chmod(ssh, 0o755)
+            os.environ.update(PATH=f"{folder}:{path}", BENCH_SSH_CONFIG=config)
+            globals()["CONFIG"] = config
+            report = run_all(names, options.repeat, options.calls, options.array)
     print(table(report))
     if options.json:
         with open(options.json, "w") as file:
@@ -455,5 +484,5 @@ def main() -> None:
 CONFIG = os.environ.get("BENCH_SSH_CONFIG", "")
 
 if __name__ == "__main__":
-    compare = importlib.import_module("compare")        # so that what contestants pickle is not of __main__
+    compare = importlib.import_module("compare")    # what contestants pickle is not of __main__
     compare.main()

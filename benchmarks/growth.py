@@ -1,4 +1,6 @@
-"""Measure memory, and cost as work grows, over real ssh where that matters. Prints figures; asserts nothing.
+"""Measure memory, and cost as work grows, over real ssh where that matters.
+
+Prints figures; asserts nothing.
 
     python benchmarks/growth.py [--bundles 1000000] [--workers 200] [--array 268435456]
 """
@@ -40,8 +42,9 @@ def pending(number: int) -> None:
         futures = [pool.submit(operator.neg, n) for n in range(number)]
         submitted = time.perf_counter() - started
         each = (resident() - before) / number
-        pickled = sys.getsizeof(wire.pack(((number,), None)))
-        print(f"{number} pending: {each:.0f} bytes each, of which its pickle {pickled}; submitted at {number / submitted:.0f}/s", end="")
+        pickled = sys.getsizeof(wire.pack_call((number,), {}))
+        print(f"{number} pending: {each:.0f} bytes each, of which its pickle {pickled}; "
+              f"submitted at {number / submitted:.0f}/s", end="")
         started = time.perf_counter()
         for blocker in blockers:
             blocker.cancel()
@@ -50,28 +53,28 @@ def pending(number: int) -> None:
               f"both {number / (submitted + time.perf_counter() - started):.0f}/s")
 
 
-class Sink:
-    """A link that goes nowhere."""
-
-
 def decisions(workers: int, number: int = 20_000) -> None:
     """Cost of a scheduling decision, submit and finish together, on the pure scheduler."""
-    scheduler = executors._Scheduler(executors.WeightedRandomRemoteWorkerSelectionPolicy())
+    scheduler = executors._Scheduler(
+        executors.WeightedRandomRemoteWorkerSelectionPolicy(), executors._Rules())
     for n in range(workers):
-        scheduler.add_worker(executors.RemoteWorkerRecord(None, f"m{n}", count=2), 0.0)
-        for verb, *rest in scheduler.take_actions():
-            if verb == executors._CONNECT:
-                scheduler.up(rest[0], Sink(), 2, 0.0)
+        scheduler.add_worker(executors.RemoteWorkerRecord(None, f"m{n}", count=2))
+        for verb, worker, link in scheduler.take_actions():
+            if verb is executors._CONNECT:
+                scheduler.hear(worker, link, executors._Scheduler.is_up, 2)
     function = executors._Function(1, "f", b"", executors._Durations())
     started, launched, done = time.perf_counter(), [], 0
     for _ in range(number):
-        scheduler.submit(executors._Bundle(function, b""), 0.0)
-        launched += [rest[1] for verb, *rest in scheduler.take_actions() if verb == executors._LAUNCH]
+        scheduler.submit(executors._Bundle(function, b""))
+        launched += [attempt for verb, _, attempt in scheduler.take_actions()
+                     if verb is executors._LAUNCH]
         if len(launched) > 2 * workers - 2:
             attempt = launched.pop(done * 7919 % len(launched))
-            scheduler.finish(attempt.worker, attempt.worker.link, [(wire.RESULT, attempt.ident, 1_000_000, None)], 0.0)
+            worker, results = attempt.worker, [(wire.RESULT, attempt.ident, 1_000_000, None)]
+            scheduler.hear(worker, worker.link, executors._Scheduler.finish, results)
             done += 1
-    print(f"{workers} workers: {1e6 * (time.perf_counter() - started) / number:.1f} µs a bundle (submit, launch, finish)")
+    each = (time.perf_counter() - started) / number
+    print(f"{workers} workers: {1e6 * each:.1f} µs a bundle (submit, launch, finish)")
 
 
 def peak(pid: int) -> int:
@@ -96,21 +99,25 @@ def make_array(size: int) -> Any:
 
 
 def over_ssh(sshd: Any, *workers: str, **options: Any) -> executors.RemoteExecutor:
-    return executors.RemoteExecutor([f"{worker} python={sys.executable}" for worker in workers], show_status=False,
-                                    ssh_options=sshd.ssh_options, **options)
+    return executors.RemoteExecutor(
+        [f"{worker} python={sys.executable}" for worker in workers], show_status=False,
+        ssh_options=sshd.ssh_options, **options)
 
 
 def memory(sshd: Any, size: int) -> None:
     """Peak extra memory, here and in the shim, of an array as a result and as an argument."""
     with over_ssh(sshd, "1/a") as pool:
         block = pool.submit(make_array, 1000).result()
-        link, = pool._supervisor._current_links()
-        pids = os.getpid(), link.hello["pid"]
-        for way, call, argument in (("back", make_array, size), ("there", operator.attrgetter("nbytes"), make_array(size))):
+        login, = pool._supervisor.logins.values()
+        pids = os.getpid(), login.shim
+        measure = operator.attrgetter("nbytes")
+        ways = ("back", make_array, size), ("there", measure, make_array(size))
+        for way, call, argument in ways:
             before = [(peak(pid), peak(pid))[1] for pid in pids]
             block = pool.submit(call, argument).result()
-            extra = [(peak(pid) - start) / size for pid, start in zip(pids, before)]
-            print(f"array {way}: {extra[0]:.2f} times its size here, {extra[1] * size / (1 << 20):.1f} MiB in the shim")
+            extra = [(peak(pid) - start) / size for pid, start in zip(pids, before, strict=True)]
+            print(f"array {way}: {extra[0]:.2f} times its size here, "
+                  f"{extra[1] * size / (1 << 20):.1f} MiB in the shim")
             del block
 
 
@@ -118,11 +125,12 @@ def idle(sshd: Any, seconds: float = 10.0) -> None:
     """Processor used by a pool that has nothing to do."""
     with over_ssh(sshd, "2/a") as pool:
         list(pool.map(operator.neg, range(1000)))
-        link, = pool._supervisor._current_links()
-        pids = os.getpid(), link.hello["pid"]
+        login, = pool._supervisor.logins.values()
+        pids = os.getpid(), login.shim
         before = [cpu(pid) for pid in pids]
         time.sleep(seconds)
-        used = [100 * (cpu(pid) - start) / seconds for pid, start in zip(pids, before)]
+        used = [100 * (cpu(pid) - start) / seconds
+                for pid, start in zip(pids, before, strict=True)]
         print(f"idle: {used[0]:.2f} % of a core here, {used[1]:.2f} % in the shim")
 
 
@@ -139,11 +147,12 @@ def mixed(sshd: Any, long: int) -> None:
             started = time.perf_counter()
             concurrent.futures.wait([pool.submit(time.sleep, duration) for duration in durations])
             ratio = (time.perf_counter() - started) / max(slots)
-            print(f"10 000 of 1 ms and {long} of 5 s, backups {'on' if backups else 'off'}: {ratio:.3f} times the list-scheduling bound")
+            print(f"10 000 of 1 ms and {long} of 5 s, backups {'on' if backups else 'off'}: "
+                  f"{ratio:.3f} times the list-scheduling bound")
 
 
 def starting(sshd: Any) -> None:
-    """First results of one machine and of four, against a bare Python over ssh; and the time to import this module."""
+    """First results of one machine and of four, against a bare Python over ssh; and the import."""
     def first(*workers: str) -> float:
         started = time.perf_counter()
         with over_ssh(sshd, *workers) as pool:
@@ -161,18 +170,23 @@ def starting(sshd: Any) -> None:
 
     bare = median(run, "ssh", *sshd.ssh_options, "a", f"{sys.executable} -S -E -c pass")
     one, four = median(first, "1/a"), median(first, "1/a", "1/b", "1/c", "1/d")
-    print(f"first result: {one:.3f} s, {one / bare:.2f} times a bare Python over ssh; of each of four machines {four / one:.2f} times that")
-    mine, others = (median(run, sys.executable, "-c", f"import sys; sys.path.insert(0, {os.path.dirname(executors.__file__)!r}); import {what}")
-                    for what in ("executors", "concurrent.futures.process, cloudpickle"))
-    print(f"import executors: {mine / others:.2f} times import concurrent.futures.process, cloudpickle")
+    print(f"first result: {one:.3f} s, {one / bare:.2f} times a bare Python over ssh; "
+          f"of each of four machines {four / one:.2f} times that")
+    find = f"import sys; sys.path.insert(0, {os.path.dirname(executors.__file__)!r})"
+    peers = "concurrent.futures.process, cloudpickle"
+    mine, others = (median(run, sys.executable, "-c", f"{find}; import {what}")
+                    for what in ("executors", peers))
+    print(f"import executors: {mine / others:.2f} times import {peers}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundles", type=int, default=1_000_000)
     parser.add_argument("--workers", type=int, default=200)
     parser.add_argument("--array", type=int, default=256 << 20)
-    parser.add_argument("--smoke", action="store_true", help="a moment of everything, to see that it works")
+    parser.add_argument("--smoke", action="store_true",
+                        help="a moment of everything, to see that it works")
     options = parser.parse_args()
     if options.smoke:
         options.bundles, options.array = 1000, 1 << 20
@@ -180,7 +194,9 @@ def main() -> None:
         pending(number)
     for workers in (2, options.workers):
         decisions(workers)
-    with executors._PrivateSshd(["a", "b", "c", "d"]) as sshd:
+    from test_executors import Sshd
+
+    with Sshd(["a", "b", "c", "d"], has_home=True) as sshd:
         memory(sshd, options.array)
         starting(sshd)
         idle(sshd, 1.0 if options.smoke else 10.0)
