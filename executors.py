@@ -91,7 +91,7 @@ from concurrent.futures import (
     ProcessPoolExecutor,
     ThreadPoolExecutor,
 )
-from concurrent.futures._base import PENDING
+from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING
 from concurrent.futures.process import BrokenProcessPool
 from queue import Empty, Full, Queue, SimpleQueue
 from time import monotonic, monotonic_ns
@@ -1040,7 +1040,7 @@ class _Scheduler:
         bundle.attempts = ()
         self.tally.settled[kind] += 1
         self._actions.append((_SETTLE, bundle, (kind, body)))
-        if self.is_over():
+        if not self.unfinished and self.is_over():
             self._act(_FINISH)
 
     # Placing
@@ -1952,7 +1952,7 @@ def _tar(path: str) -> Iterator[str]:
 
 
 class _Condition(threading.Condition):
-    """A Condition of a third of the size: a million may be alive, for the collector to look at."""
+    """A Condition of a third of the size, made in a third of the time."""
 
     def __init__(self) -> None:
         self._lock: Any = _thread.RLock()
@@ -1963,14 +1963,33 @@ for _method in "acquire", "release", "_release_save", "_acquire_restore", "_is_o
     setattr(_Condition, _method, property(operator.attrgetter(f"_lock.{_method}")))
 
 
+class _NoCondition:
+    """The condition of futures that were settled before anybody waited: it guards nothing."""
+
+    def acquire(self) -> None:
+        """Do nothing; so do the others."""
+
+    def __exit__(self, *_: object) -> None:
+        """Do nothing."""
+
+    __enter__ = release = acquire
+
+
+_NO_CONDITION = _NoCondition()
+
+
 class _RemoteFuture(Future):        # type: ignore[type-arg]
     """A future that can be cancelled while it runs, and of which a million may wait.
 
-    What only a waiter needs is made when one comes. The state stays PENDING until it is settled.
+    What only a waiter needs is made when one comes. Who settles it does without a lock if nobody
+    has come: whichever of a condition and _NO_CONDITION gets into the `__dict__`, which is atomic,
+    decides that, for good. The state stays PENDING until it is settled.
     """
 
-    _state, _result, _exception = PENDING, None, None
+    _result, _exception = None, None
     _supervisor: Any = ()       # once it is settled
+    _shown = PENDING            # the state, to those who wait
+    _ending = FINISHED          # the state, once it was settled before anybody waited
     _LAZY: ClassVar[dict[str, Callable[[], Any]]] = {
         "_condition": _Condition, "_waiters": list, "_done_callbacks": list}
 
@@ -1984,8 +2003,25 @@ class _RemoteFuture(Future):        # type: ignore[type-arg]
         # Atomic: several threads may come at once.
         return self.__dict__.setdefault(name, self._LAZY[name]())
 
+    @property
+    def _state(self) -> str:
+        is_free = self.__dict__.get("_condition") is _NO_CONDITION
+        return self._ending if is_free else self._shown
+
+    @_state.setter
+    def _state(self, state: str) -> None:
+        self._shown = state
+
+    def done(self) -> bool:
+        return self._state != PENDING
+
     def running(self) -> bool:
         return self._bundle.is_running() and not self.done()
+
+    def result(self, timeout: float | None = None) -> Any:
+        if self._state == FINISHED and self._exception is None:
+            return self._result
+        return super().result(timeout)
 
     def cancel(self) -> bool:
         supervisor = self._supervisor
@@ -1997,12 +2033,21 @@ class _RemoteFuture(Future):        # type: ignore[type-arg]
         self._bundle = _SETTLED
         del self._supervisor
         if kind == wire.RESULT:
-            self.set_result(value)
+            self._result, tell = value, "add_result"
         elif kind == _CANCELLED:
-            Future.cancel(self)
-            self.set_running_or_notify_cancel()
+            self._ending, tell = CANCELLED_AND_NOTIFIED, "add_cancelled"
         else:
-            self.set_exception(value)
+            self._exception, tell = value, "add_exception"
+        condition = self.__dict__.setdefault("_condition", _NO_CONDITION)
+        if condition is _NO_CONDITION:
+            return
+        with condition:
+            self._shown = self._ending
+            for waiter in self.__dict__.get("_waiters", ()):
+                getattr(waiter, tell)(self)
+            condition.notify_all()
+        if "_done_callbacks" in self.__dict__:
+            self._invoke_callbacks()
 
 
 class _Functions:
@@ -2372,11 +2417,11 @@ class _Reader:
                     raise self._login.diagnose(error) from None
                 self._tell(_Scheduler.left)
                 return
-            for is_result, group in itertools.groupby(messages, _is_result):
-                if is_result:
+            for kind, group in itertools.groupby(messages, operator.itemgetter(0)):
+                if kind in (wire.RESULT, wire.ERROR):
                     self._tell(_Scheduler.finish, [*group])
                 else:
-                    for kind, ident, _, body in group:
+                    for _, ident, _, body in group:
                         self._on[kind](ident, body)
 
     def _on_output(self, number: int, body: bytes) -> None:
@@ -2405,10 +2450,6 @@ class _Reader:
     def _on_wanted(self, ident: int, body: bytes) -> None:
         answer = wire.pack(_find_source(body.decode()))
         self._channel.send(wire.message(wire.MODULE, ident, 0, answer))
-
-
-def _is_result(message: Sequence[Any]) -> bool:
-    return message[0] in (wire.RESULT, wire.ERROR)
 
 
 def _ending(status: int) -> str:

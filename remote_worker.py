@@ -286,10 +286,11 @@ class Outbox:
             while queue and size < MAX_FRAME and len(batch) < 512:
                 batch.append(queue.popleft())
                 size += len(batch[-1])
-            if size <= INLINE and len(batch) > 1:
+            if size <= INLINE:
                 batch = [b"".join(batch)]
+            write: Any = os.writev if len(batch) > 1 else os.write
             try:
-                wrote = os.writev(self.fd, batch)
+                wrote = write(self.fd, batch if len(batch) > 1 else batch[0])
             except BlockingIOError:
                 wrote = 0
             self.size -= wrote
@@ -303,10 +304,10 @@ class Outbox:
 
 def write_all(fd: int, buffers: Iterable[Buffer]) -> None:
     """Write to a blocking descriptor, whatever signal handlers cut short."""
-    outbox = Outbox(fd)
-    outbox.put(buffers)
-    while not outbox.flush():
-        pass
+    for buffer in buffers:
+        wrote = os.write(fd, buffer)
+        while wrote < len(buffer):
+            wrote += os.write(fd, memoryview(buffer)[wrote:])
 
 
 # ────────────────────────────────────────── what may be kept ──────────────────────────────────────
@@ -335,9 +336,10 @@ def reference(obj: Any) -> tuple[str, ...]:
     module, name = obj.__module__, obj.__qualname__
     if module == "__main__" or getattr(sys.modules.get(module), name, None) is not obj:
         return ()
-    registry: Any = getattr(sys.modules.get("cloudpickle"), "list_registry_pickle_by_value", set)
-    by_value = any((module + ".").startswith(one + ".") for one in registry())
-    return () if by_value else (module, name)
+    by_value: Any = getattr(sys.modules.get("cloudpickle"), "list_registry_pickle_by_value", set)()
+    if by_value and any((module + ".").startswith(one + ".") for one in by_value):
+        return ()
+    return module, name
 
 
 def contents(function: Any) -> list[Any]:

@@ -2362,6 +2362,46 @@ class TestCancel:
         assert not future.cancel() and not future.cancelled()
 
 
+    def test_whatever_threads_do_to_futures_as_they_are_settled(self, local):
+        """Wait, add callbacks, cancel, ask: at the very moment that results arrive."""
+        pool, source = local("4/:"), random.Random(3)
+        told, problems = SimpleQueue(), []
+
+        def use(futures):
+            try:
+                for n, future in futures:
+                    kind = source.randrange(6)
+                    if kind == 0:
+                        future.add_done_callback(told.put)
+                    elif kind == 1:
+                        done, left = cf.wait([future for _, future in futures], PATIENCE)
+                        assert len(done) == len(futures) and not left
+                    elif kind == 2:
+                        assert len([*cf.as_completed([one for _, one in futures], PATIENCE)]) == 50
+                    elif kind == 3:
+                        assert not future.cancel() or future.cancelled()
+                    elif kind == 4:
+                        assert not future.done() or future in cf.wait([future], 0)[0]
+                    try:
+                        assert future.result(PATIENCE) == -n and future.done()
+                    except cf.CancelledError:
+                        assert future.cancelled() and future.done()
+                    added.append(kind == 0)
+            except BaseException as problem:
+                problems.append(problem)
+
+        added = []
+        for _ in range(20):
+            futures = [(n, pool.submit(neg, n)) for n in range(50)]
+            threads = [threading.Thread(target=use, args=(futures,)) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(2 * PATIENCE)
+            assert not problems, problems
+        assert len(added) == 4000 and told.qsize() == sum(added)
+
+
 class TestLostMachines:
     @pytest.mark.parametrize("victim", ["shim", "ssh", "session", "guardian"])
     def test_a_lost_link_costs_nothing(self, ssh, tmp_path, victim):
