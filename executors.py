@@ -1775,8 +1775,10 @@ class _Channel:
                 if not is_done:
                     self._stuck.put(self)
                     return False
-        except OSError:         # the reader will say why
+        except Exception:       # the reader will say why, if it was an OSError
             self.pipe = _BROKEN
+            if not isinstance(sys.exc_info()[1], OSError):
+                _log.exception("a link cannot be written to")
         if self.pipe is not _WHOLE:
             self._stdin.close()
         return self.pipe is _WHOLE
@@ -2028,10 +2030,10 @@ class _RemoteFuture(Future):        # type: ignore[type-arg]
         bundle = self._bundle       # after the other, see `settle`
         return bundle.phase is not _OVER and supervisor.cancel(bundle) or self.cancelled()
 
-    def settle(self, kind: int, value: Any) -> None:
-        """Resolve it; what callbacks raise may pass."""
+    def settle(self, kind: int, value: Any) -> Sequence[_RemoteFuture]:
+        """Resolve it; return it if there are callbacks to be run."""
         self._bundle = _SETTLED
-        del self._supervisor
+        self._supervisor = ()
         if kind == wire.RESULT:
             self._result, tell = value, "add_result"
         elif kind == _CANCELLED:
@@ -2040,14 +2042,13 @@ class _RemoteFuture(Future):        # type: ignore[type-arg]
             self._exception, tell = value, "add_exception"
         condition = self.__dict__.setdefault("_condition", _NO_CONDITION)
         if condition is _NO_CONDITION:
-            return
+            return ()
         with condition:
             self._shown = self._ending
             for waiter in self.__dict__.get("_waiters", ()):
                 getattr(waiter, tell)(self)
             condition.notify_all()
-        if "_done_callbacks" in self.__dict__:
-            self._invoke_callbacks()
+        return (self,) if "_done_callbacks" in self.__dict__ else ()
 
 
 class _Functions:
@@ -2090,10 +2091,14 @@ def _name(fn: Any) -> str:
     return getattr(fn, "__qualname__", type(fn).__qualname__)
 
 
-# A decision that is to be made, its operands, and who is told the answer, or the _Refusal.
+# A decision that is to be made, its operands, and who is told the outcome: the answer, or the
+# _Refusal, and the futures whose callbacks he is to run. If that is nobody, who passes runs them.
 _Event = tuple[Callable[..., Any], tuple[Any, ...], Callable[[Any], object]]
-_nobody = bool                          # who is told, and does nothing about it
+_nobody = bool
 _LOOK: _Event = bool, (), _nobody       # something has changed
+
+
+_FOREIGN = "this executor belongs to the parent process; make another one after a fork"
 
 
 @dataclasses.dataclass
@@ -2125,13 +2130,14 @@ class _Supervisor:
         self.events: SimpleQueue[_Event] = SimpleQueue()    # for the heartbeat
         self.ended = threading.Event()
         # The one lock. It guards the scheduler, and with it the order in which channels are sent
-        # what it decided.
-        self._lock = threading.Lock()
+        # what it decided. Who has it may come to the door once more: the garbage collector runs
+        # finalizers in any thread, and they cancel and submit.
+        self._lock: Any = threading.RLock()
         self.logins: dict[int, _Login] = {}         # by link, from its start to its end
         self.channels: dict[int, _Channel] = {}     # by link, while it works
         self._threads: Any = weakref.WeakSet()
         self._performers: dict[_Act, Callable[[Any, Any], None]] = {
-            _CONNECT: self._connect, _SETTLE: self._settle, _LEAVE: self._leave,
+            _CONNECT: self._connect, _LEAVE: self._leave,
             _FINISH: lambda *_: self.events.put(_LOOK)}
         self.start_thread("heartbeat", self._keep_time)
 
@@ -2148,58 +2154,97 @@ class _Supervisor:
 
         Ctrl-C may interrupt the main thread between any two bytecodes, and would leave a decision
         half made or half done. So the main thread has the heartbeat pass the door for it, in the
-        order of its calls, and only waits for the answer.
+        order of its calls, and only waits for the outcome. Callbacks run in the thread that asked,
+        as in the standard library; the heartbeat runs those that Ctrl-C has kept from it.
+
+        Who has the lock already is a finalizer: it does not wait, and the answer is None. Raises
+        RuntimeError in a forked child.
         """
-        answers: SimpleQueue[Any] = SimpleQueue()
-        self._enter((decision, operands, answers.put))
+        if os.getpid() != self.pid:
+            raise RuntimeError(_FOREIGN)
+        if self._lock._is_owned():
+            self.events.put((decision, operands, _nobody))
+            return None
+        outcomes: SimpleQueue[Any] = SimpleQueue()
+        try:
+            self._enter((decision, operands, outcomes.put))
+            answer, futures = self._await(outcomes)
+        except BaseException:       # the outcome comes before this event, or was received
+            self.events.put((bool, (), lambda _: self._call_back(
+                () if outcomes.empty() else outcomes.get()[1])))
+            raise
+        self._call_back(futures)
+        if isinstance(answer, _Refusal):
+            raise answer.error
+        return answer
+
+    def _await(self, outcomes: SimpleQueue[Any]) -> Any:
         while True:
             if self.ended.is_set():     # and with it the heartbeat, which may have missed it
                 self._pass(self._next_events(0))
             try:
-                answer = answers.get(timeout=1.0)
+                return outcomes.get(timeout=1.0)
             except Empty:
-                continue
-            if isinstance(answer, _Refusal):
-                raise answer.error
-            return answer
+                pass
 
     def _enter(self, event: _Event) -> None:
         """Pass the door, or have the heartbeat do it."""
-        if threading.get_ident() == self._main:
+        if threading.get_ident() == self._main or self._lock._is_owned():
             self.events.put(event)
         else:
             self._pass([event])
 
     def _pass(self, events: Iterable[_Event]) -> None:
         """Pass the door: decide under the lock, in this order; then, without it, do and answer."""
-        answers: list[Any] = []
+        passed: list[Any] = []
         channels: dict[_Channel, None] = {}
         with self._lock:
             self.scheduler.now = monotonic() - self._lost_seconds
             for decision, operands, reply in events:
                 try:
-                    answers.append((reply, decision(*operands)))
+                    answer = decision(*operands)
                 except Exception as error:
-                    answers.append((reply, _Refusal(error)))
-            actions = self.scheduler.take_actions()
-            for verb, target, operand in actions:
-                if verb < _LEAVE and target in self.channels:
-                    channel = self.channels[target]
-                    channel.queue.append((verb, operand))
-                    channels[channel] = None
+                    answer = _Refusal(error)
+                actions = self.scheduler.take_actions()
+                passed.append((reply, answer, actions))
+                for verb, target, operand in actions:
+                    if verb < _LEAVE and target in self.channels:
+                        channel = self.channels[target]
+                        channel.queue.append((verb, operand))
+                        channels[channel] = None
         for channel in channels:
-            channel.pump()
-        for verb, target, operand in actions:
-            if verb in self._performers:
-                try:
-                    self._performers[verb](target, operand)
-                except Exception:       # the others are performed all the same
-                    _log.exception("%s: %s failed", self.title, verb.name)
-        if _log.isEnabledFor(logging.DEBUG):
-            for action in actions:
-                _log.debug("%s: %r %s %s", self.title, *action)
-        for reply, answer in answers:
-            reply(answer)
+            self._perform("to send", channel.pump)
+        for reply, answer, actions in passed:
+            futures: list[_RemoteFuture] = []
+            for verb, target, operand in actions:
+                if verb is _SETTLE:
+                    futures += self._settle(target, *operand)
+                elif verb in self._performers:
+                    self._perform(verb.name, self._performers[verb], target, operand)
+                if _log.isEnabledFor(logging.DEBUG):
+                    _log.debug("%s: %r %s %s", self.title, verb, target, operand)
+            if reply is _nobody:
+                self._call_back(futures)
+            else:
+                reply((answer, futures))
+
+    def _perform(self, what: str, method: Callable[..., None], *operands: Any) -> None:
+        try:
+            method(*operands)
+        except Exception:       # the others are performed all the same
+            _log.exception("%s: %s failed", self.title, what)
+
+    def _call_back(self, futures: Iterable[_RemoteFuture]) -> None:
+        """Run the callbacks of futures; if one ends this, the heartbeat runs the others."""
+        left = deque(futures)
+        try:
+            while left:
+                left.popleft()._invoke_callbacks()
+        except BaseException:       # those that are Exceptions, the standard library has logged
+            self.events.put((bool, (), lambda _: self._call_back(left)))
+            if threading.get_ident() == self._main:
+                raise
+            _log.exception("%s: a callback of a future raised", self.title)
 
     def _connect(self, worker: _Worker, link: int) -> None:
         stuck: SimpleQueue[Any] = SimpleQueue()
@@ -2221,27 +2266,25 @@ class _Supervisor:
         elif link in self.logins:
             self.logins[link].abort("it is not needed any more")
 
-    def _settle(self, bundle: _Bundle, ending: tuple[int, Any]) -> None:
-        """Resolve a future. What unpickling and callbacks raise is the user's, and may not pass."""
-        future = bundle.future
-        name = bundle.function.name
-        kind, value = ending
-        bundle.packed = b""
-        bundle.future = ()
-        try:
-            if kind == wire.RESULT:
-                value = wire.unpack(value)
-            elif kind == wire.ERROR:
-                value = _rebuild(name, value)
-        except BaseException as error:
-            kind = _FAILED
-            what = f"its result cannot be unpickled here: {wire.describe(error)}"
-            value = BundleError(name, what)
-            value.__cause__ = error
-        try:
-            future.settle(kind, value)
-        except BaseException:
-            _log.exception("%s: a callback of the future of %s raised", self.title, name)
+    def _settle(self, bundle: _Bundle, kind: int, body: Any) -> Sequence[_RemoteFuture]:
+        """Resolve a bundle's future, whatever happens; return it if there are callbacks to run."""
+        value = body
+        for _ in range(3):      # what its result raises, if so; once more, without a result at all
+            try:
+                if kind == wire.RESULT:
+                    value = wire.unpack(body)
+                elif kind == wire.ERROR:
+                    value = _rebuild(bundle.function.name, body)
+                futures: Sequence[_RemoteFuture] = bundle.future.settle(kind, value)
+                bundle.packed = b""
+                bundle.future = ()
+                return futures
+            except BaseException as error:
+                what = f"its result cannot be unpickled here: {wire.describe(error)}"
+                value = BundleError(bundle.function.name, what)
+                value.__cause__ = error
+                kind = _FAILED
+        return ()
 
     # The heartbeat
 
@@ -2306,8 +2349,7 @@ class _Supervisor:
                kwargs: dict[str, Any]) -> Future[Any]:
         """Have a function called. Raises what tells that it cannot be."""
         if os.getpid() != self.pid:
-            raise RuntimeError(
-                "this executor belongs to the parent process; make another one after a fork")
+            raise RuntimeError(_FOREIGN)
         self.scheduler.check_open()
         bundle = _Bundle(function, wire.pack_call(args, kwargs))
         future = bundle.future = _RemoteFuture(self, bundle)
@@ -2325,7 +2367,8 @@ class _Supervisor:
         self.board.quiet = self.board.quiet or quiet
         self.decide(self.scheduler.close, cancel_futures)
         # A callback that shuts its own pool down cannot wait for itself.
-        if wait and threading.current_thread() not in {*self._threads, self.board.thread}:
+        is_ours = threading.current_thread() in {*self._threads, self.board.thread}
+        if wait and not is_ours and not self._lock._is_owned():
             self.ended.wait()
 
     @property
@@ -2483,7 +2526,8 @@ def _rebuild(name: str, body: Any) -> BaseException:
                 "round trip": "its result cannot be unpickled",
                 "run": "it raised an exception that cannot be pickled"}[stage]
         error = BundleError(name, f"{what}: {kind}: {text}")
-    error.__cause__ = _RemoteTraceback(trace)
+    # Not by assignment: an exception may be frozen.
+    vars(BaseException)["__cause__"].__set__(error, _RemoteTraceback(trace))
     return error
 
 
