@@ -1758,12 +1758,18 @@ class _Channel:
 
     def pump(self) -> None:
         """Write what is queued, from this thread, unless another one does or the pipe is full."""
-        while ((self.queue or self.pipe is not _WHOLE)
-               and self._baton.acquire(blocking=False) and self._write()):
-            self._baton.release()
+        while (self.queue or self.pipe is not _WHOLE) and self._baton.acquire(blocking=False):
+            is_kept = False
+            try:
+                is_kept = self._write()
+            finally:
+                if not is_kept:
+                    self._baton.release()
+            if is_kept:
+                break
 
     def _write(self) -> bool:
-        """With the baton, write; return whether it is to be let go of, and not kept for ever."""
+        """With the baton, write; return whether it is kept: by the writer thread, or for ever."""
         outbox = self._outbox
         try:
             while self.pipe is _WHOLE and (self.queue or outbox.size):
@@ -1774,14 +1780,14 @@ class _Channel:
                 self._writes += 1
                 if not is_done:
                     self._stuck.put(self)
-                    return False
+                    return True
         except Exception:       # the reader will say why, if it was an OSError
             self.pipe = _BROKEN
             if not isinstance(sys.exc_info()[1], OSError):
                 _log.exception("a link cannot be written to")
         if self.pipe is not _WHOLE:
             self._stdin.close()
-        return self.pipe is _WHOLE
+        return self.pipe is not _WHOLE
 
     def write_on(self) -> None:
         """Be the writer thread, which has the baton: go on where others found the pipe full."""
@@ -1789,7 +1795,7 @@ class _Channel:
         poll.register(self._outbox.fd, select.POLLOUT)
         while self.pipe is _WHOLE and not poll.poll(1000):
             pass        # it is stuck; whether for good is for the heartbeat to say
-        if self._write():
+        if not self._write():
             self._baton.release()
             self.pump()
 
@@ -2098,6 +2104,7 @@ _nobody = bool
 _LOOK: _Event = bool, (), _nobody       # something has changed
 
 
+_TRIES = {_CONNECT: 1, _SETTLE: 3, _LEAVE: 1, _FINISH: 1}       # of what is not sent to a link
 _FOREIGN = "this executor belongs to the parent process; make another one after a fork"
 
 
@@ -2136,9 +2143,9 @@ class _Supervisor:
         self.logins: dict[int, _Login] = {}         # by link, from its start to its end
         self.channels: dict[int, _Channel] = {}     # by link, while it works
         self._threads: Any = weakref.WeakSet()
-        self._performers: dict[_Act, Callable[[Any, Any], None]] = {
-            _CONNECT: self._connect, _LEAVE: self._leave,
-            _FINISH: lambda *_: self.events.put(_LOOK)}
+        self._performers: dict[_Act, Callable[[Any, Any], Sequence[_RemoteFuture]]] = {
+            _CONNECT: self._connect, _SETTLE: self._settle, _LEAVE: self._leave,
+            _FINISH: self._finish}
         self.start_thread("heartbeat", self._keep_time)
 
     def start_thread(self, name: str, target: Callable[..., None], *args: Any) -> None:
@@ -2213,26 +2220,25 @@ class _Supervisor:
                         channel.queue.append((verb, operand))
                         channels[channel] = None
         for channel in channels:
-            self._perform("to send", channel.pump)
+            try:
+                channel.pump()
+            except Exception:
+                _log.exception("%s: a link cannot be written to", self.title)
         for reply, answer, actions in passed:
             futures: list[_RemoteFuture] = []
             for verb, target, operand in actions:
-                if verb is _SETTLE:
-                    futures += self._settle(target, *operand)
-                elif verb in self._performers:
-                    self._perform(verb.name, self._performers[verb], target, operand)
+                for _ in range(_TRIES.get(verb, 0)):
+                    try:
+                        futures += self._performers[verb](target, operand)
+                        break
+                    except BaseException:       # the others are performed all the same
+                        _log.exception("%s: %s failed", self.title, verb.name)
                 if _log.isEnabledFor(logging.DEBUG):
                     _log.debug("%s: %r %s %s", self.title, verb, target, operand)
             if reply is _nobody:
                 self._call_back(futures)
             else:
                 reply((answer, futures))
-
-    def _perform(self, what: str, method: Callable[..., None], *operands: Any) -> None:
-        try:
-            method(*operands)
-        except Exception:       # the others are performed all the same
-            _log.exception("%s: %s failed", self.title, what)
 
     def _call_back(self, futures: Iterable[_RemoteFuture]) -> None:
         """Run the callbacks of futures; if one ends this, the heartbeat runs the others."""
@@ -2246,7 +2252,7 @@ class _Supervisor:
                 raise
             _log.exception("%s: a callback of a future raised", self.title)
 
-    def _connect(self, worker: _Worker, link: int) -> None:
+    def _connect(self, worker: _Worker, link: int) -> tuple[()]:
         stuck: SimpleQueue[Any] = SimpleQueue()
         try:
             self.logins[link] = _Login(worker.record, self.ssh_options)
@@ -2259,32 +2265,36 @@ class _Supervisor:
             self.logins.pop(link, None)
             cause = wire.describe(error)
             self.decide(self.scheduler.hear, worker, link, _Scheduler.down, cause, False)
+        return ()
 
-    def _leave(self, link: int, _operand: Any = ()) -> None:
+    def _leave(self, link: int, _operand: Any = ()) -> tuple[()]:
         if link in self.channels:
             self.channels[link].close()
         elif link in self.logins:
             self.logins[link].abort("it is not needed any more")
-
-    def _settle(self, bundle: _Bundle, kind: int, body: Any) -> Sequence[_RemoteFuture]:
-        """Resolve a bundle's future, whatever happens; return it if there are callbacks to run."""
-        value = body
-        for _ in range(3):      # what its result raises, if so; once more, without a result at all
-            try:
-                if kind == wire.RESULT:
-                    value = wire.unpack(body)
-                elif kind == wire.ERROR:
-                    value = _rebuild(bundle.function.name, body)
-                futures: Sequence[_RemoteFuture] = bundle.future.settle(kind, value)
-                bundle.packed = b""
-                bundle.future = ()
-                return futures
-            except BaseException as error:
-                what = f"its result cannot be unpickled here: {wire.describe(error)}"
-                value = BundleError(bundle.function.name, what)
-                value.__cause__ = error
-                kind = _FAILED
         return ()
+
+    def _finish(self, _target: Any, _operand: Any) -> tuple[()]:
+        self.events.put(_LOOK)
+        return ()
+
+    def _settle(self, bundle: _Bundle, ending: tuple[int, Any]) -> Sequence[_RemoteFuture]:
+        """Resolve a bundle's future; return it if there are callbacks to run. May be repeated."""
+        kind, value = ending
+        try:
+            if kind == wire.RESULT:
+                value = wire.unpack(value)
+            elif kind == wire.ERROR:
+                value = _rebuild(bundle.function.name, value)
+        except BaseException as error:
+            kind = _FAILED
+            what = f"its result cannot be unpickled here: {wire.describe(error)}"
+            value = BundleError(bundle.function.name, what)
+            value.__cause__ = error
+        futures: Sequence[_RemoteFuture] = bundle.future.settle(kind, value)
+        bundle.packed = b""
+        bundle.future = ()
+        return futures
 
     # The heartbeat
 

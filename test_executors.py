@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import concurrent.futures as cf
+import dataclasses
 import fcntl
 import functools
 import gc
@@ -2400,6 +2401,148 @@ class TestCancel:
                 thread.join(2 * PATIENCE)
             assert not problems, problems
         assert len(added) == 4000 and told.qsize() == sum(added)
+
+
+class TestEveryFutureIsSettled:
+    @dataclasses.dataclass(frozen=True)
+    class NotFound(Exception):
+        """An exception that takes no attributes."""
+
+    @dataclasses.dataclass(frozen=True)
+    class NotThere(Exception):
+        """One that even pickle cannot give any."""
+
+        name: str
+
+    def test_an_exception_that_takes_no_attributes(self, remote):
+        error = remote.submit(raise_it, self.NotFound()).exception(PATIENCE)
+        assert type(error).__name__ == "NotFound" and "raise_it" in str(error.__cause__)
+        kind = self.NotThere
+        error = remote.submit(lambda: raise_it(kind("x"))).exception(PATIENCE)
+        assert type(error) is BundleError and "NotThere" in str(error)
+
+    @pytest.mark.parametrize("body", [b"", b"\x80\x05", pickle.dumps(5), pickle.dumps((1,) * 5)])
+    def test_an_error_that_cannot_be_decoded(self, local, body):
+        pool = local("1/:")
+        future = pool.submit(time.sleep, 100)
+        until(future.running)
+        supervisor = pool._supervisor
+        (link, worker), = ((one.link, one) for one in supervisor.scheduler.workers)
+        ident, = worker.running
+        supervisor.decide(supervisor.scheduler.hear, worker, link, executors._Scheduler.finish,
+                          [(wire.ERROR, ident, 0, (body,))])
+        assert "cannot be unpickled here" in str(future.exception(PATIENCE))
+
+    @pytest.mark.parametrize("outcome", ["result", "error", "cancelled", "failed"])
+    def test_whatever_raises_between_a_decision_and_its_future(self, outcome):
+        """A fault in the n-th call of ours, for each n, outside the lock."""
+        reached, number = True, 0
+        while reached:
+            reached, number = self.inject(number, outcome), number + 1
+        assert number > 3
+
+    def inject(self, number, outcome):
+        count, pool = itertools.count(), RemoteExecutor(["1/:"], show_status=False,
+                                                        heartbeat_seconds=0.1)
+        supervisor, armed, reached = pool._supervisor, threading.Event(), threading.Event()
+
+        def fault(frame, event, _):
+            ours = frame.f_code.co_filename in (executors.__file__, wire.__file__)
+            if (event == "call" and ours and armed.is_set() and not reached.is_set()
+                    and not supervisor._lock._is_owned() and next(count) == number):
+                reached.set()
+                raise MemoryError("injected")
+
+        def settle():
+            sys.settrace(fault)
+            bundle = futures[0]._bundle
+            ending = {"result": (wire.RESULT, (pickle.dumps(7),)), "cancelled": (-2, ()),
+                      "failed": (-1, ValueError()),
+                      "error": (wire.ERROR, (pickle.dumps(("run", b"", "X", "y", "z")),))}[outcome]
+
+            def decide():
+                armed.set()
+                supervisor.scheduler._settle(bundle, *ending)
+
+            try:
+                supervisor._pass([(decide, (), executors._nobody)])
+            except MemoryError:
+                pass        # in what runs the callbacks
+            sys.settrace(None)
+
+        futures = [pool.submit(time.sleep, 1000), pool.submit(neg, 1)]
+        futures[0].add_done_callback(lambda _: None)
+        until(futures[0].running)
+        thread = threading.Thread(target=settle)
+        thread.start()
+        thread.join(PATIENCE)
+        assert cf.wait(futures[:1], PATIENCE)[0] and futures[1].result(PATIENCE) == -1
+        pool.shutdown()
+        return reached.is_set()
+
+    def test_iterators_that_the_collector_ends(self):
+        """A partly read `map` in a cycle is finalised in any thread, under any lock."""
+        done = run("""
+            import executors, gc, operator, threading
+            gc.set_threshold(50)
+            pool = executors.RemoteExecutor(["2/:"], show_status=False)
+            def use():
+                for _ in range(60):
+                    cycle = [pool.map(operator.neg, range(30))]
+                    next(cycle[0])
+                    cycle.append(cycle)
+            threads = [threading.Thread(target=use) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            pool.shutdown()
+            print("done")
+        """, timeout=45)
+        assert done.stdout == "done\n", done
+
+    def test_callbacks_run_where_the_standard_library_runs_them(self, local):
+        """Under a lock of the caller's that the callback takes once more."""
+        pool, lock, where = local("1/:"), threading.RLock(), []
+
+        def note(_):
+            with lock:
+                where.append(threading.current_thread())
+
+        with lock:
+            for _ in range(3):
+                future = pool.submit(time.sleep, 1000)
+                future.add_done_callback(note)
+                assert future.cancel()
+        assert where == [threading.current_thread()] * 3
+
+    def test_a_callback_that_raises_keeps_nobody_from_his(self, local):
+        pool, told = local("1/:"), SimpleQueue()
+        busy = pool.submit(time.sleep, 1000)
+        until(busy.running)
+        futures = [pool.submit(neg, n) for n in range(3)]
+        futures[0].add_done_callback(lambda _: sys.exit())
+        for future in futures:
+            future.add_done_callback(told.put)
+        with pytest.raises(SystemExit):
+            pool.shutdown(wait=False, cancel_futures=True)
+        assert {told.get(timeout=PATIENCE) for _ in range(2)} == {*futures[1:]}
+        assert busy.cancel()
+
+    def test_a_forked_child_is_told_so(self, local):
+        pool = local("1/:")
+        pool.submit(neg, 1).result(PATIENCE)
+        child = os.fork()
+        if child == 0:
+            refused = 0
+            for ask in (lambda: pool.status, lambda: pool.task_count, pool.shutdown_if_idle,
+                        lambda: pool.add_worker(":"), lambda: pool.submit(neg, 1)):
+                try:
+                    ask()
+                except RuntimeError as error:
+                    refused += "parent process" in str(error)
+            os._exit(refused)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 5
 
 
 class TestLostMachines:
