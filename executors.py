@@ -115,9 +115,13 @@ HELLO_SECONDS = 30.0            # from starting ssh to the shim's greeting, logi
 CLOSE_SECONDS = 3.0             # for ssh to end after its input was closed
 HANDSHAKES = 8                  # at once; sshd's MaxStartups (10:30:100) refuses crowds
 QUARANTINE_SECONDS = 1.0, 60.0  # after the first failure; at most
+GRAVE = 6                       # failures at once: for a machine whose words make no sense
 GIVE_UP_SECONDS = 60.0          # without any worker, however transient the causes
 AHEAD_SECONDS = 0.002           # of work kept in front of each slot when bundles are shorter
-AHEAD_DEPTH = 128               # bundles kept in front of each slot, at most
+AHEAD_RATE = 64_000             # bundles a second that a slot is thought to do, at most
+AHEAD_BYTES = 4 << 20           # of long arguments kept in front of each slot
+LONG_SECONDS = 1.0              # of work, from which on long arguments are not sent ahead of need
+STEADY_SECONDS = 600.0          # after which a machine that is lost does not go up and down
 KNOWN_FUNCTIONS = 256, 1 << 29  # that a machine keeps for us: number, bytes
 BACKUP_AGE = 0.5, 1.5           # a straggler is older: seconds, and medians of its function
 BACKUP_SHARE = 0.1              # of all slots that backups may hold
@@ -673,8 +677,9 @@ def _default_workers() -> list[RemoteWorkerRecord]:
 #     LEAVE link, (): close it
 #     SETTLE bundle, (kind, body): resolve its future; once for every bundle
 #     FINISH (), (): the scheduler was closed, and every bundle is settled
-_Act = enum.IntEnum("_Act", "CONNECT LAUNCH KILL RECALL SEND LEAVE SETTLE FINISH")
-_CONNECT, _LAUNCH, _KILL, _RECALL, _SEND, _LEAVE, _SETTLE, _FINISH = _Act
+#     WARN (), words: tell the user
+_Act = enum.IntEnum("_Act", "CONNECT LAUNCH KILL RECALL SEND LEAVE SETTLE FINISH WARN")
+_CONNECT, _LAUNCH, _KILL, _RECALL, _SEND, _LEAVE, _SETTLE, _FINISH, _WARN = _Act
 # How it stands with a worker.
 _State = enum.Enum("_State", "WAITING CONNECTING UP FAILED REMOVED")
 _WAITING, _CONNECTING, _UP, _UNFIT, _REMOVED = _State
@@ -715,7 +720,11 @@ class _Function:
 
     def size(self) -> int:
         """Return the bytes of its pickle."""
-        return len(self.packed) if type(self.packed) is bytes else sum(self.packed[0])
+        return _size(self.packed)
+
+
+def _size(packed: Any) -> int:
+    return len(packed) if type(packed) is bytes else sum(packed[0])
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -727,7 +736,8 @@ class _Bundle:
     future: Any = ()        # who waits for it; the scheduler does not look
     phase: _Phase = _NEW
     attempts: tuple[_Attempt, ...] = ()     # those that may still settle it
-    failures: tuple[tuple[str, str, str], ...] = ()
+    failures: tuple[tuple[str, str, str], ...] = ()     # slots that died under it
+    losses: tuple[tuple[_Worker, str], ...] = ()        # machines that were lost while it ran there
     origin: int = 0         # the attempt that the next one follows
 
     def is_running(self) -> bool:
@@ -778,6 +788,9 @@ class _Worker:
         self.count = record.count or 0              # slots
         self.running: dict[int, _Attempt] = {}      # in slots, as they were sent
         self.ahead: dict[int, _Attempt] = {}        # waiting there
+        self.is_reserved = False                    # for a suspect, which runs there alone
+        self.losses = 0                             # of links over which something ran, of late
+        self.up_since = 0.0
         self.is_recalling = False
         self.ahead_seconds = AHEAD_SECONDS
         self.durations = _Durations()
@@ -830,6 +843,14 @@ class _Rules(NamedTuple):
     bundle_timeout: float = math.inf        # seconds
 
 
+class _Queues(NamedTuple):
+    """The bundles that wait, in the order in which they are looked at."""
+
+    suspects: deque[_Bundle]        # each is to be run alone
+    again: dict[frozenset[str], deque[_Bundle]]     # by machines to avoid
+    new: deque[_Bundle]
+
+
 class _Scheduler:
     """Decide which bundle runs where and when, and how each one ends.
 
@@ -844,9 +865,9 @@ class _Scheduler:
         self.now = 0.0
         self._actions: list[Any] = []
         self._idents = itertools.count(1)       # of attempts, and of links
-        self._queue: deque[_Bundle] = deque()
-        self._retries: dict[frozenset[str], deque[_Bundle]] = {}    # first; by machines to avoid
+        self._queues = _Queues(deque(), {}, deque())
         self.workers: list[_Worker] = []
+        self._connecting: set[int] = set()          # links, until they are up or have ended
         self.up: list[_Worker] = []
         self._idle: dict[_Worker, RemoteWorkerRecord] = {}      # those up with a free slot
         self._ahead = 0                         # attempts that wait on workers
@@ -887,20 +908,28 @@ class _Scheduler:
         return False
 
     def _connect(self) -> None:
-        room = HANDSHAKES - sum(worker.state is _CONNECTING for worker in self.workers)
         for worker in () if self.is_over() else self.workers:
-            if room > 0 and worker.state is _WAITING and worker.retry_at <= self.now:
-                room -= 1
+            if len(self._connecting) >= HANDSHAKES:
+                break
+            if worker.state is _WAITING and worker.retry_at <= self.now:
                 worker.state = _CONNECTING
                 worker.link = next(self._idents)
+                self._connecting.add(worker.link)
                 self._act(_CONNECT, worker, worker.link)
 
     def hear(self, worker: _Worker, link: int, report: Callable[..., Any], *operands: Any) -> Any:
         """Take a report of a link, one of the methods below, unless the worker has another."""
         return report(self, worker, *operands) if worker.link == link else False
 
+    def ended(self, link: int) -> None:
+        """A link is no more, whosever it was."""
+        self._connecting.discard(link)
+        self._connect()
+
     def is_up(self, worker: _Worker, cores: int) -> None:
         """A machine is ready to work."""
+        self._connecting.discard(worker.link)
+        worker.up_since = self.now
         worker.state = _UP
         worker.was_up = True
         worker.cause = ""
@@ -911,11 +940,13 @@ class _Scheduler:
         self._connect()
         self._has_room(worker)
 
-    def down(self, worker: _Worker, cause: str, permanent: bool) -> bool:
+    def down(self, worker: _Worker, cause: str, permanent: bool, gravity: int = 1) -> bool:
         """A link has ended, or could not be made: leave the machine alone. Return if it is news."""
+        self._connecting.discard(worker.link)
+        self._suspect(worker, cause)
         self.left(worker)
         worker.cause = cause
-        worker.failures += 1
+        worker.failures += gravity
         first, most = QUARANTINE_SECONDS
         seconds = min(most, first * 2 ** (worker.failures - 1)) * (0.75 + 0.5 * self._jitter())
         worker.retry_at = self.now + seconds
@@ -937,6 +968,7 @@ class _Scheduler:
             self.up.remove(worker)
         worker.state = _WAITING
         worker.link = 0
+        worker.is_reserved = False
         self._update_idle(worker)
         for attempt in reversed(ahead):
             self._lose(attempt, has_started=False)
@@ -944,9 +976,44 @@ class _Scheduler:
             self._trace(attempt, wire.NO_SLOT, "lost")
             self._lose(attempt)
 
+    def _suspect(self, worker: _Worker, cause: str) -> None:
+        """A machine was lost: remember what ran there, and convict who took it down.
+
+        What was running when machines were lost, twice, is a suspect and runs alone from then on.
+        So the innocent are cleared, for they complete. Who is lost then is convicted, if it is
+        `max_bundle_failures` times, and its machines were not lost more often without it: then it
+        is they that go up and down.
+        """
+        if worker.running:
+            # Who was up for that long is no machine that goes up and down.
+            is_steady = self.now - worker.up_since > STEADY_SECONDS
+            worker.losses = 1 if is_steady else worker.losses + 1
+        for attempt in [*worker.running.values()]:
+            bundle = attempt.bundle
+            if attempt not in bundle.attempts:
+                continue
+            bundle.losses += ((worker, cause),)
+            number = len(bundle.losses)
+            machines = {one for one, _ in bundle.losses}
+            is_alone = worker.is_reserved and len(worker.running) == 1 and number > 2
+            if (is_alone and number >= self._rules.max_bundle_failures
+                    and sum(one.losses for one in machines) < 2 * number):
+                for one, _ in bundle.losses:
+                    one.losses -= 1
+                losses = [(one.machine, f"the machine was lost: {why}", "")
+                          for one, why in bundle.losses]
+                self._settle(bundle, _FAILED, BundleError(
+                    bundle.function.name, "took its machine down, even when it ran there alone",
+                    (*bundle.failures, *losses)))
+
     def resized(self, worker: _Worker, count: int) -> None:
-        """A machine cannot give as many slots as it said."""
+        """A machine cannot give as many slots as it said: what has no slot has not started."""
         worker.count = count
+        excess = [*worker.running.items()][count:]
+        worker.ahead = {**dict(excess), **worker.ahead}
+        self._ahead += len(excess)
+        for ident, _ in excess:
+            del worker.running[ident]
         self._update_idle(worker)
 
     def noticed(self, worker: _Worker, found: Mapping[str, str]) -> None:
@@ -955,10 +1022,11 @@ class _Scheduler:
 
     def measured(self, worker: _Worker, round_trip: float) -> None:
         """A ping was answered, after so many seconds: work ahead of need must last as long."""
-        worker.ahead_seconds = AHEAD_SECONDS + 2 * round_trip
+        worker.ahead_seconds = AHEAD_SECONDS + 2 * min(max(round_trip, 0.0), 10.0)
 
     def _update_idle(self, worker: _Worker) -> None:
-        if worker.state is _UP and len(worker.running) < worker.count:
+        has_room = worker.state is _UP and len(worker.running) < worker.count
+        if has_room and not worker.is_reserved:
             self._idle[worker] = worker.record
         else:
             self._idle.pop(worker, None)
@@ -991,8 +1059,8 @@ class _Scheduler:
         bundle.phase = _LIVE
         self.unfinished += 1
         self.waiting += 1
-        self._queue.append(bundle)
-        if len(self._queue) == 1:       # otherwise there was no room for those before it either
+        self._queues.new.append(bundle)
+        if len(self._queues.new) == 1:      # otherwise there was no room for others either
             self._fill()
         if self._backups and not bundle.attempts:       # new work takes precedence
             self._kill(self._backups[next(reversed(self._backups))])
@@ -1016,12 +1084,19 @@ class _Scheduler:
         if self.is_over():
             self._act(_FINISH)
 
+    def give_up(self) -> None:
+        """Accept no more; settle everything as cancelled, and kill what runs."""
+        self.close(True)
+        for worker in self.workers:
+            for attempt in [*worker.running.values(), *worker.ahead.values()]:
+                self.cancel(attempt.bundle)
+
     def is_over(self) -> bool:
         """Tell whether it was closed, and every bundle is settled."""
         return self.mode is not _OPEN and not self.unfinished
 
     def _settle_waiting(self, kind: int, body: Any = ()) -> None:
-        for queue in (*self._retries.values(), self._queue):
+        for queue in (self._queues.suspects, *self._queues.again.values(), self._queues.new):
             while queue:
                 bundle = queue.popleft()
                 if bundle.phase is _LIVE:
@@ -1047,13 +1122,38 @@ class _Scheduler:
 
     def _fill(self, *room: _Worker) -> None:
         """Launch from the queues while there is room for their heads; `room`: who just got it."""
-        for avoid, queue in [*self._retries.items()]:
+        if self._queues.suspects:
+            self._place_suspects()
+        for avoid, queue in [*self._queues.again.items()]:
             self._fill_from(queue, avoid, room)
             if not queue:
-                del self._retries[avoid]
-        self._fill_from(self._queue, (), room)
+                del self._queues.again[avoid]
+        self._fill_from(self._queues.new, (), room)
         if self._ahead and self._idle:
             self._recall()
+
+    def _place_suspects(self) -> None:
+        """Launch suspects on machines that are empty; keep half of all machines for them."""
+        for bundle in [one for one in self._queues.suspects if one.phase is not _LIVE]:
+            self._queues.suspects.remove(bundle)
+        while self._queues.suspects:
+            bundle = self._queues.suspects[0]
+            lost = [worker for worker, _ in bundle.losses]
+            free = [worker for worker in self.up if worker.is_reserved and not worker.running]
+            if not free:
+                free = [worker for worker in self.up if not worker.is_reserved]
+                reserved = len(self.up) - len(free)
+                most = min(len(self._queues.suspects), max(1, len(self.up) // 2))
+                if not free or reserved >= most:
+                    return
+            worker = min(free, key=lambda one: (lost.count(one), len(one.running)))
+            worker.is_reserved = True
+            self._update_idle(worker)
+            if worker.running:
+                return      # until it is empty
+            self._queues.suspects.popleft()
+            self.waiting -= 1
+            self._launch(bundle, worker)
 
     def _fill_from(self, queue: deque[_Bundle], avoid: Container[str],
                    room: Sequence[_Worker]) -> None:
@@ -1076,25 +1176,47 @@ class _Scheduler:
         if len(self._idle) == 1 and not avoid:
             return next(iter(self._idle))
         records = [*self._idle.values()]
-        index = self._policy.choose(records, avoid)
-        others = [worker for worker in self.workers if worker.machine not in avoid]
-        if index is None and not any(worker.is_hopeful() for worker in others):
-            index = self._policy.choose(records)        # it has failed everywhere
-        return () if index is None else [*self._idle][index]
+        if avoid and all(record.machine in avoid for record in records):
+            if any(worker.is_hopeful() for worker in self.workers if worker.machine not in avoid):
+                return ()
+            avoid = ()      # it has failed everywhere
+        index = self._choose(records, avoid)
+        return next(itertools.islice(self._idle, index, None))
+
+    def _choose(self, records: Sequence[RemoteWorkerRecord], avoid: Container[str]) -> int:
+        """Ask the policy. If it does not do what it must, the default one goes on in its place."""
+        try:
+            chosen = self._policy.choose(records, avoid)
+            index = operator.index(chosen)      # type: ignore[arg-type]
+            if not 0 <= index < len(records):
+                raise IndexError(f"{index} of {len(records)} was chosen")
+            return index
+        except Exception as error:
+            name = type(self._policy).__name__
+            self._act(_WARN, (), f"the policy {name} fails ({wire.describe(error)}); the default "
+                                 "one goes on in its place")
+            self._policy = WeightedRandomRemoteWorkerSelectionPolicy()
+            return self._choose(records, avoid)
 
     def _pick_ahead(self, bundle: _Bundle, workers: Sequence[_Worker]) -> Any:
         """Choose who is sent a bundle though all slots are busy, if it is short enough for that.
 
+        Long arguments take their time on the way: one call waits in front of each slot at least.
         With a time-out there is nobody, for one must know when each bundle began.
         """
         median = bundle.function.durations.median
-        if type(bundle.packed) is bytes and self._rules.bundle_timeout == math.inf:
-            for turn in range(self._turn, self._turn + len(workers)):
-                worker = workers[turn % len(workers)]
-                depth = min(worker.ahead_seconds // median, AHEAD_DEPTH)
-                if len(worker.ahead) < worker.count * depth:
-                    self._turn = turn + 1
-                    return worker
+        if self._rules.bundle_timeout < math.inf:
+            return ()
+        is_long = type(bundle.packed) is not bytes
+        most = AHEAD_BYTES // _size(bundle.packed) if is_long else math.inf
+        least = int(is_long and median < LONG_SECONDS)
+        for turn in range(self._turn, self._turn + len(workers)):
+            worker = workers[turn % len(workers)]
+            seconds = worker.ahead_seconds
+            depth = max(min(seconds // median, seconds * AHEAD_RATE, most), least)
+            if len(worker.ahead) < worker.count * depth and not worker.is_reserved:
+                self._turn = turn + 1
+                return worker
         return ()
 
     def _launch(self, bundle: _Bundle, worker: _Worker, backup: bool = False) -> None:
@@ -1214,36 +1336,51 @@ class _Scheduler:
             self._settle(bundle, _CANCELLED)
             return
         self.tally.retried += 1
-        if bundle.failures:
+        if len(bundle.losses) > 1:
+            self._queues.suspects.append(bundle)
+        elif bundle.failures:
             avoid = frozenset(machine for machine, _, _ in bundle.failures)
-            self._retries.setdefault(avoid, deque()).append(bundle)
+            self._queues.again.setdefault(avoid, deque()).append(bundle)
         else:
-            self._queue.appendleft(bundle)
+            self._queues.new.appendleft(bundle)
 
     def _has_room(self, worker: _Worker) -> None:
         """Account for what has left a worker, then use the room."""
         while worker.ahead and len(worker.running) < worker.count:
             ident = next(iter(worker.ahead))
-            attempt = worker.running[ident] = worker.ahead.pop(ident)
+            attempt = worker.running[ident] = worker.ahead[ident]   # never in none: readers look
+            del worker.ahead[ident]
             attempt.since = self.now
             self._ahead -= 1
+        if not worker.running:
+            worker.is_reserved = False
         self._update_idle(worker)
         self._fill(worker)
 
     # Time
 
-    def tick(self) -> None:
-        """Look at the clock: reconnect, time out, back stragglers up, give up."""
-        elapsed = min(max(self.now - self._ticked, 0.0), 1.0)
+    def tick(self, held_up: Container[int] = ()) -> None:
+        """Look at the clock: reconnect, time out, back stragglers up, give up.
+
+        Arguments:
+            held_up: links that our own side keeps from telling anything, and those over which files
+                are copied: their time stands still.
+        """
+        elapsed = max(self.now - self._ticked, 0.0)
         self._ticked = self.now
         self.tally.measure(self.now, self.unfinished)
         self._connect()
+        late = [worker for worker in self.workers if worker.link in held_up]
+        for worker in late:
+            for attempt in worker.running.values():
+                attempt.since += elapsed
         running = [(self.now - attempt.since, attempt) for worker in self.up
                    for attempt in worker.running.values()]
         self._time_out(running)
         if self._rules.schedule_backups and self._idle and not self.waiting:
             self._back_up(running)
-        self._alone = self._alone + elapsed if self.waiting and not self.up else 0.0
+        is_alone = self.waiting and not self.up and not late
+        self._alone = self._alone + min(elapsed, 1.0) if is_alone else 0.0
         if self._alone > GIVE_UP_SECONDS:
             self._alone = 0.0
             self._settle_waiting(_FAILED, self._no_workers())
@@ -1269,8 +1406,8 @@ class _Scheduler:
         for age, attempt in running:
             bundle = attempt.bundle
             seconds, medians = BACKUP_AGE
-            if bundle.attempts == (attempt,) and age > max(
-                    seconds, medians * bundle.function.durations.median):
+            is_alone = bundle.attempts == (attempt,) and len(bundle.losses) < 2
+            if is_alone and age > max(seconds, medians * bundle.function.durations.median):
                 # A machine that has finished nothing is at least as slow as that.
                 slowness = min(attempt.worker.durations.median, age)
                 late.append((age * slowness, attempt.ident, attempt))
@@ -1328,6 +1465,7 @@ _SCP_DIAGNOSES = (
 # What ssh also says: with -v, and behind a jump host, where the reason stands before it.
 _CHATTER = re.compile(
     r"debug\d: |OpenSSH_|Authenticated to |Transferred: |Bytes per second: |"
+    r"Warning: Permanently added |"
     r"Connection to \S+ closed|\*\* ")
 _JUMPED = "\nstdio forwarding failed"
 # What `ssh -v` says on its way.
@@ -1397,12 +1535,16 @@ def _kill(process: Any, victims: Iterable[tuple[int, int]]) -> None:
 
 
 class _Down(Exception):
-    """A link has ended, or could not be made: why, in words; whether trying again is in vain."""
+    """A link has ended, or could not be made: why, in words; whether trying again is in vain.
 
-    def __init__(self, cause: str, permanent: bool = False) -> None:
+    Its gravity counts like so many failures for how long the machine is then left alone.
+    """
+
+    def __init__(self, cause: str, permanent: bool = False, gravity: int = 1) -> None:
         super().__init__(cause, permanent)
         self.cause = cause
         self.permanent = permanent
+        self.gravity = gravity
 
 
 def _login_argv(record: RemoteWorkerRecord, ssh_options: list[str], magic: str) -> list[str]:
@@ -1435,17 +1577,46 @@ def _ssh_settings(*of_8_7: str) -> list[str]:
     return [word for setting in settings for word in ("-o", setting)]
 
 
+# The letters of ssh that a link bears, and what scp, whose letters are others, is told instead.
+_SSH_LETTERS = {
+    "4": "AddressFamily=inet", "6": "AddressFamily=inet6", "A": "", "a": "", "C": "Compression=yes",
+    "K": "GSSAPIAuthentication=yes", "k": "GSSAPIDelegateCredentials=no", "q": "", "v": "",
+    "X": "", "x": "", "Y": "", "b": "BindAddress={}", "B": "BindInterface={}", "c": "Ciphers={}",
+    "F": "F", "I": "PKCS11Provider={}", "i": "IdentityFile={}", "J": "ProxyJump={}",
+    "l": "User={}", "m": "MACs={}", "o": "{}", "p": "Port={}"}
+
+
+def _parse_options(words: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield `(letter, value)` of arguments for ssh. Raises ValueError on those that break a link."""
+    remaining = iter(words)
+    for word in remaining:
+        if not re.match("-[^-]", word):
+            raise ValueError(f"ssh_options: {word!r} is no option (what holds for one machine "
+                             "belongs into ~/.ssh/config)")
+        for at, letter in enumerate(word[1:], 2):
+            if letter not in _SSH_LETTERS:
+                raise ValueError(f"ssh_options: -{letter} breaks a link, which needs ssh's input, "
+                                 "output, errors and command for itself")
+            if "{" not in _SSH_LETTERS[letter] and letter != "F":
+                yield letter, ""
+                continue
+            value = word[at:] or next(remaining, "")
+            if not value:
+                raise ValueError(f"ssh_options: -{letter} needs a value")
+            yield letter, value
+            break
+
+
 def _scp_argv(record: RemoteWorkerRecord, ssh_options: list[str], source: str,
               target: str) -> list[str]:
     """Return the command that copies a file; scp has letters of its own for two ssh options."""
     options, login = [*_ssh_settings()], record.login
-    remaining = iter(ssh_options)
-    for option in remaining:
-        name = {"-p": "Port", "-l": "User"}.get(option[:2])
-        if name:
-            options += ["-o", f"{name}={option[2:] or next(remaining, '')}"]
-        elif not re.fullmatch("-v+", option):       # its chatter would hide what goes wrong
-            options.append(option)
+    for letter, value in _parse_options(ssh_options):
+        meaning = _SSH_LETTERS[letter]
+        if letter == "F":
+            options += ["-F", value]
+        elif meaning:
+            options += ["-o", meaning.format(value)]
     if ":" in record.machine:
         login = login.replace(record.machine, f"[{record.machine}]")
     return [SCP, "-q", *options, "--", os.path.abspath(source), f"{login}:{target}"]
@@ -1511,6 +1682,8 @@ class _Login:
             wire.write_all(fd, [_bootstrap()])
             hello = self._await(reader, wire.HELLO)
             self.cores, self.shim, self.guardian = wire.GREETING.unpack(hello)
+            if not 0 < self.cores < 1 << 16:
+                raise wire.FrameError(f"it says that it has {self.cores} cores")
             if self._is_local and hasattr(os, "pidfd_open"):
                 self._shim_fd = os.pidfd_open(self.shim)
                 weakref.finalize(self, os.close, self._shim_fd)     # `abort` may be late
@@ -1521,8 +1694,10 @@ class _Login:
             slots = self.record.count or self.cores
             told = pickle.dumps({**config, "machine": self.record.machine, "slots": slots})
             wire.write_all(fd, [wire.frame(wire.CONFIG, 0, told)])
-        except (OSError, EOFError, wire.FrameError) as error:
+        except (OSError, EOFError, wire.FrameError, *wire.NONSENSE) as error:
             raise self.diagnose(error) from None
+        finally:
+            self.found.pop("copying", None)
         process.stdin = None        # it is the channel's now, and nobody else's
         self._until = math.inf
         return _Channel(reader, stdin, stuck)
@@ -1581,11 +1756,14 @@ class _Login:
         names = {name: (file.digest, file.is_tree) for name, file in files.items()}
         size = sum(file.size for file in files.values())
         arrived: dict[str, str] = {}
+        self.found["copying"] = "files"
         while "scp" not in self.found:
             self._allow("storing files", size)
-            told = pickle.dumps({"names": names, "arrived": arrived})
+            # The shim hears nothing of us while scp runs: its lease must last as long.
+            told = pickle.dumps({"names": names, "arrived": arrived,
+                                 "lease": len(names) * HELLO_SECONDS + 2 * size / SCP_RATE})
             wire.write_all(stdin, [wire.frame(wire.FILES, 0, told)])
-            wanted = pickle.loads(self._await(reader, wire.STORED))
+            wanted = json.loads(self._await(reader, wire.STORED))
             if isinstance(wanted, str):
                 for name in arrived:
                     if wire.digest_file(files[name].source) != files[name].digest:
@@ -1603,6 +1781,7 @@ class _Login:
             shutil.copyfile(file.source, os.path.join(os.path.expanduser("~"), target))
             return
         self._allow(f"scp of {file.name}", file.size)
+        self.found["copying"] = f"{file.name} ({file.size / 1e6:.3g} MB)"
         argv = _TIED + _scp_argv(self.record, self._ssh_options, file.source, target)
         with self._run(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as copier:
             words = _without_chatter(copier.stderr.read().decode("utf-8", "replace"))
@@ -1616,10 +1795,19 @@ class _Login:
     def check(self, now: float) -> None:
         """Cut off a login that leads nowhere; note how far ssh is."""
         self.words()
+        self.limit()
         if now > self._until:
             login = self.record.login
             self.abort(f"{self._complaint} (last came {_last_line(self._noise)!r}) -- does `ssh "
                        f"{login} true` end by itself, and does `sftp {login}` work?")
+
+    def limit(self) -> None:
+        """Keep no more than a megabyte of what ssh and the shim say."""
+        with contextlib.suppress(ValueError):       # it has ended
+            fd = self._errors.fileno()
+            if os.fstat(fd).st_size > wire.MAX_FRAME:
+                os.ftruncate(fd, 0)
+                os.lseek(fd, 0, os.SEEK_SET)        # theirs too: they share the description
 
     def abort(self, cause: str) -> None:
         """End it at once; the reader thread sees it end."""
@@ -1666,6 +1854,9 @@ class _Login:
         words = self.words()
         said = _last_line(words)
         if self._has_python:
+            if isinstance(error, (wire.FrameError, *wire.NONSENSE)):
+                return _Down(f"what it sends is not what it may send: {wire.describe(error)}",
+                             gravity=GRAVE)
             return _Down(f"connection lost ({said or str(error) or 'the other end is gone'})")
         if status == "255":
             return _Down(*self._judge(words, _SSH_DIAGNOSES))
@@ -1748,6 +1939,7 @@ class _Channel:
         self._reads = 0
         self._writes = 0
         self._seen = 0, 0
+        self._asked = -1
         self._is_reading = False            # False while our own code keeps the reader busy
         self._missed = 0
 
@@ -1816,8 +2008,9 @@ class _Channel:
             frames.append(wire.frame(wire.FORGET, ident))
         return wire.message(wire.FUNCTION, function.ident, 0, function.packed) + frames
 
-    def read(self) -> list[tuple[int, int, int, Any]]:
+    def read(self, is_expected: Callable[[int], bool]) -> list[tuple[int, int, int, Any]]:
         """Wait for messages. Raises EOFError, OSError or FrameError at the link's end."""
+        self._reader.is_expected = is_expected
         self._is_reading = True
         messages: list[tuple[int, int, int, Any]] = self._reader.read()
         self._reads += 1
@@ -1827,6 +2020,13 @@ class _Channel:
     def forget(self, ident: int) -> None:
         """Drop what has come of an attempt's result whose sender has died."""
         self._reader.forget(ident)
+
+    def is_held_up(self) -> bool:
+        """Tell whether our own code has kept the reader thread busy since this was last asked."""
+        reads = self._reads
+        is_held_up = not self._is_reading and reads == self._asked
+        self._asked = reads
+        return is_held_up
 
     def beat(self) -> bool:
         """Ping; return whether the machine has given a sign of life in the last three beats.
@@ -2104,7 +2304,7 @@ _nobody = bool
 _LOOK: _Event = bool, (), _nobody       # something has changed
 
 
-_TRIES = {_CONNECT: 1, _SETTLE: 3, _LEAVE: 1, _FINISH: 1}       # of what is not sent to a link
+_TRIES = {_CONNECT: 1, _SETTLE: 3, _LEAVE: 1, _FINISH: 1, _WARN: 1}     # of what is not sent
 _FOREIGN = "this executor belongs to the parent process; make another one after a fork"
 
 
@@ -2145,7 +2345,7 @@ class _Supervisor:
         self._threads: Any = weakref.WeakSet()
         self._performers: dict[_Act, Callable[[Any, Any], Sequence[_RemoteFuture]]] = {
             _CONNECT: self._connect, _SETTLE: self._settle, _LEAVE: self._leave,
-            _FINISH: self._finish}
+            _FINISH: self._finish, _WARN: self._warn}
         self.start_thread("heartbeat", self._keep_time)
 
     def start_thread(self, name: str, target: Callable[..., None], *args: Any) -> None:
@@ -2262,7 +2462,8 @@ class _Supervisor:
         except (OSError, RuntimeError) as error:
             # There are too many of something; and Python 3.12.0 and 3.12.1 start none at exit.
             stuck.put(None)
-            self.logins.pop(link, None)
+            if self.logins.pop(link, None):
+                self.events.put((self.scheduler.ended, (link,), _nobody))
             cause = wire.describe(error)
             self.decide(self.scheduler.hear, worker, link, _Scheduler.down, cause, False)
         return ()
@@ -2276,6 +2477,10 @@ class _Supervisor:
 
     def _finish(self, _target: Any, _operand: Any) -> tuple[()]:
         self.events.put(_LOOK)
+        return ()
+
+    def _warn(self, _target: Any, words: str) -> tuple[()]:
+        _log.warning("%s: %s", self.title, words)
         return ()
 
     def _settle(self, bundle: _Bundle, ending: tuple[int, Any]) -> Sequence[_RemoteFuture]:
@@ -2322,7 +2527,11 @@ class _Supervisor:
                     if is_beat:
                         beat_at = now + self.heartbeat_seconds
                     self._look_after_links(now, is_beat, now - over_at > CLOSE_SECONDS)
-                    self.decide(self.scheduler.tick)
+                    held_up = [link for link, channel in [*self.channels.items()]
+                               if channel.is_held_up()]
+                    held_up += [link for link, login in [*self.logins.items()]
+                                if "copying" in login.found]
+                    self.decide(self.scheduler.tick, held_up)
                     self.board.tick(self.status, is_beat)
             except Exception:       # without a heartbeat, nothing would ever end
                 _log.exception("%s: the heartbeat stumbled", self.title)
@@ -2350,8 +2559,10 @@ class _Supervisor:
                 login.abort("it did not end")
             elif channel is None:
                 login.check(now)
-            elif is_beat and not channel.beat():
-                login.abort(f"no answer to {MISSED_BEATS} heartbeats")
+            else:
+                login.limit()
+                if is_beat and not channel.beat():
+                    login.abort(f"no answer to {MISSED_BEATS} heartbeats")
 
     # What callers want
 
@@ -2418,6 +2629,7 @@ class _Reader:
         self._link = link
         self._stuck = stuck
         self._login = supervisor.logins[link]
+        self._asked: set[str] = set()       # modules
         self._on = {wire.OUTPUT: self._on_output, wire.DIED: self._on_died,
                     wire.KILLED: self._on_killed, wire.RECALLED: self._on_recalled,
                     wire.WANTED: self._on_wanted, wire.SLOTS: self._on_slots,
@@ -2433,10 +2645,11 @@ class _Reader:
             supervisor.channels[self._link] = self._channel
             self._log(logging.INFO, f"is up: {login.cores} cores, {login.found['python']}")
             self._tell(_Scheduler.is_up, login.cores)
+            self._channel.send([wire.frame(wire.PING, monotonic_ns())])
             self._work()
         except _Down as down:
             self._is_down(down)
-        except Exception as error:
+        except BaseException as error:
             _log.exception("%s: the link to %s failed", supervisor.title, self._worker.record)
             self._is_down(_Down(wire.describe(error)))
         finally:
@@ -2445,11 +2658,11 @@ class _Reader:
             self._stuck.put(None)
             login.end()
             del supervisor.logins[self._link]
-            supervisor.events.put(_LOOK)
+            supervisor.events.put((supervisor.scheduler.ended, (self._link,), _nobody))
 
     def _is_down(self, down: _Down) -> None:
         self._tell(_Scheduler.noticed, self._login.found)
-        if self._tell(_Scheduler.down, down.cause, down.permanent):
+        if self._tell(_Scheduler.down, down.cause, down.permanent, down.gravity):
             self._log(logging.ERROR if down.permanent else logging.WARNING, down.cause)
 
     def _log(self, level: int, words: str) -> None:
@@ -2464,18 +2677,29 @@ class _Reader:
         """Return when the link ends as we meant it to. Raises _Down when it ends otherwise."""
         while True:
             try:
-                messages = self._channel.read()
+                messages = self._channel.read(self._is_expected)
+                for kind, group in itertools.groupby(messages, operator.itemgetter(0)):
+                    if kind in (wire.RESULT, wire.ERROR):
+                        self._tell(_Scheduler.finish, [*group])
+                    else:
+                        for _, ident, _, body in group:
+                            self._hear(kind, ident, body)
             except (OSError, EOFError, wire.FrameError) as error:
                 if self._channel.pipe is not _CLOSING:
                     raise self._login.diagnose(error) from None
                 self._tell(_Scheduler.left)
                 return
-            for kind, group in itertools.groupby(messages, operator.itemgetter(0)):
-                if kind in (wire.RESULT, wire.ERROR):
-                    self._tell(_Scheduler.finish, [*group])
-                else:
-                    for _, ident, _, body in group:
-                        self._on[kind](ident, body)
+
+    def _is_expected(self, ident: int) -> bool:
+        """Tell whether a result may come; what is to be killed may still have one."""
+        return ident in self._worker.running or ident in self._worker.ahead
+
+    def _hear(self, kind: int, ident: int, body: bytes) -> None:
+        try:
+            self._on[kind](ident, body)
+        except wire.NONSENSE as error:
+            raise wire.FrameError(
+                f"a message of kind {kind} makes no sense ({wire.describe(error)})") from None
 
     def _on_output(self, number: int, body: bytes) -> None:
         self._supervisor.board.show_output(self._worker.machine, number, body)
@@ -2497,12 +2721,18 @@ class _Reader:
         self._tell(_Scheduler.measured, (monotonic_ns() - ident) * 1e-9)
 
     def _on_slots(self, count: int, body: bytes) -> None:
+        if not 0 < count <= self._worker.count:
+            raise ValueError(f"{count} slots")
         self._log(logging.WARNING, f"only {count} slots: {body.decode('utf-8', 'replace')}")
         self._tell(_Scheduler.resized, count)
 
     def _on_wanted(self, ident: int, body: bytes) -> None:
-        answer = wire.pack(_find_source(body.decode()))
-        self._channel.send(wire.message(wire.MODULE, ident, 0, answer))
+        name = body.decode()
+        if name in self._asked:
+            raise ValueError(f"the module {name} is asked for twice")
+        self._asked.add(name)
+        found = _find_source(name) if self._supervisor.sends_modules else None
+        self._channel.send(wire.message(wire.MODULE, ident, 0, wire.pack(found)))
 
 
 def _ending(status: int) -> str:
@@ -2551,7 +2781,9 @@ def _prepare_process() -> None:
         for supervisor in [*_supervisors]:
             method(supervisor, *arguments)
 
-    _at_exit(functools.partial(for_all, _Supervisor.shutdown, True, False))
+    # In an exit function, it is too late for that; whoever makes a pool there shuts it down.
+    with contextlib.suppress(RuntimeError):
+        _at_exit(functools.partial(for_all, _Supervisor.shutdown, True, False))
     os.register_at_fork(after_in_child=functools.partial(for_all, _Supervisor.abandon))
     os.register_at_fork(before=_spawning.acquire, after_in_parent=_spawning.release,
                         after_in_child=_spawning.release)
@@ -2657,6 +2889,11 @@ class RemoteExecutor(BaseExecutor):
         record, = _parse_workers([worker])
         if not self._supervisor.decide(self._supervisor.scheduler.remove_worker, record):
             raise ValueError(f"{record} is not in the pool")
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if isinstance(error, KeyboardInterrupt):        # or one waits for all that was submitted
+            self._supervisor.decide(self._supervisor.scheduler.give_up)
+        self.shutdown()
 
     def submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> Future[_T]:
         supervisor = self._supervisor

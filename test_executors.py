@@ -1033,7 +1033,7 @@ class Farm:
         rules = executors._Rules(**rules)
         self.scheduler = executors._Scheduler(policy, rules, jitter=lambda: 0.5)
         self.running, self.killed, self.settled, self.recalls = {}, [], {}, []
-        self.connects, self.left, self.finished = [], [], 0
+        self.connects, self.left, self.finished, self.warnings = [], [], 0, []
         self.functions = {}
         for text in workers:
             self.decide(self.scheduler.add_worker, RemoteWorkerRecord.parse(text))
@@ -1069,6 +1069,8 @@ class Farm:
                 self.left.append(target)
             elif verb is executors._FINISH:
                 self.finished += 1
+            elif verb is executors._WARN:
+                self.warnings.append(operand)
         self.check()
         return answer
 
@@ -1078,7 +1080,7 @@ class Farm:
         for worker in scheduler.workers:
             is_up, has_room = worker.state is executors._UP, len(worker.running) < worker.count
             assert (worker in scheduler.up) == is_up
-            assert (worker in scheduler._idle) == (is_up and has_room)
+            assert (worker in scheduler._idle) == (is_up and has_room and not worker.is_reserved)
             assert not (worker.ahead and has_room)
             assert is_up or not worker.running
             attempts = [*worker.running.values(), *worker.ahead.values()]
@@ -1086,7 +1088,8 @@ class Farm:
             ahead += len(worker.ahead)
         assert ahead == scheduler._ahead
         live = executors._LIVE
-        queues = scheduler._queue, *scheduler._retries.values()
+        queues = (scheduler._queues.new, scheduler._queues.suspects,
+                  *scheduler._queues.again.values())
         queued = [bundle for queue in queues for bundle in queue if bundle.phase is live]
         assert len(queued) == scheduler.waiting
         assert len(running) + len(queued) == scheduler.unfinished
@@ -1133,9 +1136,9 @@ class Farm:
             self.connects.remove(worker)
         return self.tell(worker, self.scheduler.down, "lost", permanent)
 
-    def tick(self, seconds=0.0):
+    def tick(self, seconds=0.0, *held_up):
         self.time += seconds
-        self.decide(self.scheduler.tick)
+        self.decide(self.scheduler.tick, [worker.link for worker in held_up])
 
     def teach(self, name="f", seconds=1.0, number=3):
         """Let a function have completions."""
@@ -1442,6 +1445,140 @@ class TestScheduler:
         assert {*farm.settled} >= {*bundles} - started and not started & {*farm.settled}
         farm.finish(*farm.running.values())
         assert farm.finished == 1
+
+    def recover(self, farm):
+        """Let time pass until all machines are up."""
+        while any(worker.state is not executors._UP for worker in farm.scheduler.workers):
+            farm.tick(1.0)
+            for worker in [*farm.connects]:
+                farm.up(worker)
+
+    @pytest.mark.parametrize("workers", [["2/a"], ["2/a", "2/b"], ["1/a", "1/b", "1/c"]])
+    def test_a_bundle_that_takes_its_machines_down_is_convicted(self, workers):
+        """It alone: what runs beside it, ever so often, completes."""
+        farm = Farm(*workers)
+        guilty, innocent = farm.submit("guilty"), farm.submit(number=12)
+        losses = 0
+        while guilty not in farm.settled:
+            attempt, = farm.attempts(guilty) or [None]
+            if attempt:
+                losses += 1
+                farm.lose(attempt.worker)
+                self.recover(farm)
+            else:
+                farm.finish(next(iter(farm.running.values())))
+            assert losses < 5
+        kind, error = farm.settled[guilty]
+        assert kind == executors._FAILED and losses == 3 == len(error.attempts)
+        assert "took its machine down" in str(error) and "the machine was lost: lost" in str(error)
+        while farm.running:
+            farm.finish(next(iter(farm.running.values())))
+        assert all(farm.settled[one][0] == wire.RESULT for one in innocent)
+
+    @pytest.mark.parametrize("seed", range(20))
+    def test_machines_that_go_up_and_down_convict_nobody(self, seed):
+        """Tasks of 10 s on machines that hold out for a minute: some are lost again and again."""
+        source = random.Random(seed)
+        farm = Farm("2/a", "2/b")
+        bundles = farm.submit(number=100)
+        ends, lost_at = {}, {worker: source.expovariate(1 / 60) for worker in farm.scheduler.up}
+        while len(farm.settled) < 100:
+            farm.tick(0.5)
+            for worker in [*farm.connects]:
+                farm.up(worker)
+                lost_at[worker] = farm.time + source.expovariate(1 / 60)
+            for attempt in [*farm.running.values()]:
+                until = ends.setdefault(attempt, farm.time + source.uniform(1, 19))
+                if farm.time > until and attempt.ident in attempt.worker.running:
+                    farm.finish(attempt)
+            for worker in [*farm.scheduler.up]:
+                if farm.time > lost_at[worker]:
+                    farm.lose(worker)
+            assert farm.time < 10_000
+        assert all(farm.settled[one][0] == wire.RESULT for one in bundles)
+
+    def test_what_only_waited_is_no_suspect(self):
+        farm = Farm("1/a")
+        farm.teach(seconds=0.0001)
+        bundles = farm.submit(number=8)
+        for _ in range(6):
+            farm.lose(farm.scheduler.workers[0])
+            self.recover(farm)
+            farm.finish(next(iter(farm.running.values())))
+            farm.submit()
+        assert all(len(one.losses) <= 1 for one in bundles)
+
+    @pytest.mark.parametrize("answer", [None, 7, -1, 0.5, "x", ZeroDivisionError])
+    def test_a_policy_that_misbehaves_is_replaced_and_told(self, answer):
+        class Bad(executors.RemoteWorkerSelectionPolicy):
+            def choose(self, ready, avoid=()):
+                return answer if answer is not ZeroDivisionError else 1 // 0
+
+        farm = Farm("1/a", "1/b")
+        farm.scheduler._policy = Bad()
+        bundles = farm.submit(number=2)
+        assert len(farm.running) == 2 and len(farm.warnings) == 1
+        assert "the policy Bad fails" in farm.warnings[0]
+        farm.finish(*farm.running.values())
+        assert all(farm.settled[one][0] == wire.RESULT for one in bundles)
+
+    def test_time_stands_still_for_those_whose_link_is_held_up(self):
+        farm = Farm("1/a", "1/b", bundle_timeout=3.0)
+        first, second = farm.submit(number=2)
+        slow = farm.attempts(first)[0].worker
+        farm.tick()
+        for _ in range(4):
+            farm.tick(1.0, slow)
+        assert first not in farm.settled and second in farm.settled
+        farm.tick(3.5)
+        assert type(farm.settled[first][1]) is executors.BundleTimeoutError
+
+    def test_files_that_take_long_are_not_the_want_of_workers(self):
+        farm = Farm()
+        farm.decide(farm.scheduler.add_worker, RemoteWorkerRecord.parse("a"))
+        bundle, worker = farm.submit(), farm.connects[0]
+        for _ in range(300):
+            farm.tick(1.0, worker)
+        assert bundle not in farm.settled
+        for _ in range(62):
+            farm.tick(1.0)
+        assert bundle in farm.settled
+
+    def test_what_has_no_slot_after_all_has_not_started(self):
+        farm = Farm("3/a", bundle_timeout=2.0)
+        bundles, (worker,) = farm.submit(number=3), farm.scheduler.up
+        farm.tell(worker, farm.scheduler.resized, 1)
+        assert len(worker.running) == 1 and len(worker.ahead) == 2
+        farm.tick(1.5)
+        farm.finish(*farm.attempts(bundles[0]))
+        farm.tick(1.5)
+        assert len(farm.settled) == 1
+
+    def test_far_machines_are_sent_more_ahead_and_long_calls_too(self):
+        farm = Farm("1/a")
+        farm.teach(seconds=0.0001, number=20)
+        farm.tell(farm.scheduler.up[0], farm.scheduler.measured, 0.3)
+        farm.submit(number=9000)
+        assert len(farm.scheduler.up[0].ahead) > 5000
+        farm = Farm("1/a")
+        farm.teach(seconds=0.01)
+        for _ in range(3):
+            bundle = executors._Bundle(farm.function(), ([100_000], [b""]))
+            farm.decide(farm.scheduler.submit, bundle)
+        assert len(farm.scheduler.up[0].ahead) == 1
+
+    def test_a_removed_machine_keeps_its_handshakes_place_until_it_has_ended(self):
+        farm = Farm()
+        for n in range(30):
+            record = RemoteWorkerRecord.parse(f"m{n}")
+            farm.decide(farm.scheduler.add_worker, record)
+            farm.decide(farm.scheduler.remove_worker, record)
+        assert len(farm.connects) == executors.HANDSHAKES == len(farm.left)
+        record = RemoteWorkerRecord.parse("late")
+        farm.decide(farm.scheduler.add_worker, record)
+        assert len(farm.connects) == executors.HANDSHAKES
+        farm.decide(farm.scheduler.ended, farm.left[0])
+        assert farm.connects[-1].record == record
 
     @pytest.mark.parametrize("seed", range(20))
     def test_random_histories_conserve_everything(self, seed):
