@@ -44,6 +44,7 @@ from __future__ import annotations
 import collections
 import fcntl
 import functools
+import importlib.machinery as machinery
 import io
 import itertools
 import mmap
@@ -286,11 +287,12 @@ class Outbox:
             while queue and size < MAX_FRAME and len(batch) < 512:
                 batch.append(queue.popleft())
                 size += len(batch[-1])
-            if size <= INLINE:
-                batch = [b"".join(batch)]
-            write: Any = os.writev if len(batch) > 1 else os.write
             try:
-                wrote = write(self.fd, batch if len(batch) > 1 else batch[0])
+                if size <= INLINE:
+                    batch = [b"".join(batch)]
+                    wrote = os.write(self.fd, batch[0])
+                else:
+                    wrote = os.writev(self.fd, batch)
             except BlockingIOError:
                 wrote = 0
             self.size -= wrote
@@ -557,10 +559,6 @@ class ModuleFinder:
     NAMESPACE = "<namespace>"
 
     def __init__(self, pull: Callable[[int, bytes], Any], folder: str) -> None:
-        import importlib.machinery
-        import importlib.util
-        self._make_spec = importlib.util.spec_from_loader
-        self._find_here = importlib.machinery.PathFinder.find_spec
         self._pull = pull
         self._known: dict[str, Any] = {}
         self._left = {*sys.stdlib_module_names, *sys.builtin_module_names}
@@ -582,10 +580,10 @@ class ModuleFinder:
             return None
         filename, source, is_package = self._known[name]
         loader: Any = SourceLoader(filename, source)
-        spec: Any = self._make_spec(name, loader, origin=filename, is_package=is_package)
+        spec: Any = machinery.ModuleSpec(name, loader, origin=filename, is_package=is_package)
         spec.has_location = True
         if filename == self.NAMESPACE:      # other parts of it may be installed here
-            here = self._find_here(name, path)
+            here = machinery.PathFinder.find_spec(name, path)
             spec.submodule_search_locations += here and here.submodule_search_locations or ()
         return spec
 
@@ -822,18 +820,20 @@ class _Parcel:
     def __init__(self, frames: Iterable[bytes] = (), is_kept: bool = True) -> None:
         self._frames, self._is_kept = [*frames], is_kept
         self._missing = 0       # bytes of PARTs still to come
-        self.held = 0           # bytes that wait for the one who takes them, if they are not kept
+        self.held = 0           # bytes in our hands
         self._takers: list[tuple[_Child, int]] = []
 
     def add(self, data: bytes) -> bool:
         """Take a frame that has come; return whether it is the last."""
-        is_part = data[0] == PART
-        self._missing = self._missing - len(data) + HEAD if is_part else sum(_lengths(data))
+        if data[0] == PART:
+            self._missing -= len(data) - HEAD
+        else:
+            self._missing = sum(_lengths(data))
         for child, number in self._takers:
             child.answer(number, data)
         if self._is_kept or not self._takers:
             self._frames.append(data)
-            self.held += len(data) * (not self._is_kept)
+            self.held += len(data)
         if not self._missing:
             self._takers.clear()
         return not self._missing
@@ -885,12 +885,12 @@ class _Child:
         theirs.remove(self.permits[0])
         for fd in theirs:
             os.close(fd)
-        for fd in (*ours, self.permits[0]):
+        self.fds = [*ours, self.permits[0]]
+        for fd in self.fds:
             os.set_blocking(fd, False)
         enlarge(results)
         enlarge(answers)
         self.number = number
-        self.fds = [*ours, self.permits[0]]
         self.outbox = Outbox(calls)
         self.answers = Outbox(answers)
         self.results = FrameReader(results)
@@ -918,12 +918,6 @@ class _Child:
             return size + call.parcel.held
         return size
 
-    def bury(self) -> None:
-        """Close what is left of it."""
-        self.state = _BURIED
-        for fd in self.fds:
-            os.close(fd)
-
 
 _WAYS = 1, 1, 0, 1, 0, 1, 0     # of a slot's pipes, from stdout on: it writes, or it reads
 _RUNNING, _KILLED, _BURIED = "running", "killed", "buried"      # states of a _Child
@@ -945,9 +939,8 @@ class Shim:
         self._poll = select.poll()
         self._handlers: dict[int, Callable[[], object]] = {}        # by descriptor
         self._modules = {name: _Parcel(_frames(packed)) for name, packed in modules.items()}
-        self._wanted: dict[int, _Parcel] = {}       # those that the controller has been asked for
         self._functions: dict[int, _Parcel] = {}
-        self._arriving: dict[int, _Parcel] = {}     # by the identifier of their PARTs
+        self._arriving: dict[int, _Parcel] = {}     # by the identifier of their frames to come
         self._children: dict[int, _Child] = {}      # by process
         self._queue: collections.deque[_Call] = collections.deque()     # those without a slot
         self._config: dict[str, Any] = {"slots": 1, "lease": 60.0, "machine": "?", "output": True}
@@ -966,7 +959,7 @@ class Shim:
         self._on = {
             CALL: self._on_call, PART: self._on_part, FUNCTION: self._on_function,
             FORGET: self._on_forget, KILL: self._on_kill, RECALL: self._on_recall,
-            PING: self._on_ping, MODULE: self._on_module, CONFIG: self._on_config,
+            PING: self._on_ping, MODULE: self._on_part, CONFIG: self._on_config,
             FILES: self._on_files}
         signal.set_wakeup_fd(wake_out, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -993,7 +986,7 @@ class Shim:
             self._on_continue()
             while not self._over:
                 self._turn()
-        except (EOFError, BrokenPipeError, ConnectionError):
+        except (EOFError, ConnectionError):
             pass
         except (FrameError, OSError) as error:
             sys.stderr.write("executors shim: %s\n" % error)
@@ -1081,9 +1074,9 @@ class Shim:
         now = monotonic()
         self._moved = self._moved if backlog > BACKLOG else now
         is_full = backlog > BACKLOG and now < self._moved + TERM_SECONDS
-        if is_full and self._reader.fd in self._handlers:
+        if is_full:
             self._unwatch(self._reader.fd)
-        elif not is_full and self._reader.fd not in self._handlers:
+        elif self._reader.fd not in self._handlers:
             self._watch(self._reader.fd, self._on_link)
 
     def _flush_one(self, outbox: Outbox) -> None:
@@ -1106,8 +1099,7 @@ class Shim:
         for fd in (child.results.fd, *child.streams):       # in this order
             self._unwatch(fd)
             if not self._is_slow and fd not in child.ended:
-                is_output = fd in child.streams
-                handler = self._on_output if is_output else self._on_results
+                handler = self._on_output if fd in child.streams else self._on_results
                 self._watch(fd, functools.partial(handler, child, fd))
 
     # From the controller
@@ -1120,25 +1112,18 @@ class Shim:
     def _on_call(self, ident: int, data: bytes) -> None:
         call = _Call(ident, data, self._functions[IDENT.unpack_from(data, HEAD)[0]])
         self._queue.append(call)
-        if call.parcel is not _NO_PARCEL:
-            self._arrive(call.parcel, ident, data)
+        if data[COUNT_AT]:
+            self._arriving[ident] = call.parcel
+            self._on_part(ident, data)
 
     def _on_function(self, ident: int, data: bytes) -> None:
-        self._functions[ident] = _Parcel()
-        self._arrive(self._functions[ident], ident, data)
-
-    def _on_module(self, ident: int, data: bytes) -> None:
-        self._arrive(self._wanted.pop(ident), ident, data)
+        self._functions[ident] = self._arriving[ident] = _Parcel()
+        self._on_part(ident, data)
 
     def _on_part(self, ident: int, data: bytes) -> None:
-        if ident in self._arriving:     # otherwise of a call that has ended before it had all
-            self._arrive(self._arriving[ident], ident, data)
-
-    def _arrive(self, parcel: _Parcel, ident: int, data: bytes) -> None:
-        if parcel.add(data):
-            self._arriving.pop(ident, None)
-        else:
-            self._arriving[ident] = parcel
+        parcel = self._arriving.get(ident)      # none, if its call has ended before it had all
+        if parcel and parcel.add(data):
+            del self._arriving[ident]
 
     def _on_forget(self, ident: int, data: bytes) -> None:
         self._functions.pop(ident, None)        # calls of it that wait have it still
@@ -1311,29 +1296,26 @@ class Shim:
             return
         for kind, number, data in frames:
             if kind == WANTED:
-                self._module(bytes(data[HEAD:])).give(child, number)
+                self._module(data[HEAD:].decode()).give(child, number)
                 continue
             call = child.calls.get(IDENT.unpack_from(data, HEAD)[0])
             if call:        # otherwise somebody else asks who has got hold of its pipe
                 (call.parcel if kind == CALL else call.function).give(child, number)
 
-    def _module(self, name: bytes) -> _Parcel:
+    def _module(self, name: str) -> _Parcel:
         """Return a module's answer; the controller is asked for it once."""
-        key = name.decode()
-        if key not in self._modules:
-            parcel = self._modules[key] = _Parcel()
+        if name not in self._modules:
             ident = FIRST_MODULE + len(self._modules)
-            self._wanted[ident] = parcel
-            self._send(WANTED, ident, name)
-        return self._modules[key]
+            self._modules[name] = self._arriving[ident] = _Parcel()
+            self._send(WANTED, ident, name.encode())
+        return self._modules[name]
 
     def _on_signal(self) -> None:
         """Learn who died: a slot is reported with the call it ran; what it left is killed."""
         os.read(self._wake, 4096)
         for pid, status in _changed_children():
-            child = self._children.pop(pid, None)
-            if child is not None:
-                self._bury(child, status)
+            if pid in self._children:
+                self._bury(self._children.pop(pid), status)
         kill_children(spare=self._children)
 
     def _drain(self, child: _Child) -> None:
@@ -1358,17 +1340,16 @@ class Shim:
                 self._send(KILLED, ident, death)
             else:
                 self._send(DIED, ident, death + child.last_words)
+        child.state = _BURIED
         for fd in child.fds:
             self._unwatch(fd)
-        child.bury()
+            os.close(fd)
 
 
-def _frames(packed: Packed) -> Iterator[bytes]:
-    """Yield a packed object's message, each frame whole."""
+def _frames(packed: Packed) -> list[bytes]:
+    """Return a packed object's message, each frame whole."""
     head, *parts = message(MODULE, 0, 0, packed)
-    yield head
-    for header, part in zip(parts[::2], parts[1::2]):
-        yield header + part
+    return [head, *map(operator.add, parts[::2], parts[1::2])]
 
 
 # ──────────────────────────────────────────── processes ───────────────────────────────────────────
@@ -1611,8 +1592,7 @@ def _admit(cache: str, name: str, temporary: str, digest: str, is_tree: bool) ->
         if not _is_intact(place):   # another run, or machine with this home, may have just put it
             raise
     finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
+        _remove(temporary)
         _remove(staging)
 
 
@@ -1645,7 +1625,7 @@ def digest_file(path: str) -> str:
     import hashlib
     hashed = hashlib.sha256()
     with open(path, "rb") as file:
-        for block in iter(lambda: file.read(MAX_FRAME), b""):
+        while block := file.read(MAX_FRAME):
             hashed.update(block)
     return hashed.hexdigest()
 
