@@ -101,7 +101,7 @@ CONFIG, CALL, FUNCTION, FORGET, KILL, RECALL, PING, MODULE, FILES = range(1, 10)
 # Shim to controller; RESULT, ERROR and PART come from slots.
 HELLO, RESULT, ERROR, DIED, KILLED, RECALLED, PONG, WANTED, OUTPUT, STORED, SLOTS = range(32, 43)
 PART = 64
-_MESSAGES = frozenset([CALL, FUNCTION, MODULE, RESULT, ERROR])
+_MESSAGES = {CALL, FUNCTION, MODULE, RESULT, ERROR}
 
 
 # ──────────────────────────────────────────── frames ──────────────────────────────────────────────
@@ -136,6 +136,9 @@ def _lengths(data: Buffer) -> tuple[int, ...]:
     return struct.unpack_from("!%dQ" % data[COUNT_AT], data, BODY_AT)
 
 
+_CUT_OFF = "the stream ended inside a frame: expected %d bytes, got %d"
+
+
 class FrameReader:
     """Cut frames out of a descriptor, blocking or polled: one `read` system call at a time.
 
@@ -167,10 +170,13 @@ class FrameReader:
             if stop > end:
                 break
             frames.append((kind, ident, data[at:stop]))
-            at, size = stop, 0
+            at = stop
+            size = 0
         self._rest = data[at:]
         if not chunk:
-            self._end(end, size)
+            if data:
+                raise FrameError(_CUT_OFF % (HEAD + size, end))
+            raise EOFError
         done = self._complete(frames)       # before a long one is begun: they may say where it goes
         if size > INLINE:
             self._begin(kind, ident, size, self._rest)
@@ -187,15 +193,9 @@ class FrameReader:
     def _read_in_place(self) -> list[Any]:
         count = os.readv(self.fd, [self._view])
         if not count:
-            self._end(-len(self._view), 0)
+            raise FrameError(_CUT_OFF % (len(self._view), 0))
         self._view = self._view[count:]
         return [] if self._view else self._complete([self._long])
-
-    def _end(self, got: int, size: int) -> None:
-        if got:
-            raise FrameError("the stream ended inside a frame: expected %d bytes, got %d" % (
-                max(HEAD + size, -got), max(got, 0)))
-        raise EOFError
 
     def _complete(self, frames: list[Any]) -> list[Any]:
         return frames
@@ -209,7 +209,7 @@ class MessageReader(FrameReader):
     """
 
     def __init__(self, fd: int) -> None:
-        FrameReader.__init__(self, fd)
+        super().__init__(fd)
         # By identifier, messages whose parts are still coming, and views of what is still empty.
         self._unfinished: dict[int, Any] = {}
 
@@ -225,7 +225,7 @@ class MessageReader(FrameReader):
             self._long = kind, ident, b""       # it is where it belongs
             self._view = view[got:]
         else:
-            FrameReader._begin(self, kind, ident, size, start)
+            super()._begin(kind, ident, size, start)
 
     def _complete(self, frames: list[Any]) -> list[Any]:
         out: list[Any] = []
@@ -238,12 +238,14 @@ class MessageReader(FrameReader):
                         out.append(self._unfinished.pop(ident)[0])
             elif kind not in _MESSAGES:
                 out.append((kind, ident, 0, data[HEAD:]))
-            elif data[COUNT_AT]:
-                segments = [*map(_segment, _lengths(data))]
-                message = kind, ident, IDENT.unpack_from(data, HEAD)[0], segments
-                self._unfinished[ident] = message, [memoryview(one) for one in segments]
             else:
-                out.append((kind, ident, IDENT.unpack_from(data, HEAD)[0], (data[BODY_AT:],)))
+                tag = IDENT.unpack_from(data, HEAD)[0]
+                if data[COUNT_AT]:
+                    segments = [*map(_segment, _lengths(data))]
+                    views = [memoryview(one) for one in segments]
+                    self._unfinished[ident] = (kind, ident, tag, segments), views
+                else:
+                    out.append((kind, ident, tag, (data[BODY_AT:],)))
         return out
 
     def _place(self, ident: int, size: int) -> memoryview:
@@ -296,11 +298,12 @@ class Outbox:
             except BlockingIOError:
                 wrote = 0
             self.size -= wrote
-            for at, buffer in enumerate(batch):
-                if wrote < len(buffer):
-                    queue.extendleft(reversed([memoryview(buffer)[wrote:], *batch[at + 1:]]))
-                    return False
-                wrote -= len(buffer)
+            if wrote < size:
+                while wrote >= len(batch[0]):
+                    wrote -= len(batch.pop(0))
+                batch[0] = memoryview(batch[0])[wrote:]
+                queue.extendleft(reversed(batch))
+                return False
         return True
 
 
@@ -314,7 +317,7 @@ def write_all(fd: int, buffers: Iterable[Buffer]) -> None:
 
 # ────────────────────────────────────────── what may be kept ──────────────────────────────────────
 
-_SHORT = frozenset([int, float, complex, bool, type(None)])     # but an int that nobody writes down
+_SHORT = {int, float, complex, bool, type(None)}    # but an int that nobody writes down
 _PLAIN = _SHORT | {str, bytes}
 _CACHED = type(functools.lru_cache(len))        # what it wraps is meant to be kept
 _SPACE = "__package__", "__name__", "__path__", "__file__"      # cloudpickle sends these along
@@ -335,7 +338,8 @@ def reference(obj: Any) -> tuple[str, ...]:
     """
     if not isinstance(obj, (types.FunctionType, types.BuiltinFunctionType, type)):
         return ()
-    module, name = obj.__module__, obj.__qualname__
+    module = obj.__module__
+    name = obj.__qualname__
     if module == "__main__" or getattr(sys.modules.get(module), name, None) is not obj:
         return ()
     by_value: Any = getattr(sys.modules.get("cloudpickle"), "list_registry_pickle_by_value", set)()
@@ -358,7 +362,8 @@ def contents(function: Any) -> list[Any]:
             continue
         if type(one) is not types.FunctionType or one.__kwdefaults__ or one.__dict__:
             return [object()]
-        space, names = one.__globals__, [*_SPACE, *_names(one.__code__)]
+        space = one.__globals__
+        names = [*_SPACE, *_names(one.__code__)]
         values = [*_face(one), *(one.__defaults__ or ()), *(space.get(n, _face) for n in names)]
         try:
             values += [cell.cell_contents for cell in one.__closure__ or ()]
@@ -381,7 +386,7 @@ def _is_lasting(value: Any) -> bool:
 
 def _names(code: types.CodeType) -> tuple[str, ...]:
     nested = [const for const in code.co_consts if isinstance(const, types.CodeType)]
-    return code.co_names + tuple(itertools.chain(*map(_names, nested)))
+    return sum(map(_names, nested), code.co_names)
 
 
 def same(one: list[Any], other: list[Any]) -> bool:
@@ -539,8 +544,7 @@ def describe(error: BaseException) -> str:
 
 def _below(trace: Any) -> Any:
     """Leave out the frames of this file from the top of a traceback: they tell the user nothing."""
-    while (trace is not None and trace.tb_next is not None
-           and trace.tb_frame.f_globals.get("run_call") is run_call):
+    while trace and trace.tb_next and trace.tb_frame.f_globals.get("run_call") is run_call:
         trace = trace.tb_next
     return trace
 
@@ -576,9 +580,10 @@ class ModuleFinder:
                 self._known[name] = unpack(self._pull(WANTED, name.encode()))
         except EOFError:        # nobody answers
             return None
-        if not self._known[name]:
+        found = self._known[name]
+        if not found:
             return None
-        filename, source, is_package = self._known[name]
+        filename, source, is_package = found
         loader: Any = SourceLoader(filename, source)
         spec: Any = machinery.ModuleSpec(name, loader, origin=filename, is_package=is_package)
         spec.has_location = True
@@ -592,7 +597,8 @@ class SourceLoader:
     """Make a module of a text that came from elsewhere."""
 
     def __init__(self, filename: str, source: str) -> None:
-        self.filename, self._source = filename, source
+        self.filename = filename
+        self._source = source
 
     def create_module(self, spec: Any) -> None:
         """Leave that to the import system."""
@@ -656,7 +662,8 @@ class _Function:
     def __init__(self, segments: Sequence[Any]) -> None:
         self._pickle, *buffers = segments
         self._places: list[slice] = []
-        self._object, self._before = None, [object()]       # which is the same as nothing
+        self._object = None
+        self._before = [object()]       # which is the same as nothing
         if buffers:
             self._file = nameless_file()
             for buffer in buffers:
@@ -690,8 +697,9 @@ class _Stream(io.TextIOWrapper):
     is_in_line = False
 
     def write(self, text: str) -> int:
-        count = io.TextIOWrapper.write(self, text)
-        self.is_in_line = not text.endswith("\n") if text else self.is_in_line
+        count = super().write(text)
+        if text:
+            self.is_in_line = not text.endswith("\n")
         return count
 
 
@@ -699,7 +707,9 @@ class _Slot:
     """Run one call at a time, until there are no more to come."""
 
     def __init__(self, machine: str, number: int, pull: _Pull) -> None:
-        self._machine, self._number, self._pull = machine, number, pull
+        self._machine = machine
+        self._number = number
+        self._pull = pull
         self._functions: dict[int, _Function] = {}
         self._permit = b""      # read, and of a call further on
 
@@ -730,7 +740,7 @@ class _Slot:
         return True
 
     def _serve(self, ident: int, data: bytes) -> None:
-        started = time.perf_counter()
+        started = monotonic()
         kind, packed = self._outcome(ident, data)
         for stream in (sys.stdout, sys.stderr):
             try:
@@ -739,18 +749,16 @@ class _Slot:
                 stream.flush()
             except (OSError, ValueError, AttributeError):
                 pass        # the user closed or replaced it
-        tag = (self._number << SLOT_SHIFT) + int((time.perf_counter() - started) * 1e6)
+        tag = (self._number << SLOT_SHIFT) + int((monotonic() - started) * 1e6)
         write_all(_RESULTS, message(kind, ident, tag, packed))
 
     def _outcome(self, ident: int, data: bytes) -> tuple[int, Packed]:
         """Run a call; return what `pack_outcome` does."""
         tag, is_long = TAG.unpack_from(data, HEAD)
         try:
-            known = self._functions.get(tag)
-            if known is None:
-                segments = self._pull(FUNCTION, IDENT.pack(ident))
-                known = self._functions[tag] = _Function(segments)
-            function = known.get()
+            if tag not in self._functions:
+                self._functions[tag] = _Function(self._pull(FUNCTION, IDENT.pack(ident)))
+            function = self._functions[tag].get()
             body = self._pull(CALL, IDENT.pack(ident)) if is_long else (data[BODY_AT:],)
             args, kwargs = unpack(body)
             del body
@@ -787,9 +795,8 @@ def _be_slot(scratch: str, shim: int, machine: str, number: int, ends: Sequence[
         signal.signal(one, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.setsid()
-    prctl = _find_prctl()
-    prctl(1, signal.SIGKILL)        # PR_SET_PDEATHSIG: die with the shim, even if it is killed
-    prctl(36, 1)                    # PR_SET_CHILD_SUBREAPER: what its children leave stays below it
+    _prctl(1, signal.SIGKILL)       # PR_SET_PDEATHSIG: die with the shim, even if it is killed
+    _prctl(36, 1)                   # PR_SET_CHILD_SUBREAPER: what its children leave stays below it
     for place, fd in enumerate(ends, 1):
         os.dup2(fd, place, inheritable=place < _CALLS)
     os.closerange(_ANSWERS + 1, high + 1)
@@ -815,10 +822,9 @@ class _Parcel:
     Its frames may still be coming; those who have asked by then get the rest as it comes.
     """
 
-    __slots__ = ("_frames", "_is_kept", "_missing", "_takers", "held")
-
     def __init__(self, frames: Iterable[bytes] = (), is_kept: bool = True) -> None:
-        self._frames, self._is_kept = [*frames], is_kept
+        self._frames = [*frames]
+        self._is_kept = is_kept
         self._missing = 0       # bytes of PARTs still to come
         self.held = 0           # bytes in our hands
         self._takers: list[tuple[_Child, int]] = []
@@ -855,7 +861,9 @@ class _Call:
     __slots__ = ("function", "head", "ident", "parcel")
 
     def __init__(self, ident: int, head: bytes, function: _Parcel) -> None:
-        self.ident, self.head, self.function = ident, head, function
+        self.ident = ident
+        self.head = head
+        self.function = function
         self.parcel = _Parcel(is_kept=False) if head[COUNT_AT] else _NO_PARCEL
 
 
@@ -902,14 +910,13 @@ class _Child:
         self.calls: dict[int, _Call] = {}       # by identifier, as they were sent
         self.answering = 0                      # the last call it answered
         self.expecting = 0                      # bytes of that which are still to come
+        self.is_killed = False                  # or about to be, by a KILL
         self.kill_at = NEVER                    # when SIGTERM has had its time
-        self.state = _RUNNING
 
     def answer(self, number: int, data: bytes) -> None:
         """Queue a frame as part of the answer to one of its questions."""
-        if self.state is not _BURIED:
-            body = memoryview(data)[HEAD:]
-            self.answers.put((HEADER.pack(data[0], number, len(body)), body))
+        body = memoryview(data)[HEAD:]
+        self.answers.put((HEADER.pack(data[0], number, len(body)), body))
 
     def backlog(self) -> int:
         """Return how many bytes it has still to take, of what it needs now."""
@@ -920,7 +927,6 @@ class _Child:
 
 
 _WAYS = 1, 1, 0, 1, 0, 1, 0     # of a slot's pipes, from stdout on: it writes, or it reads
-_RUNNING, _KILLED, _BURIED = "running", "killed", "buried"      # states of a _Child
 
 
 class Shim:
@@ -968,7 +974,8 @@ class Shim:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def _on_continue(self, *_: object) -> None:
-        self._over = self._over or os.getppid() != self._guardian
+        if os.getppid() != self._guardian:
+            self._over = True
 
     def run(self) -> None:
         """Serve until the controller is gone, then leave nothing behind."""
@@ -980,9 +987,8 @@ class Shim:
         self._send(HELLO, 0, GREETING.pack(cores, os.getpid(), self._guardian))
         try:
             self._flush()
-            prctl = _find_prctl()       # after the greeting: ctypes takes as long as a fork
-            prctl(36, 1)
-            prctl(1, signal.SIGCONT)    # if the guardian dies; it reaches a frozen shim too
+            _prctl(36, 1)                   # after the greeting: ctypes takes as long as a fork
+            _prctl(1, signal.SIGCONT)       # if the guardian dies; it reaches a frozen shim too
             self._on_continue()
             while not self._over:
                 self._turn()
@@ -1010,7 +1016,8 @@ class Shim:
             if now >= child.kill_at:
                 child.kill_at = NEVER
                 signal_tree(child.pid, signal.SIGKILL)
-        self._over = self._over or now >= self._heard + self._config["lease"]
+        if now >= self._heard + self._config["lease"]:
+            self._over = True
 
     def _end(self) -> None:
         """End all slots: the idle leave by their atexit functions, the busy by SIGTERM, SIGKILL."""
@@ -1072,7 +1079,8 @@ class Shim:
             for child in self._children.values():
                 self._listen(child)
         now = monotonic()
-        self._moved = self._moved if backlog > BACKLOG else now
+        if backlog <= BACKLOG:
+            self._moved = now
         is_full = backlog > BACKLOG and now < self._moved + TERM_SECONDS
         if is_full:
             self._unwatch(self._reader.fd)
@@ -1139,7 +1147,8 @@ class Shim:
                     pass
                 if ident in child.calls:
                     if not (child.expecting and child.answering == ident):
-                        child.state, child.kill_at = _KILLED, monotonic() + TERM_SECONDS
+                        child.is_killed = True
+                        child.kill_at = monotonic() + TERM_SECONDS
                         signal_tree(child.pid, signal.SIGTERM)
                     return      # otherwise it is too late: it does nothing but write
         for call in self._queue:
@@ -1174,7 +1183,7 @@ class Shim:
 
     def _deal(self) -> None:
         """Deal the queue out evenly, forking slots as needed; let none wait beside an idle slot."""
-        live = [child for child in self._children.values() if child.state is _RUNNING]
+        live = [child for child in self._children.values() if not child.is_killed]
         if self._queue:
             idle = sum(not child.calls for child in live)
             for _ in range(min(self._config["slots"] - len(live), len(self._queue) - idle)):
@@ -1184,8 +1193,8 @@ class Shim:
                 self._send_calls(child, min(-(-waiting // len(live)), SLOT_DEPTH))
         elif len(live) > 1:
             laden = max(live, key=lambda child: len(child.calls))
-            has_idle = not all(child.calls for child in live)
-            if len(laden.calls) > 1 and has_idle and self._take_back(laden):
+            if (len(laden.calls) > 1 and not all(child.calls for child in live)
+                    and self._take_back(laden)):
                 self._deal()
 
     def _send_calls(self, child: _Child, level: int) -> None:
@@ -1296,19 +1305,15 @@ class Shim:
             return
         for kind, number, data in frames:
             if kind == WANTED:
-                self._module(data[HEAD:].decode()).give(child, number)
-                continue
-            call = child.calls.get(IDENT.unpack_from(data, HEAD)[0])
-            if call:        # otherwise somebody else asks who has got hold of its pipe
+                name = data[HEAD:].decode()
+                if name not in self._modules:       # the controller is asked for it once
+                    ident = FIRST_MODULE + len(self._modules)
+                    self._modules[name] = self._arriving[ident] = _Parcel()
+                    self._send(WANTED, ident, data[HEAD:])
+                self._modules[name].give(child, number)
+            elif call := child.calls.get(IDENT.unpack_from(data, HEAD)[0]):
+                # Otherwise somebody else asks who has got hold of its pipe.
                 (call.parcel if kind == CALL else call.function).give(child, number)
-
-    def _module(self, name: str) -> _Parcel:
-        """Return a module's answer; the controller is asked for it once."""
-        if name not in self._modules:
-            ident = FIRST_MODULE + len(self._modules)
-            self._modules[name] = self._arriving[ident] = _Parcel()
-            self._send(WANTED, ident, name.encode())
-        return self._modules[name]
 
     def _on_signal(self) -> None:
         """Learn who died: a slot is reported with the call it ran; what it left is killed."""
@@ -1336,11 +1341,10 @@ class Shim:
         for ident in child.calls:           # at most one is left: the one that ran
             self._arriving.pop(ident, None)
             death = DEATH.pack(child.number, status)
-            if child.state is _KILLED:
+            if child.is_killed:
                 self._send(KILLED, ident, death)
             else:
                 self._send(DIED, ident, death + child.last_words)
-        child.state = _BURIED
         for fd in child.fds:
             self._unwatch(fd)
             os.close(fd)
@@ -1355,15 +1359,13 @@ def _frames(packed: Packed) -> list[bytes]:
 # ──────────────────────────────────────────── processes ───────────────────────────────────────────
 
 
-@functools.cache
-def _find_prctl() -> Callable[[int, int], object]:
-    """Return Linux's `prctl(option, value)`, or something that does nothing."""
+def _prctl(option: int, value: int) -> None:
+    """Set one of Linux's options for a process; elsewhere, do nothing."""
     try:
         import ctypes
-        prctl = ctypes.CDLL(None).prctl
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
     except (ImportError, OSError, AttributeError):
-        return max
-    return lambda option, value: prctl(option, value, 0, 0, 0)
+        pass
 
 
 def _changed_children(options: int = 0) -> Iterator[tuple[int, int]]:
@@ -1395,7 +1397,8 @@ def process_tree() -> dict[int, list[int]]:
 
 def signal_tree(pid: int, number: int) -> None:
     """Signal a process and all that descends from it; without /proc, its process group."""
-    tree, pids = process_tree(), [pid]
+    tree = process_tree()
+    pids = [pid]
     for parent in pids:
         pids += tree.get(parent, ())
     for one in pids if tree else [-pid]:
@@ -1431,7 +1434,7 @@ def _guard(shim: int, link_in: int, scratch: str) -> None:
 
     End it if it is frozen, or if its controller is gone and it stays.
     """
-    _find_prctl()(36, 1)
+    _prctl(36, 1)
     wake, wake_out = os.pipe()
     os.set_blocking(wake_out, False)
     signal.set_wakeup_fd(wake_out)
@@ -1440,36 +1443,35 @@ def _guard(shim: int, link_in: int, scratch: str) -> None:
     poll = select.poll()
     poll.register(wake, select.POLLIN)
     poll.register(link_in, getattr(select, "POLLRDHUP", 0))     # a hang-up is always told
-    patience = -1.0         # milliseconds; for ever
+    patience = -1.0         # milliseconds; for ever, unless the shim is doomed
     while True:
         events = poll.poll(patience)
         if not events:
             signal_tree(shim, signal.SIGKILL)
-        is_doomed = False
         for fd, _event in events:
             if fd == wake:
                 os.read(wake, 4096)
             else:
                 poll.unregister(link_in)
-                is_doomed = True
+                patience = 4000 * TERM_SECONDS
         for pid, status in _changed_children(os.WUNTRACED):
-            if pid == shim and not os.WIFSTOPPED(status):
+            if pid == shim and os.WIFSTOPPED(status):
+                patience = 4000 * TERM_SECONDS
+            elif pid == shim:
                 kill_descendants()
                 _remove(scratch)
                 return
-            is_doomed = is_doomed or pid == shim
-        patience = 4000 * TERM_SECONDS if is_doomed else patience
 
 
 def _exit_after(run: Callable[[], object]) -> None:
     """Be a forked child: leave when `run` returns or raises, and never up the parent's stack."""
-    status = 1
+    status = 0
     try:
         run()
-        status = 0
     except SystemExit:
-        status = 0
+        pass
     except BaseException:
+        status = 1
         import traceback
         traceback.print_exc()
     finally:
@@ -1503,8 +1505,8 @@ def serve(modules: dict[str, Packed]) -> None:
     os.dup2(null, 0)
     os.dup2(2, 1)       # a stray print must not get between frames
     os.close(null)
-    for fd in (link_in, link_out):
-        enlarge(fd)
+    enlarge(link_in)
+    enlarge(link_out)
     try:
         os.setsid()     # so that who kills the command that started us spares those who clean up
     except OSError:
@@ -1571,7 +1573,8 @@ def _admit(cache: str, name: str, temporary: str, digest: str, is_tree: bool) ->
     On a full disk, scp leaves a corrupt file of full length.
     """
     staging = temporary + ".d"
-    content, place = os.path.join(staging, "content"), os.path.join(cache, digest)
+    content = os.path.join(staging, "content")
+    place = os.path.join(cache, digest)
     try:
         if digest_file(temporary) != digest:
             raise OSError("%s arrived damaged (its SHA-256 differs): is the disk full?" % name)
@@ -1642,7 +1645,7 @@ def _prune(cache: str) -> None:
 
 # ────────────────────────────────────────── one-shot mode ─────────────────────────────────────────
 
-READING, UNPICKLING, RUNNING, PICKLING, WRITING = 3, 4, 5, 6, 7     # exit statuses; 2 is argparse's
+READING, UNPICKLING, RUNNING, PICKLING, WRITING = range(3, 8)   # exit statuses; 2 is argparse's
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -1667,14 +1670,17 @@ def main(arguments: list[str] | None = None) -> int:
         ok, value = run_call(function, args, kwargs)
         stage, path, what = PICKLING, options.result_file, "pickle the outcome for"
         import cloudpickle
-        outcome: bytes = cloudpickle.dumps((ok, value))
+        outcome = cloudpickle.dumps((ok, value))
         stage, what = WRITING, "write"
-        _write_whole(options.result_file, outcome)
+        _write_whole(path, outcome)
+        if ok:
+            return 0
+        stage = RUNNING
+        problem = "%s raised %s" % (options.code_file, describe(value))
     except BaseException as error:      # unpickling may raise anything
-        return _fail(stage, "cannot %s %s: %s" % (what, path, describe(error)))
-    if not ok:
-        return _fail(RUNNING, "%s raised %s" % (options.code_file, describe(value)))
-    return 0
+        problem = "cannot %s %s: %s" % (what, path, describe(error))
+    sys.stderr.write("remote_worker: %s\n" % " ".join(problem.split()))
+    return stage
 
 
 def _write_whole(path: str, data: bytes) -> None:
@@ -1683,15 +1689,9 @@ def _write_whole(path: str, data: bytes) -> None:
         with open(temporary, "wb") as file:
             file.write(data)
         os.replace(temporary, path)
-    except BaseException:
+    finally:
         if os.path.exists(temporary):
             os.unlink(temporary)
-        raise
-
-
-def _fail(status: int, text: str) -> int:
-    sys.stderr.write("remote_worker: %s\n" % " ".join(text.split()))
-    return status
 
 
 if __name__ == "__main__":
