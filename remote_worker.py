@@ -159,7 +159,7 @@ class FrameReader:
             return self._read_in_place()
         chunk = os.read(self.fd, READ_SIZE)
         data = self._rest + chunk
-        frames: list[Any] = []
+        frames = []
         at, end, size, unpack_from = 0, len(data), 0, HEADER.unpack_from
         while end - at >= HEAD:
             kind, ident, size = unpack_from(data, at)
@@ -228,7 +228,7 @@ class MessageReader(FrameReader):
             super()._begin(kind, ident, size, start)
 
     def _complete(self, frames: list[Any]) -> list[Any]:
-        out: list[Any] = []
+        out = []
         for kind, ident, data in frames:
             if kind == PART:
                 if ident in self._unfinished:       # otherwise of a message that was forgotten
@@ -565,7 +565,7 @@ class ModuleFinder:
     def __init__(self, pull: Callable[[int, bytes], Any], folder: str) -> None:
         self._pull = pull
         self._known: dict[str, Any] = {}
-        self._left = {*sys.stdlib_module_names, *sys.builtin_module_names}
+        self._left = {*sys.stdlib_module_names}
         for name in os.listdir(folder) if os.path.isdir(folder) else ():
             package = os.path.join(folder, name, "__init__.py")
             if name.endswith((".py", ".so")) or os.path.exists(package):
@@ -620,16 +620,11 @@ _CALLS, _RESULTS, _PERMITS, _QUESTIONS, _ANSWERS = range(3, 8)
 
 
 class _Pull:
-    """Ask the shim for what a slot has not got, one question at a time, from any thread.
+    """Ask the shim for what a slot has not got, one question at a time, from any thread."""
 
-    Arguments:
-        questions, answers: descriptors of blocking pipes to the shim and from it.
-    """
-
-    def __init__(self, questions: int, answers: int) -> None:
+    def __init__(self) -> None:
         import threading
-        self._questions = questions
-        self._reader = MessageReader(answers)
+        self._reader = MessageReader(_ANSWERS)
         self._lock = threading.RLock()
         self._owner = os.getpid()
         self._answers: dict[int, Any] = {}
@@ -644,7 +639,7 @@ class _Pull:
             blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
             try:
                 number = time.monotonic_ns()
-                write_all(self._questions, (frame(kind, number, payload),))
+                write_all(_QUESTIONS, (frame(kind, number, payload),))
                 while number not in self._answers:     # others are of questions that were given up
                     self._answers.update((one[1], one[3]) for one in self._reader.read())
                 return self._answers.pop(number)
@@ -661,7 +656,7 @@ class _Function:
 
     def __init__(self, segments: Sequence[Any]) -> None:
         self._pickle, *buffers = segments
-        self._places: list[slice] = []
+        self._places = []
         self._object = None
         self._before = [object()]       # which is the same as nothing
         if buffers:
@@ -805,7 +800,7 @@ def _be_slot(scratch: str, shim: int, machine: str, number: int, ends: Sequence[
                          line_buffering=True)
         setattr(sys, name, stream)
         setattr(sys, "__%s__" % name, stream)
-    pull = _Pull(_QUESTIONS, _ANSWERS)
+    pull = _Pull()
     sys.meta_path.insert(0, ModuleFinder(pull, scratch))
     if os.getppid() == shim:        # otherwise it died before its death could be ours
         _Slot(machine, number, pull).run()
@@ -958,20 +953,17 @@ class Shim:
         self._is_slow = False                   # the link takes less than slots give
         while os.open(os.devnull, os.O_RDONLY) <= _ANSWERS:
             pass        # in slots, these numbers mean something: no pipe of ours may have them
-        self._wake, wake_out = os.pipe()
-        for fd in (self._wake, wake_out, link_in, link_out):
-            os.set_blocking(fd, False)
+        os.set_blocking(link_in, False)
+        os.set_blocking(link_out, False)
+        self._wake, wake_out = _wake_pipe()
         self._high = max(link_in, link_out, wake_out)
         self._on = {
             CALL: self._on_call, PART: self._on_part, FUNCTION: self._on_function,
             FORGET: self._on_forget, KILL: self._on_kill, RECALL: self._on_recall,
             PING: self._on_ping, MODULE: self._on_part, CONFIG: self._on_config,
             FILES: self._on_files}
-        signal.set_wakeup_fd(wake_out, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGTERM, lambda *_: setattr(self, "_over", True))
         signal.signal(signal.SIGCONT, self._on_continue)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def _on_continue(self, *_: object) -> None:
         if os.getppid() != self._guardian:
@@ -1368,6 +1360,17 @@ def _prctl(option: int, value: int) -> None:
         pass
 
 
+def _wake_pipe() -> tuple[int, int]:
+    """Return a pipe that can be read once a child has changed; and be deaf to Ctrl-C."""
+    wake, wake_out = os.pipe()
+    os.set_blocking(wake, False)
+    os.set_blocking(wake_out, False)
+    signal.set_wakeup_fd(wake_out, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return wake, wake_out
+
+
 def _changed_children(options: int = 0) -> Iterator[tuple[int, int]]:
     """Yield `(pid, status)` of children that have ended, reaping them, until there are no more."""
     while True:
@@ -1435,11 +1438,7 @@ def _guard(shim: int, link_in: int, scratch: str) -> None:
     End it if it is frozen, or if its controller is gone and it stays.
     """
     _prctl(36, 1)
-    wake, wake_out = os.pipe()
-    os.set_blocking(wake_out, False)
-    signal.set_wakeup_fd(wake_out)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    wake, _ = _wake_pipe()
     poll = select.poll()
     poll.register(wake, select.POLLIN)
     poll.register(link_in, getattr(select, "POLLRDHUP", 0))     # a hang-up is always told
