@@ -92,7 +92,8 @@ GREETING = struct.Struct("!IQQ")    # cores, and the processes of shim and guard
 DEATH = struct.Struct("!qi")        # a slot's number, or NO_SLOT; its wait status
 NO_SLOT = -1
 HEAD = HEADER.size
-COUNT_AT, BODY_AT = SHORT.size - 1, SHORT.size      # in a message's first frame
+BODY_AT = SHORT.size    # in a message's first frame
+COUNT_AT = BODY_AT - 1
 SLOT_SHIFT = 48         # the tag of a result is (slot's number << SLOT_SHIFT) + microseconds
 FIRST_MODULE = 1 << 63  # identifiers: of attempts from 1, of functions from 1 << 62, of modules
 
@@ -160,7 +161,9 @@ class FrameReader:
         chunk = os.read(self.fd, READ_SIZE)
         data = self._rest + chunk
         frames = []
-        at, end, size, unpack_from = 0, len(data), 0, HEADER.unpack_from
+        at = size = 0
+        end = len(data)
+        unpack_from = HEADER.unpack_from
         while end - at >= HEAD:
             kind, ident, size = unpack_from(data, at)
             if size > MAX_FRAME:
@@ -429,7 +432,8 @@ def pack(obj: object) -> Packed:
         data = pickle.dumps(obj, 5)
         return data if len(data) <= INLINE else ([len(data)], [data])
     import cloudpickle
-    chunks, large = _Chunks(), _Chunks()
+    chunks = _Chunks()
+    large = _Chunks()
 
     def stays_in_band(buffer: pickle.PickleBuffer) -> bool:
         raw = buffer.raw()
@@ -442,7 +446,7 @@ def pack(obj: object) -> Packed:
     length = sum(map(len, chunks))
     if length <= INLINE and not large:
         return b"".join(chunks)
-    return [length] + [raw.nbytes for raw in large], chunks + large
+    return [length, *map(len, large)], chunks + large
 
 
 def unpack(segments: Sequence[Any]) -> Any:
@@ -773,8 +777,8 @@ class _Slot:
                     "worker's record (python=...)") % (self._machine, sys.executable)
             if hasattr(error, "add_note"):
                 error.add_note(note)
-            elif isinstance(error.args[0] if error.args else None, str):
-                error.args = ("%s (%s)" % (error.args[0], note), *error.args[1:])
+            elif isinstance(error.msg, str):        # before Python 3.11
+                error.args = ("%s (%s)" % (error.msg, note),)
         return error
 
 
@@ -905,7 +909,7 @@ class _Child:
         self.calls: dict[int, _Call] = {}       # by identifier, as they were sent
         self.answering = 0                      # the last call it answered
         self.expecting = 0                      # bytes of that which are still to come
-        self.is_killed = False                  # or about to be, by a KILL
+        self.is_killed = False                  # by a KILL, or is about to be
         self.kill_at = NEVER                    # when SIGTERM has had its time
 
     def answer(self, number: int, data: bytes) -> None:
@@ -1097,8 +1101,9 @@ class Shim:
     def _listen(self, child: _Child) -> None:
         """Watch what a slot gives, as long as the link takes it."""
         for fd in (child.results.fd, *child.streams):       # in this order
-            self._unwatch(fd)
-            if not self._is_slow and fd not in child.ended:
+            if self._is_slow:
+                self._unwatch(fd)
+            elif fd not in child.ended:
                 handler = self._on_output if fd in child.streams else self._on_results
                 self._watch(fd, functools.partial(handler, child, fd))
 
@@ -1544,13 +1549,12 @@ def store_files(scratch: str, names: dict[str, tuple[str, bool]],
 
     Returns {name: temporary path} of what is still to be copied, or a str: why it cannot be.
     """
-    home = os.path.expanduser("~")
-    cache = os.path.join(home, CACHE)
+    cache = os.path.expanduser("~/" + CACHE)
     try:
         os.makedirs(cache, mode=0o700, exist_ok=True)
         for name, temporary in arrived.items():
-            _admit(cache, name, os.path.join(home, temporary), *names[name])
-        wanted = {name: os.path.join(CACHE, "incoming-" + os.urandom(8).hex())
+            _admit(cache, name, os.path.expanduser("~/" + temporary), *names[name])
+        wanted = {name: CACHE + "/incoming-" + os.urandom(8).hex()
                   for name, (digest, _is_tree) in names.items()
                   if not _is_intact(os.path.join(cache, digest))}
         if not wanted:
@@ -1572,7 +1576,7 @@ def _admit(cache: str, name: str, temporary: str, digest: str, is_tree: bool) ->
     On a full disk, scp leaves a corrupt file of full length.
     """
     staging = temporary + ".d"
-    content = os.path.join(staging, "content")
+    content = staging + "/content"
     place = os.path.join(cache, digest)
     try:
         if digest_file(temporary) != digest:
@@ -1585,7 +1589,7 @@ def _admit(cache: str, name: str, temporary: str, digest: str, is_tree: bool) ->
                 tar.extractall(staging)
         else:
             os.rename(temporary, content)
-        with open(os.path.join(staging, "seal"), "w") as file:
+        with open(staging + "/seal", "w") as file:
             file.write(_seal(content))
         if not _is_intact(place):
             _remove(place)
@@ -1616,8 +1620,8 @@ def _seal(content: str) -> str:
 
 def _is_intact(place: str) -> bool:
     try:
-        with open(os.path.join(place, "seal")) as file:
-            return file.read() == _seal(os.path.join(place, "content"))
+        with open(place + "/seal") as file:
+            return file.read() == _seal(place + "/content")
     except OSError:
         return False
 
