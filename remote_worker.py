@@ -122,7 +122,7 @@ def message(kind: int, ident: int, tag: int, packed: Packed) -> list[Buffer]:
     if type(packed) is bytes:
         return [SHORT.pack(kind, ident, TAG.size + len(packed), tag, 0) + packed]
     lengths, buffers = packed
-    head = TAG.pack(tag, len(lengths)) + struct.pack("!%dQ" % len(lengths), *lengths)
+    head = struct.pack("!QB%dQ" % len(lengths), tag, len(lengths), *lengths)
     out: list[Buffer] = [frame(kind, ident, head)]
     for buffer in buffers:
         view = memoryview(buffer).cast("B")
@@ -345,9 +345,9 @@ def reference(obj: Any) -> tuple[str, ...]:
     name = obj.__qualname__
     if module == "__main__" or getattr(sys.modules.get(module), name, None) is not obj:
         return ()
-    by_value: Any = getattr(sys.modules.get("cloudpickle"), "list_registry_pickle_by_value", set)()
-    if by_value and any((module + ".").startswith(one + ".") for one in by_value):
-        return ()
+    for one in getattr(sys.modules.get("cloudpickle"), "list_registry_pickle_by_value", list)():
+        if (module + ".").startswith(one + "."):
+            return ()
     return module, name
 
 
@@ -383,13 +383,16 @@ def contents(function: Any) -> list[Any]:
 
 
 def _is_lasting(value: Any) -> bool:
-    is_module = isinstance(value, types.ModuleType) and sys.modules.get(value.__name__) is value
-    return is_module or isinstance(value, (types.CodeType, _CACHED)) or value is _face
+    return (value is _face or isinstance(value, (types.CodeType, _CACHED))
+            or isinstance(value, types.ModuleType) and sys.modules.get(value.__name__) is value)
 
 
 def _names(code: types.CodeType) -> tuple[str, ...]:
-    nested = [const for const in code.co_consts if isinstance(const, types.CodeType)]
-    return sum(map(_names, nested), code.co_names)
+    names = code.co_names
+    for const in code.co_consts:
+        if isinstance(const, types.CodeType):
+            names += _names(const)
+    return names
 
 
 def same(one: list[Any], other: list[Any]) -> bool:
@@ -571,8 +574,8 @@ class ModuleFinder:
         self._known: dict[str, Any] = {}
         self._left = {*sys.stdlib_module_names}
         for name in os.listdir(folder) if os.path.isdir(folder) else ():
-            package = os.path.join(folder, name, "__init__.py")
-            if name.endswith((".py", ".so")) or os.path.exists(package):
+            if (name.endswith((".py", ".so"))
+                    or os.path.exists(os.path.join(folder, name, "__init__.py"))):
                 self._left.add(name.partition(".")[0])
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
@@ -666,14 +669,14 @@ class _Function:
         if buffers:
             self._file = nameless_file()
             for buffer in buffers:
-                start = self._file.seek(-(-self._file.tell() // 64) * 64)
+                start = self._file.seek(-self._file.tell() % 64, os.SEEK_CUR)
                 self._places.append(slice(start, start + self._file.write(buffer)))
             self._file.flush()
 
     def get(self) -> Any:
         """Return the function. Runs what the pickle names: may raise anything."""
         if self._before and not same(contents(self._object), self._before):
-            buffers: list[Any] = []
+            buffers = []
             if self._places:
                 whole = memoryview(mmap.mmap(self._file.fileno(), 0, flags=mmap.MAP_PRIVATE))
                 buffers = [whole[place] for place in self._places]
@@ -872,8 +875,9 @@ _NO_PARCEL = _Parcel()
 class _Child:
     """The shim's end of one slot: its process and the pipes to it."""
 
-    def __init__(self, number: int, high: int, be_slot: Callable[..., object]) -> None:
-        """Fork a slot, which runs `be_slot(its ends of the pipes, the highest descriptor)`."""
+    def __init__(self, number: int, high: int, scratch: str, machine: str) -> None:
+        """Fork a slot; `high` is the highest descriptor that we have had."""
+        shim = os.getpid()
         pipes: list[tuple[int, int]] = []
         try:
             pipes.extend(os.pipe() for _ in _WAYS)
@@ -885,7 +889,7 @@ class _Child:
                 os.close(fd)
             raise
         if self.pid == 0:
-            _exit_after(lambda: be_slot(theirs, self.high))
+            _exit_after(lambda: _be_slot(scratch, shim, machine, number, theirs, self.high))
         ours = [pipe[not way] for pipe, way in zip(pipes, _WAYS)]
         out, err, calls, results, _, questions, answers = ours
         self.permits = pipes[_PERMITS - 1]      # what is read here has been taken back
@@ -948,7 +952,7 @@ class Shim:
         self._arriving: dict[int, _Parcel] = {}     # by the identifier of their frames to come
         self._children: dict[int, _Child] = {}      # by process
         self._queue: collections.deque[_Call] = collections.deque()     # those without a slot
-        self._config: dict[str, Any] = {"slots": 1, "lease": 60.0, "machine": "?", "output": True}
+        self._config: dict[str, Any] = {"lease": 60.0}      # until CONFIG tells the rest
         self._scratch = scratch
         self._guardian = os.getppid()
         self._heard = monotonic()               # when the controller was
@@ -1051,7 +1055,7 @@ class Shim:
 
     # What is written
 
-    def _send(self, kind: int, ident: int = 0, payload: bytes = b"") -> None:
+    def _send(self, kind: int, ident: int, payload: bytes = b"") -> None:
         self._outbox.put((frame(kind, ident, payload),))
 
     def _flush(self) -> None:
@@ -1217,10 +1221,8 @@ class Shim:
         """Fork one more slot; return it, or none if that is not possible."""
         taken = {child.number for child in self._children.values()}
         number = next(number for number in itertools.count() if number not in taken)
-        be_slot = functools.partial(
-            _be_slot, self._scratch, os.getpid(), self._config["machine"], number)
         try:
-            child = _Child(number, self._high, be_slot)
+            child = _Child(number, self._high, self._scratch, self._config["machine"])
         except OSError as error:
             if not self._children:
                 raise
@@ -1666,7 +1668,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     stage, path, what = READING, options.code_file, "read"
     try:
-        with open(options.code_file, "rb") as file:
+        with open(path, "rb") as file:
             code = file.read()
         stage, what = UNPICKLING, "unpickle"
         function, args, kwargs = pickle.loads(code)
