@@ -44,6 +44,7 @@ from __future__ import annotations
 import collections
 import fcntl
 import functools
+import importlib.machinery as machinery
 import io
 import itertools
 import mmap
@@ -91,7 +92,8 @@ GREETING = struct.Struct("!IQQ")    # cores, and the processes of shim and guard
 DEATH = struct.Struct("!qi")        # a slot's number, or NO_SLOT; its wait status
 NO_SLOT = -1
 HEAD = HEADER.size
-COUNT_AT, BODY_AT = SHORT.size - 1, SHORT.size      # in a message's first frame
+BODY_AT = SHORT.size    # in a message's first frame
+COUNT_AT = BODY_AT - 1
 SLOT_SHIFT = 48         # the tag of a result is (slot's number << SLOT_SHIFT) + microseconds
 FIRST_MODULE = 1 << 63  # identifiers: of attempts from 1, of functions from 1 << 62, of modules
 
@@ -100,7 +102,7 @@ CONFIG, CALL, FUNCTION, FORGET, KILL, RECALL, PING, MODULE, FILES = range(1, 10)
 # Shim to controller; RESULT, ERROR and PART come from slots.
 HELLO, RESULT, ERROR, DIED, KILLED, RECALLED, PONG, WANTED, OUTPUT, STORED, SLOTS = range(32, 43)
 PART = 64
-_MESSAGES = frozenset([CALL, FUNCTION, MODULE, RESULT, ERROR])
+_MESSAGES = {CALL, FUNCTION, MODULE, RESULT, ERROR}
 
 
 # ──────────────────────────────────────────── frames ──────────────────────────────────────────────
@@ -120,7 +122,7 @@ def message(kind: int, ident: int, tag: int, packed: Packed) -> list[Buffer]:
     if type(packed) is bytes:
         return [SHORT.pack(kind, ident, TAG.size + len(packed), tag, 0) + packed]
     lengths, buffers = packed
-    head = TAG.pack(tag, len(lengths)) + struct.pack("!%dQ" % len(lengths), *lengths)
+    head = struct.pack("!QB%dQ" % len(lengths), tag, len(lengths), *lengths)
     out: list[Buffer] = [frame(kind, ident, head)]
     for buffer in buffers:
         view = memoryview(buffer).cast("B")
@@ -133,6 +135,9 @@ def message(kind: int, ident: int, tag: int, packed: Packed) -> list[Buffer]:
 def _lengths(data: Buffer) -> tuple[int, ...]:
     """Return the lengths of the segments that follow a message's first frame, in PARTs."""
     return struct.unpack_from("!%dQ" % data[COUNT_AT], data, BODY_AT)
+
+
+_CUT_OFF = "the stream ended inside a frame: expected %d bytes, got %d"
 
 
 class FrameReader:
@@ -155,8 +160,10 @@ class FrameReader:
             return self._read_in_place()
         chunk = os.read(self.fd, READ_SIZE)
         data = self._rest + chunk
-        frames: list[Any] = []
-        at, end, size, unpack_from = 0, len(data), 0, HEADER.unpack_from
+        frames = []
+        at = size = 0
+        end = len(data)
+        unpack_from = HEADER.unpack_from
         while end - at >= HEAD:
             kind, ident, size = unpack_from(data, at)
             if size > MAX_FRAME:
@@ -166,10 +173,13 @@ class FrameReader:
             if stop > end:
                 break
             frames.append((kind, ident, data[at:stop]))
-            at, size = stop, 0
+            at = stop
+            size = 0
         self._rest = data[at:]
         if not chunk:
-            self._end(end, size)
+            if data:
+                raise FrameError(_CUT_OFF % (HEAD + size, end))
+            raise EOFError
         done = self._complete(frames)       # before a long one is begun: they may say where it goes
         if size > INLINE:
             self._begin(kind, ident, size, self._rest)
@@ -186,15 +196,9 @@ class FrameReader:
     def _read_in_place(self) -> list[Any]:
         count = os.readv(self.fd, [self._view])
         if not count:
-            self._end(-len(self._view), 0)
+            raise FrameError(_CUT_OFF % (len(self._view), 0))
         self._view = self._view[count:]
         return [] if self._view else self._complete([self._long])
-
-    def _end(self, got: int, size: int) -> None:
-        if got:
-            raise FrameError("the stream ended inside a frame: expected %d bytes, got %d" % (
-                max(HEAD + size, -got), max(got, 0)))
-        raise EOFError
 
     def _complete(self, frames: list[Any]) -> list[Any]:
         return frames
@@ -208,7 +212,7 @@ class MessageReader(FrameReader):
     """
 
     def __init__(self, fd: int) -> None:
-        FrameReader.__init__(self, fd)
+        super().__init__(fd)
         # By identifier, messages whose parts are still coming, and views of what is still empty.
         self._unfinished: dict[int, Any] = {}
 
@@ -224,10 +228,10 @@ class MessageReader(FrameReader):
             self._long = kind, ident, b""       # it is where it belongs
             self._view = view[got:]
         else:
-            FrameReader._begin(self, kind, ident, size, start)
+            super()._begin(kind, ident, size, start)
 
     def _complete(self, frames: list[Any]) -> list[Any]:
-        out: list[Any] = []
+        out = []
         for kind, ident, data in frames:
             if kind == PART:
                 if ident in self._unfinished:       # otherwise of a message that was forgotten
@@ -237,12 +241,14 @@ class MessageReader(FrameReader):
                         out.append(self._unfinished.pop(ident)[0])
             elif kind not in _MESSAGES:
                 out.append((kind, ident, 0, data[HEAD:]))
-            elif data[COUNT_AT]:
-                segments = [*map(_segment, _lengths(data))]
-                message = kind, ident, IDENT.unpack_from(data, HEAD)[0], segments
-                self._unfinished[ident] = message, [memoryview(one) for one in segments]
             else:
-                out.append((kind, ident, IDENT.unpack_from(data, HEAD)[0], (data[BODY_AT:],)))
+                tag = IDENT.unpack_from(data, HEAD)[0]
+                if data[COUNT_AT]:
+                    segments = [*map(_segment, _lengths(data))]
+                    views = [memoryview(one) for one in segments]
+                    self._unfinished[ident] = (kind, ident, tag, segments), views
+                else:
+                    out.append((kind, ident, tag, (data[BODY_AT:],)))
         return out
 
     def _place(self, ident: int, size: int) -> memoryview:
@@ -286,19 +292,21 @@ class Outbox:
             while queue and size < MAX_FRAME and len(batch) < 512:
                 batch.append(queue.popleft())
                 size += len(batch[-1])
-            if size <= INLINE:
-                batch = [b"".join(batch)]
-            write: Any = os.writev if len(batch) > 1 else os.write
             try:
-                wrote = write(self.fd, batch if len(batch) > 1 else batch[0])
+                if size <= INLINE:
+                    batch = [b"".join(batch)]
+                    wrote = os.write(self.fd, batch[0])
+                else:
+                    wrote = os.writev(self.fd, batch)
             except BlockingIOError:
                 wrote = 0
             self.size -= wrote
-            for at, buffer in enumerate(batch):
-                if wrote < len(buffer):
-                    queue.extendleft(reversed([memoryview(buffer)[wrote:], *batch[at + 1:]]))
-                    return False
-                wrote -= len(buffer)
+            if wrote < size:
+                while wrote >= len(batch[0]):
+                    wrote -= len(batch.pop(0))
+                batch[0] = memoryview(batch[0])[wrote:]
+                queue.extendleft(reversed(batch))
+                return False
         return True
 
 
@@ -312,7 +320,7 @@ def write_all(fd: int, buffers: Iterable[Buffer]) -> None:
 
 # ────────────────────────────────────────── what may be kept ──────────────────────────────────────
 
-_SHORT = frozenset([int, float, complex, bool, type(None)])     # but an int that nobody writes down
+_SHORT = {int, float, complex, bool, type(None)}    # but an int that nobody writes down
 _PLAIN = _SHORT | {str, bytes}
 _CACHED = type(functools.lru_cache(len))        # what it wraps is meant to be kept
 _SPACE = "__package__", "__name__", "__path__", "__file__"      # cloudpickle sends these along
@@ -333,12 +341,13 @@ def reference(obj: Any) -> tuple[str, ...]:
     """
     if not isinstance(obj, (types.FunctionType, types.BuiltinFunctionType, type)):
         return ()
-    module, name = obj.__module__, obj.__qualname__
+    module = obj.__module__
+    name = obj.__qualname__
     if module == "__main__" or getattr(sys.modules.get(module), name, None) is not obj:
         return ()
-    by_value: Any = getattr(sys.modules.get("cloudpickle"), "list_registry_pickle_by_value", set)()
-    if by_value and any((module + ".").startswith(one + ".") for one in by_value):
-        return ()
+    for one in getattr(sys.modules.get("cloudpickle"), "list_registry_pickle_by_value", list)():
+        if (module + ".").startswith(one + "."):
+            return ()
     return module, name
 
 
@@ -356,7 +365,8 @@ def contents(function: Any) -> list[Any]:
             continue
         if type(one) is not types.FunctionType or one.__kwdefaults__ or one.__dict__:
             return [object()]
-        space, names = one.__globals__, [*_SPACE, *_names(one.__code__)]
+        space = one.__globals__
+        names = [*_SPACE, *_names(one.__code__)]
         values = [*_face(one), *(one.__defaults__ or ()), *(space.get(n, _face) for n in names)]
         try:
             values += [cell.cell_contents for cell in one.__closure__ or ()]
@@ -373,13 +383,16 @@ def contents(function: Any) -> list[Any]:
 
 
 def _is_lasting(value: Any) -> bool:
-    is_module = isinstance(value, types.ModuleType) and sys.modules.get(value.__name__) is value
-    return is_module or isinstance(value, (types.CodeType, _CACHED)) or value is _face
+    return (value is _face or isinstance(value, (types.CodeType, _CACHED))
+            or isinstance(value, types.ModuleType) and sys.modules.get(value.__name__) is value)
 
 
 def _names(code: types.CodeType) -> tuple[str, ...]:
-    nested = [const for const in code.co_consts if isinstance(const, types.CodeType)]
-    return code.co_names + tuple(itertools.chain(*map(_names, nested)))
+    names = code.co_names
+    for const in code.co_consts:
+        if isinstance(const, types.CodeType):
+            names += _names(const)
+    return names
 
 
 def same(one: list[Any], other: list[Any]) -> bool:
@@ -422,7 +435,8 @@ def pack(obj: object) -> Packed:
         data = pickle.dumps(obj, 5)
         return data if len(data) <= INLINE else ([len(data)], [data])
     import cloudpickle
-    chunks, large = _Chunks(), _Chunks()
+    chunks = _Chunks()
+    large = _Chunks()
 
     def stays_in_band(buffer: pickle.PickleBuffer) -> bool:
         raw = buffer.raw()
@@ -435,7 +449,7 @@ def pack(obj: object) -> Packed:
     length = sum(map(len, chunks))
     if length <= INLINE and not large:
         return b"".join(chunks)
-    return [length] + [raw.nbytes for raw in large], chunks + large
+    return [length, *map(len, large)], chunks + large
 
 
 def unpack(segments: Sequence[Any]) -> Any:
@@ -537,8 +551,7 @@ def describe(error: BaseException) -> str:
 
 def _below(trace: Any) -> Any:
     """Leave out the frames of this file from the top of a traceback: they tell the user nothing."""
-    while (trace is not None and trace.tb_next is not None
-           and trace.tb_frame.f_globals.get("run_call") is run_call):
+    while trace and trace.tb_next and trace.tb_frame.f_globals.get("run_call") is run_call:
         trace = trace.tb_next
     return trace
 
@@ -557,16 +570,12 @@ class ModuleFinder:
     NAMESPACE = "<namespace>"
 
     def __init__(self, pull: Callable[[int, bytes], Any], folder: str) -> None:
-        import importlib.machinery
-        import importlib.util
-        self._make_spec = importlib.util.spec_from_loader
-        self._find_here = importlib.machinery.PathFinder.find_spec
         self._pull = pull
         self._known: dict[str, Any] = {}
-        self._left = {*sys.stdlib_module_names, *sys.builtin_module_names}
+        self._left = {*sys.stdlib_module_names}
         for name in os.listdir(folder) if os.path.isdir(folder) else ():
-            package = os.path.join(folder, name, "__init__.py")
-            if name.endswith((".py", ".so")) or os.path.exists(package):
+            if (name.endswith((".py", ".so"))
+                    or os.path.exists(os.path.join(folder, name, "__init__.py"))):
                 self._left.add(name.partition(".")[0])
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
@@ -578,14 +587,15 @@ class ModuleFinder:
                 self._known[name] = unpack(self._pull(WANTED, name.encode()))
         except EOFError:        # nobody answers
             return None
-        if not self._known[name]:
+        found = self._known[name]
+        if not found:
             return None
-        filename, source, is_package = self._known[name]
+        filename, source, is_package = found
         loader: Any = SourceLoader(filename, source)
-        spec: Any = self._make_spec(name, loader, origin=filename, is_package=is_package)
+        spec: Any = machinery.ModuleSpec(name, loader, origin=filename, is_package=is_package)
         spec.has_location = True
         if filename == self.NAMESPACE:      # other parts of it may be installed here
-            here = self._find_here(name, path)
+            here = machinery.PathFinder.find_spec(name, path)
             spec.submodule_search_locations += here and here.submodule_search_locations or ()
         return spec
 
@@ -594,7 +604,8 @@ class SourceLoader:
     """Make a module of a text that came from elsewhere."""
 
     def __init__(self, filename: str, source: str) -> None:
-        self.filename, self._source = filename, source
+        self.filename = filename
+        self._source = source
 
     def create_module(self, spec: Any) -> None:
         """Leave that to the import system."""
@@ -616,16 +627,11 @@ _CALLS, _RESULTS, _PERMITS, _QUESTIONS, _ANSWERS = range(3, 8)
 
 
 class _Pull:
-    """Ask the shim for what a slot has not got, one question at a time, from any thread.
+    """Ask the shim for what a slot has not got, one question at a time, from any thread."""
 
-    Arguments:
-        questions, answers: descriptors of blocking pipes to the shim and from it.
-    """
-
-    def __init__(self, questions: int, answers: int) -> None:
+    def __init__(self) -> None:
         import threading
-        self._questions = questions
-        self._reader = MessageReader(answers)
+        self._reader = MessageReader(_ANSWERS)
         self._lock = threading.RLock()
         self._owner = os.getpid()
         self._answers: dict[int, Any] = {}
@@ -640,7 +646,7 @@ class _Pull:
             blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
             try:
                 number = time.monotonic_ns()
-                write_all(self._questions, (frame(kind, number, payload),))
+                write_all(_QUESTIONS, (frame(kind, number, payload),))
                 while number not in self._answers:     # others are of questions that were given up
                     self._answers.update((one[1], one[3]) for one in self._reader.read())
                 return self._answers.pop(number)
@@ -657,19 +663,20 @@ class _Function:
 
     def __init__(self, segments: Sequence[Any]) -> None:
         self._pickle, *buffers = segments
-        self._places: list[slice] = []
-        self._object, self._before = None, [object()]       # which is the same as nothing
+        self._places = []
+        self._object = None
+        self._before = [object()]       # which is the same as nothing
         if buffers:
             self._file = nameless_file()
             for buffer in buffers:
-                start = self._file.seek(-(-self._file.tell() // 64) * 64)
+                start = self._file.seek(-self._file.tell() % 64, os.SEEK_CUR)
                 self._places.append(slice(start, start + self._file.write(buffer)))
             self._file.flush()
 
     def get(self) -> Any:
         """Return the function. Runs what the pickle names: may raise anything."""
         if self._before and not same(contents(self._object), self._before):
-            buffers: list[Any] = []
+            buffers = []
             if self._places:
                 whole = memoryview(mmap.mmap(self._file.fileno(), 0, flags=mmap.MAP_PRIVATE))
                 buffers = [whole[place] for place in self._places]
@@ -692,8 +699,9 @@ class _Stream(io.TextIOWrapper):
     is_in_line = False
 
     def write(self, text: str) -> int:
-        count = io.TextIOWrapper.write(self, text)
-        self.is_in_line = not text.endswith("\n") if text else self.is_in_line
+        count = super().write(text)
+        if text:
+            self.is_in_line = not text.endswith("\n")
         return count
 
 
@@ -701,7 +709,9 @@ class _Slot:
     """Run one call at a time, until there are no more to come."""
 
     def __init__(self, machine: str, number: int, pull: _Pull) -> None:
-        self._machine, self._number, self._pull = machine, number, pull
+        self._machine = machine
+        self._number = number
+        self._pull = pull
         self._functions: dict[int, _Function] = {}
         self._permit = b""      # read, and of a call further on
 
@@ -732,7 +742,7 @@ class _Slot:
         return True
 
     def _serve(self, ident: int, data: bytes) -> None:
-        started = time.perf_counter()
+        started = monotonic()
         kind, packed = self._outcome(ident, data)
         for stream in (sys.stdout, sys.stderr):
             try:
@@ -741,18 +751,16 @@ class _Slot:
                 stream.flush()
             except (OSError, ValueError, AttributeError):
                 pass        # the user closed or replaced it
-        tag = (self._number << SLOT_SHIFT) + int((time.perf_counter() - started) * 1e6)
+        tag = (self._number << SLOT_SHIFT) + int((monotonic() - started) * 1e6)
         write_all(_RESULTS, message(kind, ident, tag, packed))
 
     def _outcome(self, ident: int, data: bytes) -> tuple[int, Packed]:
         """Run a call; return what `pack_outcome` does."""
         tag, is_long = TAG.unpack_from(data, HEAD)
         try:
-            known = self._functions.get(tag)
-            if known is None:
-                segments = self._pull(FUNCTION, IDENT.pack(ident))
-                known = self._functions[tag] = _Function(segments)
-            function = known.get()
+            if tag not in self._functions:
+                self._functions[tag] = _Function(self._pull(FUNCTION, IDENT.pack(ident)))
+            function = self._functions[tag].get()
             body = self._pull(CALL, IDENT.pack(ident)) if is_long else (data[BODY_AT:],)
             args, kwargs = unpack(body)
             del body
@@ -772,8 +780,8 @@ class _Slot:
                     "worker's record (python=...)") % (self._machine, sys.executable)
             if hasattr(error, "add_note"):
                 error.add_note(note)
-            elif isinstance(error.args[0] if error.args else None, str):
-                error.args = ("%s (%s)" % (error.args[0], note), *error.args[1:])
+            elif isinstance(error.msg, str):        # before Python 3.11
+                error.args = ("%s (%s)" % (error.msg, note),)
         return error
 
 
@@ -789,9 +797,8 @@ def _be_slot(scratch: str, shim: int, machine: str, number: int, ends: Sequence[
         signal.signal(one, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.setsid()
-    prctl = _find_prctl()
-    prctl(1, signal.SIGKILL)        # PR_SET_PDEATHSIG: die with the shim, even if it is killed
-    prctl(36, 1)                    # PR_SET_CHILD_SUBREAPER: what its children leave stays below it
+    _prctl(1, signal.SIGKILL)       # PR_SET_PDEATHSIG: die with the shim, even if it is killed
+    _prctl(36, 1)                   # PR_SET_CHILD_SUBREAPER: what its children leave stays below it
     for place, fd in enumerate(ends, 1):
         os.dup2(fd, place, inheritable=place < _CALLS)
     os.closerange(_ANSWERS + 1, high + 1)
@@ -800,7 +807,7 @@ def _be_slot(scratch: str, shim: int, machine: str, number: int, ends: Sequence[
                          line_buffering=True)
         setattr(sys, name, stream)
         setattr(sys, "__%s__" % name, stream)
-    pull = _Pull(_QUESTIONS, _ANSWERS)
+    pull = _Pull()
     sys.meta_path.insert(0, ModuleFinder(pull, scratch))
     if os.getppid() == shim:        # otherwise it died before its death could be ours
         _Slot(machine, number, pull).run()
@@ -817,23 +824,24 @@ class _Parcel:
     Its frames may still be coming; those who have asked by then get the rest as it comes.
     """
 
-    __slots__ = ("_frames", "_is_kept", "_missing", "_takers", "held")
-
     def __init__(self, frames: Iterable[bytes] = (), is_kept: bool = True) -> None:
-        self._frames, self._is_kept = [*frames], is_kept
+        self._frames = [*frames]
+        self._is_kept = is_kept
         self._missing = 0       # bytes of PARTs still to come
-        self.held = 0           # bytes that wait for the one who takes them, if they are not kept
+        self.held = 0           # bytes in our hands
         self._takers: list[tuple[_Child, int]] = []
 
     def add(self, data: bytes) -> bool:
         """Take a frame that has come; return whether it is the last."""
-        is_part = data[0] == PART
-        self._missing = self._missing - len(data) + HEAD if is_part else sum(_lengths(data))
+        if data[0] == PART:
+            self._missing -= len(data) - HEAD
+        else:
+            self._missing = sum(_lengths(data))
         for child, number in self._takers:
             child.answer(number, data)
         if self._is_kept or not self._takers:
             self._frames.append(data)
-            self.held += len(data) * (not self._is_kept)
+            self.held += len(data)
         if not self._missing:
             self._takers.clear()
         return not self._missing
@@ -855,7 +863,9 @@ class _Call:
     __slots__ = ("function", "head", "ident", "parcel")
 
     def __init__(self, ident: int, head: bytes, function: _Parcel) -> None:
-        self.ident, self.head, self.function = ident, head, function
+        self.ident = ident
+        self.head = head
+        self.function = function
         self.parcel = _Parcel(is_kept=False) if head[COUNT_AT] else _NO_PARCEL
 
 
@@ -865,8 +875,9 @@ _NO_PARCEL = _Parcel()
 class _Child:
     """The shim's end of one slot: its process and the pipes to it."""
 
-    def __init__(self, number: int, high: int, be_slot: Callable[..., object]) -> None:
-        """Fork a slot, which runs `be_slot(its ends of the pipes, the highest descriptor)`."""
+    def __init__(self, number: int, high: int, scratch: str, machine: str) -> None:
+        """Fork a slot; `high` is the highest descriptor that we have had."""
+        shim = os.getpid()
         pipes: list[tuple[int, int]] = []
         try:
             pipes.extend(os.pipe() for _ in _WAYS)
@@ -878,19 +889,19 @@ class _Child:
                 os.close(fd)
             raise
         if self.pid == 0:
-            _exit_after(lambda: be_slot(theirs, self.high))
+            _exit_after(lambda: _be_slot(scratch, shim, machine, number, theirs, self.high))
         ours = [pipe[not way] for pipe, way in zip(pipes, _WAYS)]
         out, err, calls, results, _, questions, answers = ours
         self.permits = pipes[_PERMITS - 1]      # what is read here has been taken back
         theirs.remove(self.permits[0])
         for fd in theirs:
             os.close(fd)
-        for fd in (*ours, self.permits[0]):
+        self.fds = [*ours, self.permits[0]]
+        for fd in self.fds:
             os.set_blocking(fd, False)
         enlarge(results)
         enlarge(answers)
         self.number = number
-        self.fds = [*ours, self.permits[0]]
         self.outbox = Outbox(calls)
         self.answers = Outbox(answers)
         self.results = FrameReader(results)
@@ -902,14 +913,13 @@ class _Child:
         self.calls: dict[int, _Call] = {}       # by identifier, as they were sent
         self.answering = 0                      # the last call it answered
         self.expecting = 0                      # bytes of that which are still to come
+        self.is_killed = False                  # by a KILL, or is about to be
         self.kill_at = NEVER                    # when SIGTERM has had its time
-        self.state = _RUNNING
 
     def answer(self, number: int, data: bytes) -> None:
         """Queue a frame as part of the answer to one of its questions."""
-        if self.state is not _BURIED:
-            body = memoryview(data)[HEAD:]
-            self.answers.put((HEADER.pack(data[0], number, len(body)), body))
+        body = memoryview(data)[HEAD:]
+        self.answers.put((HEADER.pack(data[0], number, len(body)), body))
 
     def backlog(self) -> int:
         """Return how many bytes it has still to take, of what it needs now."""
@@ -918,15 +928,8 @@ class _Child:
             return size + call.parcel.held
         return size
 
-    def bury(self) -> None:
-        """Close what is left of it."""
-        self.state = _BURIED
-        for fd in self.fds:
-            os.close(fd)
-
 
 _WAYS = 1, 1, 0, 1, 0, 1, 0     # of a slot's pipes, from stdout on: it writes, or it reads
-_RUNNING, _KILLED, _BURIED = "running", "killed", "buried"      # states of a _Child
 
 
 class Shim:
@@ -945,12 +948,11 @@ class Shim:
         self._poll = select.poll()
         self._handlers: dict[int, Callable[[], object]] = {}        # by descriptor
         self._modules = {name: _Parcel(_frames(packed)) for name, packed in modules.items()}
-        self._wanted: dict[int, _Parcel] = {}       # those that the controller has been asked for
         self._functions: dict[int, _Parcel] = {}
-        self._arriving: dict[int, _Parcel] = {}     # by the identifier of their PARTs
+        self._arriving: dict[int, _Parcel] = {}     # by the identifier of their frames to come
         self._children: dict[int, _Child] = {}      # by process
         self._queue: collections.deque[_Call] = collections.deque()     # those without a slot
-        self._config: dict[str, Any] = {"slots": 1, "lease": 60.0, "machine": "?", "output": True}
+        self._config: dict[str, Any] = {"lease": 60.0}      # until CONFIG tells the rest
         self._scratch = scratch
         self._guardian = os.getppid()
         self._heard = monotonic()               # when the controller was
@@ -959,23 +961,21 @@ class Shim:
         self._is_slow = False                   # the link takes less than slots give
         while os.open(os.devnull, os.O_RDONLY) <= _ANSWERS:
             pass        # in slots, these numbers mean something: no pipe of ours may have them
-        self._wake, wake_out = os.pipe()
-        for fd in (self._wake, wake_out, link_in, link_out):
-            os.set_blocking(fd, False)
+        os.set_blocking(link_in, False)
+        os.set_blocking(link_out, False)
+        self._wake, wake_out = _wake_pipe()
         self._high = max(link_in, link_out, wake_out)
         self._on = {
             CALL: self._on_call, PART: self._on_part, FUNCTION: self._on_function,
             FORGET: self._on_forget, KILL: self._on_kill, RECALL: self._on_recall,
-            PING: self._on_ping, MODULE: self._on_module, CONFIG: self._on_config,
+            PING: self._on_ping, MODULE: self._on_part, CONFIG: self._on_config,
             FILES: self._on_files}
-        signal.set_wakeup_fd(wake_out, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGTERM, lambda *_: setattr(self, "_over", True))
         signal.signal(signal.SIGCONT, self._on_continue)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def _on_continue(self, *_: object) -> None:
-        self._over = self._over or os.getppid() != self._guardian
+        if os.getppid() != self._guardian:
+            self._over = True
 
     def run(self) -> None:
         """Serve until the controller is gone, then leave nothing behind."""
@@ -987,13 +987,12 @@ class Shim:
         self._send(HELLO, 0, GREETING.pack(cores, os.getpid(), self._guardian))
         try:
             self._flush()
-            prctl = _find_prctl()       # after the greeting: ctypes takes as long as a fork
-            prctl(36, 1)
-            prctl(1, signal.SIGCONT)    # if the guardian dies; it reaches a frozen shim too
+            _prctl(36, 1)                   # after the greeting: ctypes takes as long as a fork
+            _prctl(1, signal.SIGCONT)       # if the guardian dies; it reaches a frozen shim too
             self._on_continue()
             while not self._over:
                 self._turn()
-        except (EOFError, BrokenPipeError, ConnectionError):
+        except (EOFError, ConnectionError):
             pass
         except (FrameError, OSError) as error:
             sys.stderr.write("executors shim: %s\n" % error)
@@ -1017,7 +1016,8 @@ class Shim:
             if now >= child.kill_at:
                 child.kill_at = NEVER
                 signal_tree(child.pid, signal.SIGKILL)
-        self._over = self._over or now >= self._heard + self._config["lease"]
+        if now >= self._heard + self._config["lease"]:
+            self._over = True
 
     def _end(self) -> None:
         """End all slots: the idle leave by their atexit functions, the busy by SIGTERM, SIGKILL."""
@@ -1055,7 +1055,7 @@ class Shim:
 
     # What is written
 
-    def _send(self, kind: int, ident: int = 0, payload: bytes = b"") -> None:
+    def _send(self, kind: int, ident: int, payload: bytes = b"") -> None:
         self._outbox.put((frame(kind, ident, payload),))
 
     def _flush(self) -> None:
@@ -1079,11 +1079,12 @@ class Shim:
             for child in self._children.values():
                 self._listen(child)
         now = monotonic()
-        self._moved = self._moved if backlog > BACKLOG else now
+        if backlog <= BACKLOG:
+            self._moved = now
         is_full = backlog > BACKLOG and now < self._moved + TERM_SECONDS
-        if is_full and self._reader.fd in self._handlers:
+        if is_full:
             self._unwatch(self._reader.fd)
-        elif not is_full and self._reader.fd not in self._handlers:
+        elif self._reader.fd not in self._handlers:
             self._watch(self._reader.fd, self._on_link)
 
     def _flush_one(self, outbox: Outbox) -> None:
@@ -1104,10 +1105,10 @@ class Shim:
     def _listen(self, child: _Child) -> None:
         """Watch what a slot gives, as long as the link takes it."""
         for fd in (child.results.fd, *child.streams):       # in this order
-            self._unwatch(fd)
-            if not self._is_slow and fd not in child.ended:
-                is_output = fd in child.streams
-                handler = self._on_output if is_output else self._on_results
+            if self._is_slow:
+                self._unwatch(fd)
+            elif fd not in child.ended:
+                handler = self._on_output if fd in child.streams else self._on_results
                 self._watch(fd, functools.partial(handler, child, fd))
 
     # From the controller
@@ -1120,25 +1121,18 @@ class Shim:
     def _on_call(self, ident: int, data: bytes) -> None:
         call = _Call(ident, data, self._functions[IDENT.unpack_from(data, HEAD)[0]])
         self._queue.append(call)
-        if call.parcel is not _NO_PARCEL:
-            self._arrive(call.parcel, ident, data)
+        if data[COUNT_AT]:
+            self._arriving[ident] = call.parcel
+            self._on_part(ident, data)
 
     def _on_function(self, ident: int, data: bytes) -> None:
-        self._functions[ident] = _Parcel()
-        self._arrive(self._functions[ident], ident, data)
-
-    def _on_module(self, ident: int, data: bytes) -> None:
-        self._arrive(self._wanted.pop(ident), ident, data)
+        self._functions[ident] = self._arriving[ident] = _Parcel()
+        self._on_part(ident, data)
 
     def _on_part(self, ident: int, data: bytes) -> None:
-        if ident in self._arriving:     # otherwise of a call that has ended before it had all
-            self._arrive(self._arriving[ident], ident, data)
-
-    def _arrive(self, parcel: _Parcel, ident: int, data: bytes) -> None:
-        if parcel.add(data):
-            self._arriving.pop(ident, None)
-        else:
-            self._arriving[ident] = parcel
+        parcel = self._arriving.get(ident)      # none, if its call has ended before it had all
+        if parcel and parcel.add(data):
+            del self._arriving[ident]
 
     def _on_forget(self, ident: int, data: bytes) -> None:
         self._functions.pop(ident, None)        # calls of it that wait have it still
@@ -1154,7 +1148,8 @@ class Shim:
                     pass
                 if ident in child.calls:
                     if not (child.expecting and child.answering == ident):
-                        child.state, child.kill_at = _KILLED, monotonic() + TERM_SECONDS
+                        child.is_killed = True
+                        child.kill_at = monotonic() + TERM_SECONDS
                         signal_tree(child.pid, signal.SIGTERM)
                     return      # otherwise it is too late: it does nothing but write
         for call in self._queue:
@@ -1189,7 +1184,7 @@ class Shim:
 
     def _deal(self) -> None:
         """Deal the queue out evenly, forking slots as needed; let none wait beside an idle slot."""
-        live = [child for child in self._children.values() if child.state is _RUNNING]
+        live = [child for child in self._children.values() if not child.is_killed]
         if self._queue:
             idle = sum(not child.calls for child in live)
             for _ in range(min(self._config["slots"] - len(live), len(self._queue) - idle)):
@@ -1199,8 +1194,8 @@ class Shim:
                 self._send_calls(child, min(-(-waiting // len(live)), SLOT_DEPTH))
         elif len(live) > 1:
             laden = max(live, key=lambda child: len(child.calls))
-            has_idle = not all(child.calls for child in live)
-            if len(laden.calls) > 1 and has_idle and self._take_back(laden):
+            if (len(laden.calls) > 1 and not all(child.calls for child in live)
+                    and self._take_back(laden)):
                 self._deal()
 
     def _send_calls(self, child: _Child, level: int) -> None:
@@ -1226,10 +1221,8 @@ class Shim:
         """Fork one more slot; return it, or none if that is not possible."""
         taken = {child.number for child in self._children.values()}
         number = next(number for number in itertools.count() if number not in taken)
-        be_slot = functools.partial(
-            _be_slot, self._scratch, os.getpid(), self._config["machine"], number)
         try:
-            child = _Child(number, self._high, be_slot)
+            child = _Child(number, self._high, self._scratch, self._config["machine"])
         except OSError as error:
             if not self._children:
                 raise
@@ -1311,29 +1304,22 @@ class Shim:
             return
         for kind, number, data in frames:
             if kind == WANTED:
-                self._module(bytes(data[HEAD:])).give(child, number)
-                continue
-            call = child.calls.get(IDENT.unpack_from(data, HEAD)[0])
-            if call:        # otherwise somebody else asks who has got hold of its pipe
+                name = data[HEAD:].decode()
+                if name not in self._modules:       # the controller is asked for it once
+                    ident = FIRST_MODULE + len(self._modules)
+                    self._modules[name] = self._arriving[ident] = _Parcel()
+                    self._send(WANTED, ident, data[HEAD:])
+                self._modules[name].give(child, number)
+            elif call := child.calls.get(IDENT.unpack_from(data, HEAD)[0]):
+                # Otherwise somebody else asks who has got hold of its pipe.
                 (call.parcel if kind == CALL else call.function).give(child, number)
-
-    def _module(self, name: bytes) -> _Parcel:
-        """Return a module's answer; the controller is asked for it once."""
-        key = name.decode()
-        if key not in self._modules:
-            parcel = self._modules[key] = _Parcel()
-            ident = FIRST_MODULE + len(self._modules)
-            self._wanted[ident] = parcel
-            self._send(WANTED, ident, name)
-        return self._modules[key]
 
     def _on_signal(self) -> None:
         """Learn who died: a slot is reported with the call it ran; what it left is killed."""
         os.read(self._wake, 4096)
         for pid, status in _changed_children():
-            child = self._children.pop(pid, None)
-            if child is not None:
-                self._bury(child, status)
+            if pid in self._children:
+                self._bury(self._children.pop(pid), status)
         kill_children(spare=self._children)
 
     def _drain(self, child: _Child) -> None:
@@ -1354,35 +1340,42 @@ class Shim:
         for ident in child.calls:           # at most one is left: the one that ran
             self._arriving.pop(ident, None)
             death = DEATH.pack(child.number, status)
-            if child.state is _KILLED:
+            if child.is_killed:
                 self._send(KILLED, ident, death)
             else:
                 self._send(DIED, ident, death + child.last_words)
         for fd in child.fds:
             self._unwatch(fd)
-        child.bury()
+            os.close(fd)
 
 
-def _frames(packed: Packed) -> Iterator[bytes]:
-    """Yield a packed object's message, each frame whole."""
+def _frames(packed: Packed) -> list[bytes]:
+    """Return a packed object's message, each frame whole."""
     head, *parts = message(MODULE, 0, 0, packed)
-    yield head
-    for header, part in zip(parts[::2], parts[1::2]):
-        yield header + part
+    return [head, *map(operator.add, parts[::2], parts[1::2])]
 
 
 # ──────────────────────────────────────────── processes ───────────────────────────────────────────
 
 
-@functools.cache
-def _find_prctl() -> Callable[[int, int], object]:
-    """Return Linux's `prctl(option, value)`, or something that does nothing."""
+def _prctl(option: int, value: int) -> None:
+    """Set one of Linux's options for a process; elsewhere, do nothing."""
     try:
         import ctypes
-        prctl = ctypes.CDLL(None).prctl
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
     except (ImportError, OSError, AttributeError):
-        return max
-    return lambda option, value: prctl(option, value, 0, 0, 0)
+        pass
+
+
+def _wake_pipe() -> tuple[int, int]:
+    """Return a pipe that can be read once a child has changed; and be deaf to Ctrl-C."""
+    wake, wake_out = os.pipe()
+    os.set_blocking(wake, False)
+    os.set_blocking(wake_out, False)
+    signal.set_wakeup_fd(wake_out, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return wake, wake_out
 
 
 def _changed_children(options: int = 0) -> Iterator[tuple[int, int]]:
@@ -1414,7 +1407,8 @@ def process_tree() -> dict[int, list[int]]:
 
 def signal_tree(pid: int, number: int) -> None:
     """Signal a process and all that descends from it; without /proc, its process group."""
-    tree, pids = process_tree(), [pid]
+    tree = process_tree()
+    pids = [pid]
     for parent in pids:
         pids += tree.get(parent, ())
     for one in pids if tree else [-pid]:
@@ -1450,45 +1444,40 @@ def _guard(shim: int, link_in: int, scratch: str) -> None:
 
     End it if it is frozen, or if its controller is gone and it stays.
     """
-    _find_prctl()(36, 1)
-    wake, wake_out = os.pipe()
-    os.set_blocking(wake_out, False)
-    signal.set_wakeup_fd(wake_out)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _prctl(36, 1)
+    wake, _ = _wake_pipe()
     poll = select.poll()
     poll.register(wake, select.POLLIN)
     poll.register(link_in, getattr(select, "POLLRDHUP", 0))     # a hang-up is always told
-    patience = -1.0         # milliseconds; for ever
+    patience = -1.0         # milliseconds; for ever, unless the shim is doomed
     while True:
         events = poll.poll(patience)
         if not events:
             signal_tree(shim, signal.SIGKILL)
-        is_doomed = False
         for fd, _event in events:
             if fd == wake:
                 os.read(wake, 4096)
             else:
                 poll.unregister(link_in)
-                is_doomed = True
+                patience = 4000 * TERM_SECONDS
         for pid, status in _changed_children(os.WUNTRACED):
-            if pid == shim and not os.WIFSTOPPED(status):
+            if pid == shim and os.WIFSTOPPED(status):
+                patience = 4000 * TERM_SECONDS
+            elif pid == shim:
                 kill_descendants()
                 _remove(scratch)
                 return
-            is_doomed = is_doomed or pid == shim
-        patience = 4000 * TERM_SECONDS if is_doomed else patience
 
 
 def _exit_after(run: Callable[[], object]) -> None:
     """Be a forked child: leave when `run` returns or raises, and never up the parent's stack."""
-    status = 1
+    status = 0
     try:
         run()
-        status = 0
     except SystemExit:
-        status = 0
+        pass
     except BaseException:
+        status = 1
         import traceback
         traceback.print_exc()
     finally:
@@ -1522,8 +1511,8 @@ def serve(modules: dict[str, Packed]) -> None:
     os.dup2(null, 0)
     os.dup2(2, 1)       # a stray print must not get between frames
     os.close(null)
-    for fd in (link_in, link_out):
-        enlarge(fd)
+    enlarge(link_in)
+    enlarge(link_out)
     try:
         os.setsid()     # so that who kills the command that started us spares those who clean up
     except OSError:
@@ -1562,13 +1551,12 @@ def store_files(scratch: str, names: dict[str, tuple[str, bool]],
 
     Returns {name: temporary path} of what is still to be copied, or a str: why it cannot be.
     """
-    home = os.path.expanduser("~")
-    cache = os.path.join(home, CACHE)
+    cache = os.path.expanduser("~/" + CACHE)
     try:
         os.makedirs(cache, mode=0o700, exist_ok=True)
         for name, temporary in arrived.items():
-            _admit(cache, name, os.path.join(home, temporary), *names[name])
-        wanted = {name: os.path.join(CACHE, "incoming-" + os.urandom(8).hex())
+            _admit(cache, name, os.path.expanduser("~/" + temporary), *names[name])
+        wanted = {name: CACHE + "/incoming-" + os.urandom(8).hex()
                   for name, (digest, _is_tree) in names.items()
                   if not _is_intact(os.path.join(cache, digest))}
         if not wanted:
@@ -1590,7 +1578,8 @@ def _admit(cache: str, name: str, temporary: str, digest: str, is_tree: bool) ->
     On a full disk, scp leaves a corrupt file of full length.
     """
     staging = temporary + ".d"
-    content, place = os.path.join(staging, "content"), os.path.join(cache, digest)
+    content = staging + "/content"
+    place = os.path.join(cache, digest)
     try:
         if digest_file(temporary) != digest:
             raise OSError("%s arrived damaged (its SHA-256 differs): is the disk full?" % name)
@@ -1602,7 +1591,7 @@ def _admit(cache: str, name: str, temporary: str, digest: str, is_tree: bool) ->
                 tar.extractall(staging)
         else:
             os.rename(temporary, content)
-        with open(os.path.join(staging, "seal"), "w") as file:
+        with open(staging + "/seal", "w") as file:
             file.write(_seal(content))
         if not _is_intact(place):
             _remove(place)
@@ -1611,8 +1600,7 @@ def _admit(cache: str, name: str, temporary: str, digest: str, is_tree: bool) ->
         if not _is_intact(place):   # another run, or machine with this home, may have just put it
             raise
     finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
+        _remove(temporary)
         _remove(staging)
 
 
@@ -1634,8 +1622,8 @@ def _seal(content: str) -> str:
 
 def _is_intact(place: str) -> bool:
     try:
-        with open(os.path.join(place, "seal")) as file:
-            return file.read() == _seal(os.path.join(place, "content"))
+        with open(place + "/seal") as file:
+            return file.read() == _seal(place + "/content")
     except OSError:
         return False
 
@@ -1645,7 +1633,7 @@ def digest_file(path: str) -> str:
     import hashlib
     hashed = hashlib.sha256()
     with open(path, "rb") as file:
-        for block in iter(lambda: file.read(MAX_FRAME), b""):
+        while block := file.read(MAX_FRAME):
             hashed.update(block)
     return hashed.hexdigest()
 
@@ -1662,7 +1650,7 @@ def _prune(cache: str) -> None:
 
 # ────────────────────────────────────────── one-shot mode ─────────────────────────────────────────
 
-READING, UNPICKLING, RUNNING, PICKLING, WRITING = 3, 4, 5, 6, 7     # exit statuses; 2 is argparse's
+READING, UNPICKLING, RUNNING, PICKLING, WRITING = range(3, 8)   # exit statuses; 2 is argparse's
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -1680,21 +1668,24 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     stage, path, what = READING, options.code_file, "read"
     try:
-        with open(options.code_file, "rb") as file:
+        with open(path, "rb") as file:
             code = file.read()
         stage, what = UNPICKLING, "unpickle"
         function, args, kwargs = pickle.loads(code)
         ok, value = run_call(function, args, kwargs)
         stage, path, what = PICKLING, options.result_file, "pickle the outcome for"
         import cloudpickle
-        outcome: bytes = cloudpickle.dumps((ok, value))
+        outcome = cloudpickle.dumps((ok, value))
         stage, what = WRITING, "write"
-        _write_whole(options.result_file, outcome)
+        _write_whole(path, outcome)
+        if ok:
+            return 0
+        stage = RUNNING
+        problem = "%s raised %s" % (options.code_file, describe(value))
     except BaseException as error:      # unpickling may raise anything
-        return _fail(stage, "cannot %s %s: %s" % (what, path, describe(error)))
-    if not ok:
-        return _fail(RUNNING, "%s raised %s" % (options.code_file, describe(value)))
-    return 0
+        problem = "cannot %s %s: %s" % (what, path, describe(error))
+    sys.stderr.write("remote_worker: %s\n" % " ".join(problem.split()))
+    return stage
 
 
 def _write_whole(path: str, data: bytes) -> None:
@@ -1703,15 +1694,9 @@ def _write_whole(path: str, data: bytes) -> None:
         with open(temporary, "wb") as file:
             file.write(data)
         os.replace(temporary, path)
-    except BaseException:
+    finally:
         if os.path.exists(temporary):
             os.unlink(temporary)
-        raise
-
-
-def _fail(status: int, text: str) -> int:
-    sys.stderr.write("remote_worker: %s\n" % " ".join(text.split()))
-    return status
 
 
 if __name__ == "__main__":
