@@ -53,7 +53,6 @@ from __future__ import annotations
 import _thread
 import atexit
 import base64
-import concurrent.futures
 import contextlib
 import dataclasses
 import enum
@@ -64,7 +63,6 @@ import itertools
 import json
 import logging
 import math
-import multiprocessing
 import multiprocessing.context
 import operator
 import os
@@ -90,6 +88,7 @@ from concurrent.futures import (
     Future,
     ProcessPoolExecutor,
     ThreadPoolExecutor,
+    wait,
 )
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING
 from queue import Empty, Full, Queue, SimpleQueue
@@ -271,15 +270,13 @@ class Histogram:
             octaves[index // 4] += count
         if not octaves:
             return "nothing counted"
-        lines = []
-        for octave in range(min(octaves), max(octaves) + 1):
-            count = octaves[octave]
-            if count:
-                span = f"{_seconds(2 ** octave)} - {_seconds(2 ** (octave + 1))}"
-                bar = "#" * math.ceil(36 * count / max(octaves.values()))
-                lines.append(f"{span:>19}  {bar:<36} {count:>5}")
-            elif octaves[octave - 1]:
+        lines: list[str] = []
+        for octave, count in sorted(octaves.items()):
+            if lines and not octaves[octave - 1]:
                 lines.append(f"{'...':>19}")
+            span = f"{_seconds(2 ** octave)} - {_seconds(2 ** (octave + 1))}"
+            bar = "#" * math.ceil(36 * count / max(octaves.values()))
+            lines.append(f"{span:>19}  {bar:<36} {count:>5}")
         lines.append(f"count {self.count}   {self._percentiles()}")
         return "\n".join(lines)
 
@@ -332,7 +329,7 @@ class BaseExecutor(Executor):
             raise ValueError(
                 f"chunksize ({chunksize}) and buffersize ({buffersize}) must be at least 1")
         deadline = None if timeout is None else monotonic() + timeout
-        items: Any = zip(*iterables)
+        items = zip(*iterables)
         if chunksize == 1:
             return _in_order(self._submitter(fn), items, buffersize, deadline)
         chunks = iter(lambda: tuple(itertools.islice(items, chunksize)), ())
@@ -439,8 +436,8 @@ class ThreadExecutor(PoolExecutor):
     """
 
     def __init__(self, max_workers: int | None = None, *, title: str = "") -> None:
-        size = _or_environment(max_workers, "EXECUTORS_THREADPOOL_SIZE", int)
-        super().__init__(ThreadPoolExecutor(size), title=title)
+        super().__init__(ThreadPoolExecutor(
+            _or_environment(max_workers, "EXECUTORS_THREADPOOL_SIZE", int)), title=title)
 
 
 class ProcessExecutor(PoolExecutor):
@@ -468,9 +465,9 @@ class ProcessExecutor(PoolExecutor):
         self._pool.shutdown()       # the first submission makes one beside the threads of then
 
     def _make(self) -> ProcessPoolExecutor:
-        context = self._context or multiprocessing.get_context()
+        context = self._context
         is_unsafe = sys.version_info >= (3, 12) and threading.active_count() > 1
-        if is_unsafe and not self._context and context.get_start_method() == "fork":
+        if is_unsafe and not context and multiprocessing.get_start_method() == "fork":
             context = multiprocessing.get_context("forkserver")
         return ProcessPoolExecutor(self._size, context)
 
@@ -498,8 +495,8 @@ def _or_environment(given: Any, name: str, convert: Any, default: Any = None) ->
     try:
         return convert(text)
     except (KeyError, ValueError):
-        kind = convert.__name__
-        raise ValueError(f"the environment variable {name} is {text!r}, not a {kind}") from None
+        raise ValueError(f"the environment variable {name} is {text!r}, not a "
+                         f"{convert.__name__}") from None
 
 
 # ──────────────────────────────────────── records and policies ────────────────────────────────────
@@ -530,7 +527,7 @@ class RemoteWorkerRecord:
     python: str | None = None
 
     def __post_init__(self) -> None:
-        machine, path = self.machine, self.python
+        machine = self.machine
         for what, value in ("machine", machine), ("username", self.username):
             if value is not None and not re.fullmatch(r"(?!-)[^\s@/\x00-\x20]+", value):
                 raise ValueError(f"{what} {value!r}: must not be empty, begin with '-', or hold "
@@ -546,9 +543,10 @@ class RemoteWorkerRecord:
         if self.count is not None and self.count < 1:
             raise ValueError(f"count {self.count!r} of {machine}: must be at least 1, or None for "
                              "one per core")
-        if path is not None and not re.fullmatch(r"[\w~./+][\w~./+@%:,=-]*", path, re.ASCII):
-            raise ValueError(f"python {path!r} of {machine}: must be a plain path; make a link to "
-                             "it if it is not")
+        if self.python is not None and not re.fullmatch(
+                r"[\w~./+][\w~./+@%:,=-]*", self.python, re.ASCII):
+            raise ValueError(f"python {self.python!r} of {machine}: must be a plain path; make a "
+                             "link to it if it is not")
 
     @classmethod
     def parse(cls, text: str) -> RemoteWorkerRecord:
@@ -619,8 +617,8 @@ class RoundRobinRemoteWorkerSelectionPolicy(RemoteWorkerSelectionPolicy):
 
     def choose(self, ready: Sequence[RemoteWorkerRecord],
                avoid: Container[str] = ()) -> int | None:
-        for turn in range(self._next, self._next + len(ready)):
-            index = turn % len(ready)
+        for turn in range(len(ready)):
+            index = (self._next + turn) % len(ready)
             if ready[index].machine not in avoid:
                 self._next = index + 1
                 return index
@@ -1851,11 +1849,11 @@ _SHIPPABLE = {"executors", "remote_worker", "cloudpickle"}      # wherever they 
 @functools.cache
 def _is_installed(path: str) -> bool:
     import sysconfig
-    paths = sysconfig.get_paths()
-    roots = [paths[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")]
     path = os.path.realpath(path)
     is_site = {"site-packages", "dist-packages"} & {*path.split(os.sep)}
-    return bool(is_site) or path.startswith(tuple(os.path.realpath(one) + os.sep for one in roots))
+    return bool(is_site) or path.startswith(tuple(
+        os.path.realpath(sysconfig.get_path(key)) + os.sep
+        for key in ("stdlib", "platstdlib", "purelib", "platlib")))
 
 
 def _find_spec(name: str) -> Any:
@@ -1879,14 +1877,15 @@ def _find_source(name: str) -> Any:
         spec = _find_spec(name)
         if not spec:
             return None
-        locations, origin = spec.submodule_search_locations, spec.origin
+        locations = spec.submodule_search_locations
+        origin = spec.origin
         if isinstance(spec.loader, wire.SourceLoader):      # we are in a task: it was sent here
             return origin, spec.loader.get_source(name), locations is not None
         if not spec.has_location:
-            is_ours = locations is not None and not all(map(_is_installed, locations))
+            is_ours = not all(map(_is_installed, locations or ()))
             return (wire.ModuleFinder.NAMESPACE, "", True) if is_ours else None
-        is_ours = not _is_installed(origin) or name.partition(".")[0] in _SHIPPABLE
-        if not is_ours or not origin.endswith(".py"):
+        is_theirs = _is_installed(origin) and name.partition(".")[0] not in _SHIPPABLE
+        if is_theirs or not origin.endswith(".py"):
             return None
         with open(origin, "rb") as file:
             return origin, importlib.util.decode_source(file.read()), locations is not None
@@ -2547,15 +2546,15 @@ class RemoteExecutor(BaseExecutor):
             raise ValueError("workers is empty: name at least one machine, or ':' for this one")
         schedule_backups = _or_environment(
             schedule_backups, "EXECUTORS_SCHEDULE_REMOTE_BACKUPS", _boolean, True)
-        max_failures = _or_environment(
+        max_bundle_failures = _or_environment(
             max_bundle_failures, "EXECUTORS_MAX_BUNDLE_FAILURES", int, 3)
         limit = math.inf if bundle_timeout is None else bundle_timeout
-        for name, value in (("max_bundle_failures", max_failures),
+        for name, value in (("max_bundle_failures", max_bundle_failures),
                             ("heartbeat_seconds", heartbeat_seconds), ("bundle_timeout", limit)):
             if not value > 0:
                 raise ValueError(f"{name} is {value!r}; it must be more than 0")
         scheduler = _Scheduler(policy or WeightedRandomRemoteWorkerSelectionPolicy(),
-                               _Rules(schedule_backups, max_failures, limit))
+                               _Rules(schedule_backups, max_bundle_failures, limit))
         paths = [files] if isinstance(files, (str, os.PathLike)) else files
         self._supervisor = _Supervisor(
             scheduler, self.title, [*ssh_options], _Files([os.fspath(path) for path in paths]),
@@ -2608,8 +2607,8 @@ class RemoteExecutor(BaseExecutor):
 
 
 def _boolean(text: str) -> bool:
-    return {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False,
-            "no": False, "off": False}[text.lower()]
+    import configparser
+    return configparser.ConfigParser.BOOLEAN_STATES[text.lower()]
 
 
 # ─────────────────────────────────────────── scoreboard ───────────────────────────────────────────
@@ -2742,18 +2741,20 @@ def _trace_events(spans: Sequence[_Span]) -> list[dict[str, Any]]:
     pids: dict[_Worker, int] = {}
     names: dict[tuple[str, int, int], str] = {}
     events: dict[int, dict[str, Any]] = {}
-    times = _times(spans)
-    zero = min(times)[0] if times else 0.0
-    for span, (start, end) in zip(spans, times):
+    starts = _starts(spans)
+    zero = min(starts.values(), default=0.0)
+    for span in spans:
         pid = pids.setdefault(span.worker, len(pids) + 1)
-        tid, name = span.slot, f"slot {span.slot}"
+        tid = span.slot
+        name = f"slot {tid}"
         if tid == wire.NO_SLOT:     # it is not known where it ran: in a row of its own
-            tid, name = 1000 + len(names), "slot not known"
+            tid = 1000 + len(names)
+            name = "slot not known"
         names["process_name", pid, 0] = str(span.worker.record)
         names["thread_name", pid, tid] = name
         events[span.ident] = {
-            "ph": "X", "pid": pid, "tid": tid, "ts": 1e6 * (start - zero),
-            "dur": 1e6 * (end - start), "name": span.name, "cat": span.outcome,
+            "ph": "X", "pid": pid, "tid": tid, "ts": 1e6 * (starts[span.ident] - zero),
+            "dur": 1e6 * span.ran, "name": span.name, "cat": span.outcome,
             "args": {"attempt": span.ident, "outcome": span.outcome}}
     heads = [{"ph": "M", "name": what, "pid": pid, "tid": tid, "args": {"name": name}}
              for (what, pid, tid), name in names.items()]
@@ -2764,30 +2765,33 @@ def _trace_events(spans: Sequence[_Span]) -> list[dict[str, Any]]:
     return [*heads, *events.values(), *arrows]
 
 
-def _times(spans: Sequence[_Span]) -> list[tuple[float, float]]:
-    """Return each span's start and end.
+def _starts(spans: Sequence[_Span]) -> dict[int, float]:
+    """Return when each span started, by its identifier.
 
     What is known of an end is when the result came, many at a time perhaps. So it ended then, or
     when its slot began the next.
     """
-    times = []
+    starts: dict[int, float] = {}
     next_starts: dict[Any, float] = {}
     for span in reversed(spans):
         # What ran nobody knows where was alone there.
         place = span.worker, span.slot if span.slot != wire.NO_SLOT else span
         end = min(span.until, next_starts.get(place, math.inf))
-        next_starts[place] = end - span.ran
-        times.append((end - span.ran, end))
-    return times[::-1]
+        starts[span.ident] = next_starts[place] = end - span.ran
+    return starts
 
 
 def _take_status(title: str, scheduler: _Scheduler, found: Mapping[int, Mapping[str, str]],
                  with_spans: bool) -> RemoteExecutorStatus:
-    now, tally, total = scheduler.now, scheduler.tally, Histogram()
+    now = scheduler.now
+    tally = scheduler.tally
+    total = Histogram()
     running = [one for worker in scheduler.workers for one in worker.running.values()]
     for worker in scheduler.workers:
         total.merge(worker.durations)
-    rate, p50, left = tally.rate(now), total.percentile(50), None
+    rate = tally.rate(now)
+    p50 = total.percentile(50)
+    left = None
     youngest = min((now - attempt.since for attempt in running), default=math.inf)
     if rate and scheduler.up and (scheduler.waiting or youngest < p50):
         left = scheduler.waiting / rate + max(0.0, p50 - youngest)
@@ -2821,8 +2825,8 @@ def _counts(status: Any, *kinds: str) -> list[str]:
 def _wrap_parts(parts: Iterable[str], columns: int) -> list[str]:
     """Join parts with commas into lines that break only between two of them."""
     glued = ", ".join(part.replace(" ", "\0") for part in parts)    # a NUL is no place to break at
-    lines = textwrap.wrap(glued, columns, subsequent_indent="  ")
-    return [line.replace("\0", " ") for line in lines]
+    return [line.replace("\0", " ")
+            for line in textwrap.wrap(glued, columns, subsequent_indent="  ")]
 
 
 def _printable(text: str) -> str:
@@ -2840,20 +2844,12 @@ class _Terminal:
     _RESET = "\x1b7\x1b[r\x1b8\x1b[J"   # no region (which moves the cursor), and nothing below it
     _in_use = threading.Lock()          # who has it draws: two could only overwrite each other
 
-    def __init__(self, stream: Any) -> None:
-        self._fd = stream.fileno()
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
         # See https://no-color.org.
         self._head = "%s" if os.environ.get("NO_COLOR") else "\x1b[1m%s\x1b[m"
         self._shape = 0, 0, 0           # columns, rows and how many of them are ours, while any are
         self._undertaker: Any = ()
-
-    @staticmethod
-    def on(stream: Any) -> _Terminal | None:
-        """Return what draws on a stream, or None if it is no terminal that could."""
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # it is closed, or no file
-            if stream.isatty() and os.environ.get("TERM", "dumb") != "dumb":
-                return _Terminal(stream)
-        return None
 
     def draw(self, status: RemoteExecutorStatus) -> None:
         """Show a status in place of the one before; nothing while another pool shows its own."""
@@ -2861,7 +2857,8 @@ class _Terminal:
             return
         columns, rows = os.get_terminal_size(self._fd)
         lines = status._lines(columns - 1, rows // 2) if columns > 10 else []
-        count, text = len(lines), ""
+        count = len(lines)
+        text = ""
         if self._shape != (columns, rows, count):       # make room below the cursor
             self._shape = columns, rows, count
             text = self._RESET + "\x1bD" * count + f"\x1b[{count}A" * bool(count)
@@ -2911,7 +2908,11 @@ class _Scoreboard:
         self.is_wanted = bool(output)       # what tasks print
         self._show = show
         self._output = output
-        self._terminal = None if show is False else _Terminal.on(sys.stderr)
+        self._terminal: _Terminal | None = None
+        is_dumb = show is False or os.environ.get("TERM", "dumb") == "dumb"
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # it is closed, or no file
+            if not is_dumb and sys.stderr.isatty():
+                self._terminal = _Terminal(sys.stderr.fileno())
         self._beats = 0
         # Functions, each with its arguments; an empty one at the end.
         self._queue: Queue[tuple[Any, ...]] = Queue(1000)
@@ -2920,8 +2921,8 @@ class _Scoreboard:
 
     def show_output(self, machine: str, number: int, data: bytes) -> None:
         """Show whole lines that a task wrote to its stdout (1) or stderr (2)."""
-        text = re.sub(r"\r*\n|\r", "\n", data.decode("utf-8", "replace")).removesuffix("\n")
-        lines = text.split("\n")
+        text = re.sub(r"\r*\n|\r", "\n", data.decode("utf-8", "replace"))
+        lines = text.removesuffix("\n").split("\n")
         stream = "stdout" if number == 1 else "stderr"
         if callable(self._output):
             self._queue.put((self._hand_over, machine, stream, lines))
@@ -2935,8 +2936,7 @@ class _Scoreboard:
         It is the heartbeat's, which waits for nobody: where the queue is full, the next will do.
         """
         self._beats += is_beat
-        is_due = is_beat and self._beats % REPORT_BEATS == 0 and (
-            self._show or _log.isEnabledFor(logging.INFO))
+        is_due = is_beat and self._beats % REPORT_BEATS == 0
         terminal = self._terminal if self._queue.empty() else None
         if self.quiet or not (is_due or terminal):
             return
@@ -3060,19 +3060,19 @@ def parallelize(method: Method | Executor = Method.THREAD) -> Callable[
     >>> sum(wait_all(total(shard) for shard in shards))
     4950
     """
-    def submit(*call: Any, **kwargs: Any) -> Future[_T]:
-        executor: Executor = (getattr(DefaultExecutors(), f"{method.value}_pool")()
-                              if isinstance(method, Method) else method)
-        return executor.submit(*call, **kwargs)
-
     def decorate(fn: Callable[..., _T]) -> Callable[..., Future[_T]]:
+        def submit(*args: Any, **kwargs: Any) -> Future[_T]:
+            executor: Executor = (getattr(DefaultExecutors(), f"{method.value}_pool")()
+                                  if isinstance(method, Method) else method)
+            return executor.submit(fn, *args, **kwargs)
+
         @functools.wraps(fn)
         def call(*args: Any, **kwargs: Any) -> Future[_T]:
             awaited = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, Future)]
             if not awaited:
-                return submit(fn, *args, **kwargs)
+                return submit(*args, **kwargs)
             outer: Future[_T] = Future()
-            _when_done(awaited, lambda: _submit_into(outer, submit, fn, args, kwargs))
+            _when_done(awaited, lambda: _submit_into(outer, submit, args, kwargs))
             return outer
         return call
 
@@ -3089,8 +3089,8 @@ def _when_done(futures: Iterable[Future[Any]], then: Callable[[], None]) -> None
     then()
 
 
-def _submit_into(outer: Future[_T], submit: Callable[..., Future[_T]], fn: Callable[..., _T],
-                 args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _submit_into(outer: Future[_T], submit: Callable[..., Future[_T]], args: Iterable[Any],
+                 kwargs: Mapping[str, Any]) -> None:
     """Submit a call whose arguments have arrived, and pass its outcome on."""
     def value(arg: Any) -> Any:
         return arg.result() if isinstance(arg, Future) else arg
@@ -3104,7 +3104,7 @@ def _submit_into(outer: Future[_T], submit: Callable[..., Future[_T]], fn: Calla
     if outer.set_running_or_notify_cancel():
         try:
             named = {name: value(arg) for name, arg in kwargs.items()}
-            submit(fn, *map(value, args), **named).add_done_callback(pass_on)
+            submit(*map(value, args), **named).add_done_callback(pass_on)
         except BaseException as error:
             outer.set_exception(error)
 
@@ -3112,7 +3112,7 @@ def _submit_into(outer: Future[_T], submit: Callable[..., Future[_T]], fn: Calla
 def wait_all(futures: Iterable[Future[_T]]) -> list[_T]:
     """Return the results of futures in their order, or raise the first failure at once."""
     futures = list(futures)
-    done, _ = concurrent.futures.wait(futures, return_when=FIRST_EXCEPTION)
+    done, _ = wait(futures, return_when=FIRST_EXCEPTION)
     for future in futures:
         if future in done:
             future.result()
@@ -3131,27 +3131,26 @@ _PRIVATE_SSH = (
     "-o \"Subsystem=sftp internal-sftp\"'")
 
 
-@contextlib.contextmanager
-def _private_sshd() -> Iterator[list[str]]:
-    """Yield ssh options that lead to an sshd of our own, with throw-away keys, as this user.
+def _private_sshd(stack: contextlib.ExitStack) -> list[str]:
+    """Return ssh options that lead to an sshd of our own, with throw-away keys, as this user.
 
     There is no daemon and no port: ssh starts it for each login and speaks to it over a pipe
-    (`sshd -i` behind ProxyCommand). It leaves no trace. Raises FileNotFoundError if there is none.
+    (`sshd -i` behind ProxyCommand). The stack's end leaves no trace of it. Raises FileNotFoundError
+    if there is none.
     """
-    places = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin:/sbin"
-    sshd = shutil.which("sshd", path=places)
+    sshd = shutil.which(
+        "sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin:/sbin")
     if not sshd:
         raise FileNotFoundError("there is no sshd on this machine: apt-get install openssh-server "
                                 "(or your system's package of OpenSSH's server)")
-    with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="executors-sshd-"))
-        if os.getuid() == 0 and not os.path.exists("/run/sshd"):
-            os.mkdir("/run/sshd", 0o755)        # sshd insists on it, if root starts it
-            stack.callback(os.rmdir, "/run/sshd")
-        for key in "host", "user":
-            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", f"{folder}/{key}"],
-                           check=True)
-        yield shlex.split(_PRIVATE_SSH.format(folder=folder, sshd=sshd))
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="executors-sshd-"))
+    if os.getuid() == 0 and not os.path.exists("/run/sshd"):
+        os.mkdir("/run/sshd", 0o755)        # sshd insists on it, if root starts it
+        stack.callback(os.rmdir, "/run/sshd")
+    for key in "host", "user":
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", f"{folder}/{key}"],
+                       check=True)
+    return shlex.split(_PRIVATE_SSH.format(folder=folder, sshd=sshd))
 
 
 def _count_primes(limit: int) -> tuple[int, str, int]:
@@ -3168,16 +3167,14 @@ def _selftest_one(label: str, pool: BaseExecutor) -> bool:
     print(f"{label}\n{'-' * len(label)}")
     try:
         with pool:
-            answers = list(pool.map(_count_primes, limits, timeout=120))
+            counts, hosts, pids = zip(*pool.map(_count_primes, limits, timeout=120))
             right = pool.submit(lambda n: n + offset, 41).result(timeout=60) == 42
     except Exception as error:
         print(f"FAILED: {wire.describe(error)}\n")
         return False
-    seconds = monotonic() - started
-    counts, hosts, pids = map(list, zip(*answers))
-    right = right and counts == [_count_primes(limit)[0] for limit in limits]
-    print(f"counted primes below {len(limits)} limits in {seconds:.2f} s, on "
+    print(f"counted primes below {len(limits)} limits in {monotonic() - started:.2f} s, on "
           f"{', '.join(sorted({*hosts}))}, in {len({*zip(hosts, pids)})} process(es)")
+    right &= [*counts] == [_count_primes(limit)[0] for limit in limits]
     print(f"{pool.histogram}\n{'right' if right else 'WRONG RESULTS'}\n")
     return right
 
@@ -3186,17 +3183,18 @@ def _selftest(workers: str, ssh_options: list[str]) -> bool:
     results = [_selftest_one("ThreadExecutor", ThreadExecutor(2)),
                _selftest_one("ProcessExecutor", ProcessExecutor(2))]
     with contextlib.ExitStack() as stack:
-        label = f"RemoteExecutor: {workers}"
+        how = ""
         if not workers:
             try:
-                ssh_options = stack.enter_context(_private_sshd())
+                ssh_options = _private_sshd(stack)
                 workers = f"2/localhost python={sys.executable}"
-                label = f"RemoteExecutor: {workers}, by ssh to a private sshd"
+                how = ", by ssh to a private sshd"
             except FileNotFoundError as error:
                 print(f"{error}\nso the remote part runs over a plain pipe, without ssh.\n")
-                workers, label = "2/:", "RemoteExecutor: 2/: (no ssh)"
-        pool = RemoteExecutor(workers.split(","), ssh_options=ssh_options)
-        results.append(_selftest_one(label, pool))
+                workers = "2/:"
+                how = " (no ssh)"
+        results.append(_selftest_one(f"RemoteExecutor: {workers}{how}",
+                                     RemoteExecutor(workers, ssh_options=ssh_options)))
     return all(results)
 
 
@@ -3245,7 +3243,7 @@ class _Checkup(threading.Thread):
             self._pools.callback(pool.shutdown, cancel_futures=True)
             ready = pool.submit(os.getpid)
             while not ready.done():
-                concurrent.futures.wait([ready], 0.1)
+                wait([ready], 0.1)
                 status, = pool.status.workers
                 self.found |= status.found
                 if status.cause:
@@ -3341,8 +3339,7 @@ def _main(arguments: Sequence[str] | None = None) -> int:
     try:
         ssh_options = shlex.split(options.ssh_options)
         if options.check:
-            workers = options.workers or _default_workers()
-            fit = _check(_parse_workers(workers), ssh_options)
+            fit = _check(_parse_workers(options.workers or _default_workers()), ssh_options)
         elif options.selftest:
             fit = _selftest(options.workers, ssh_options)
         else:
