@@ -2731,9 +2731,9 @@ class RemoteExecutorStatus:
         Arguments:
             path: a JSON file in Google's Trace Event Format.
         """
-        events = _trace_events([*map(_Span._make, self._spans)])
         with open(path, "w", encoding="utf-8") as file:
-            json.dump({"traceEvents": events, "displayTimeUnit": "ms"}, file)
+            json.dump({"traceEvents": _trace_events([*map(_Span._make, self._spans)]),
+                       "displayTimeUnit": "ms"}, file)
 
 
 def _trace_events(spans: Sequence[_Span]) -> list[dict[str, Any]]:
@@ -2808,14 +2808,14 @@ def _take_status(title: str, scheduler: _Scheduler, found: Mapping[int, Mapping[
 
 def _take_worker_status(worker: _Worker, now: float, found: Mapping[str, str]) -> WorkerStatus:
     done = worker.durations
-    retry_in = max(worker.retry_at - now, 0.0) if worker.state is _WAITING else 0.0
     longest, function = max(((now - attempt.since, attempt.name)
                              for attempt in worker.running.values()), default=(0.0, ""))
     return WorkerStatus(
         str(worker.record), worker.state.name.lower(), worker.count, len(worker.running),
         len(worker.ahead), done=done.count, p50=done.percentile(50), p95=done.percentile(95),
         longest=longest, function=function, backups=worker.backups, died=worker.died,
-        lost=worker.failures, retry_in=retry_in, cause=worker.cause, found=found)
+        lost=worker.failures, cause=worker.cause, found=found,
+        retry_in=max(worker.retry_at - now, 0.0) if worker.state is _WAITING else 0.0)
 
 
 def _counts(status: Any, *kinds: str) -> list[str]:
@@ -2909,9 +2909,9 @@ class _Scoreboard:
         self._show = show
         self._output = output
         self._terminal: _Terminal | None = None
-        is_dumb = show is False or os.environ.get("TERM", "dumb") == "dumb"
+        may_draw = show is not False and os.environ.get("TERM", "dumb") != "dumb"
         with contextlib.suppress(OSError, ValueError, AttributeError):  # it is closed, or no file
-            if not is_dumb and sys.stderr.isatty():
+            if may_draw and sys.stderr.isatty():
                 self._terminal = _Terminal(sys.stderr.fileno())
         self._beats = 0
         # Functions, each with its arguments; an empty one at the end.
