@@ -53,7 +53,6 @@ from __future__ import annotations
 import _thread
 import atexit
 import base64
-import concurrent.futures
 import contextlib
 import dataclasses
 import enum
@@ -64,7 +63,6 @@ import itertools
 import json
 import logging
 import math
-import multiprocessing
 import multiprocessing.context
 import operator
 import os
@@ -90,9 +88,9 @@ from concurrent.futures import (
     Future,
     ProcessPoolExecutor,
     ThreadPoolExecutor,
+    wait,
 )
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING
-from concurrent.futures.process import BrokenProcessPool
 from queue import Empty, Full, Queue, SimpleQueue
 from time import monotonic, monotonic_ns
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -265,7 +263,7 @@ class Histogram:
         rank = self.count * p / 100
         for index, count in sorted(self._buckets.items()):
             if rank <= count:
-                value: float = 2 ** ((index + rank / count) / 4)
+                value = math.pow(2, (index + rank / count) / 4)
                 return min(max(value, self.minimum), self.maximum)
             rank -= count
         return self.maximum
@@ -276,15 +274,13 @@ class Histogram:
             octaves[index // 4] += count
         if not octaves:
             return "nothing counted"
-        lines = []
-        for octave in range(min(octaves), max(octaves) + 1):
-            count = octaves[octave]
+        lines: list[str] = []
+        for octave, count in sorted(octaves.items()):
+            if lines and not octaves[octave - 1]:
+                lines.append(f"{'...':>19}")
             span = f"{_seconds(2 ** octave)} - {_seconds(2 ** (octave + 1))}"
             bar = "#" * math.ceil(36 * count / max(octaves.values()))
-            if count:
-                lines.append(f"{span:>19}  {bar:<36} {count:>5}")
-            elif octaves[octave - 1]:
-                lines.append(f"{'...':>19}")
+            lines.append(f"{span:>19}  {bar:<36} {count:>5}")
         lines.append(f"count {self.count}   {self._percentiles()}")
         return "\n".join(lines)
 
@@ -337,7 +333,7 @@ class BaseExecutor(Executor):
             raise ValueError(
                 f"chunksize ({chunksize}) and buffersize ({buffersize}) must be at least 1")
         deadline = None if timeout is None else monotonic() + timeout
-        items: Any = zip(*iterables)
+        items = zip(*iterables)
         if chunksize == 1:
             return _in_order(self._submitter(fn), items, buffersize, deadline)
         chunks = iter(lambda: tuple(itertools.islice(items, chunksize)), ())
@@ -428,7 +424,7 @@ class PoolExecutor(BaseExecutor):
                  quiet: bool = False) -> None:
         with self._lock:
             self._closed = True
-        known: dict[str, bool] = {"cancel_futures": True} if cancel_futures else {}
+        known = {"cancel_futures": True} if cancel_futures else {}
         self._pool.shutdown(wait, **known)      # not every adopted pool knows that word
         histogram = self._histogram
         if not quiet and histogram.count:
@@ -444,9 +440,8 @@ class ThreadExecutor(PoolExecutor):
     """
 
     def __init__(self, max_workers: int | None = None, *, title: str = "") -> None:
-        if max_workers is None:
-            max_workers = _from_environment("EXECUTORS_THREADPOOL_SIZE", int)
-        super().__init__(ThreadPoolExecutor(max_workers), title=title)
+        super().__init__(ThreadPoolExecutor(
+            _or_environment(max_workers, "EXECUTORS_THREADPOOL_SIZE", int)), title=title)
 
 
 class ProcessExecutor(PoolExecutor):
@@ -468,17 +463,15 @@ class ProcessExecutor(PoolExecutor):
 
     def __init__(self, max_workers: int | None = None, *, title: str = "",
                  mp_context: multiprocessing.context.BaseContext | None = None) -> None:
-        if max_workers is None:
-            max_workers = _from_environment("EXECUTORS_PROCESSPOOL_SIZE", int)
-        self._size = max_workers
+        self._size = _or_environment(max_workers, "EXECUTORS_PROCESSPOOL_SIZE", int)
         self._context = mp_context
-        self._has_begun = False     # nothing is forked before the first submission
         super().__init__(self._make(), title=title)
+        self._pool.shutdown()       # the first submission makes one beside the threads of then
 
     def _make(self) -> ProcessPoolExecutor:
-        context = self._context or multiprocessing.get_context()
+        context = self._context
         is_unsafe = sys.version_info >= (3, 12) and threading.active_count() > 1
-        if is_unsafe and not self._context and context.get_start_method() == "fork":
+        if is_unsafe and not context and multiprocessing.get_start_method() == "fork":
             context = multiprocessing.get_context("forkserver")
         return ProcessPoolExecutor(self._size, context)
 
@@ -487,33 +480,27 @@ class ProcessExecutor(PoolExecutor):
             call: Any = wire.run_shipped, wire.Shipped((fn, args, kwargs))
         else:
             call = wire.run_plain, fn, *args
-        if not self._has_begun:
-            self._replace(self._pool)
         pool = self._pool
-        try:
+        with contextlib.suppress(RuntimeError):     # it is broken, or it is the one of __init__
             return self._watch(pool.submit(*call))
-        except BrokenProcessPool:
-            self._replace(pool)
-            pool.shutdown(wait=False)
-            return self._watch(self._pool.submit(*call))
-
-    def _replace(self, pool: Executor) -> None:
-        """Make a new pool for one that is broken, or was made beside other threads than now."""
         with self._lock:
             if self._closed:
-                raise RuntimeError("cannot schedule new futures after shutdown") from None
+                raise RuntimeError("cannot schedule new futures after shutdown")
             if self._pool is pool:      # otherwise another thread has replaced it already
                 self._pool = self._make()
-            self._has_begun = True
+        pool.shutdown(wait=False)
+        return self._watch(self._pool.submit(*call))
 
 
-def _from_environment(name: str, convert: Callable[[str], _T], default: Any = None) -> Any:
+def _or_environment(given: Any, name: str, convert: Any, default: Any = None) -> Any:
     text = os.environ.get(name, "").strip()
+    if given is not None or not text:
+        return default if given is None else given
     try:
-        return convert(text) if text else default
+        return convert(text)
     except (KeyError, ValueError):
-        kind = convert.__name__
-        raise ValueError(f"the environment variable {name} is {text!r}, not a {kind}") from None
+        raise ValueError(f"the environment variable {name} is {text!r}, not a "
+                         f"{convert.__name__}") from None
 
 
 # ──────────────────────────────────────── records and policies ────────────────────────────────────
@@ -544,7 +531,7 @@ class RemoteWorkerRecord:
     python: str | None = None
 
     def __post_init__(self) -> None:
-        machine, path = self.machine, self.python
+        machine = self.machine
         for what, value in ("machine", machine), ("username", self.username):
             if value is not None and not re.fullmatch(r"(?!-)[^\s@/\x00-\x20]+", value):
                 raise ValueError(f"{what} {value!r}: must not be empty, begin with '-', or hold "
@@ -560,9 +547,10 @@ class RemoteWorkerRecord:
         if self.count is not None and self.count < 1:
             raise ValueError(f"count {self.count!r} of {machine}: must be at least 1, or None for "
                              "one per core")
-        if path is not None and not re.fullmatch(r"[\w~./+][\w~./+@%:,=-]*", path, re.ASCII):
-            raise ValueError(f"python {path!r} of {machine}: must be a plain path; make a link to "
-                             "it if it is not")
+        if self.python is not None and not re.fullmatch(
+                r"[\w~./+][\w~./+@%:,=-]*", self.python, re.ASCII):
+            raise ValueError(f"python {self.python!r} of {machine}: must be a plain path; make a "
+                             "link to it if it is not")
 
     @classmethod
     def parse(cls, text: str) -> RemoteWorkerRecord:
@@ -633,8 +621,8 @@ class RoundRobinRemoteWorkerSelectionPolicy(RemoteWorkerSelectionPolicy):
 
     def choose(self, ready: Sequence[RemoteWorkerRecord],
                avoid: Container[str] = ()) -> int | None:
-        for turn in range(self._next, self._next + len(ready)):
-            index = turn % len(ready)
+        for turn in range(len(ready)):
+            index = (self._next + turn) % len(ready)
             if ready[index].machine not in avoid:
                 self._next = index + 1
                 return index
@@ -2069,11 +2057,11 @@ _SHIPPABLE = {"executors", "remote_worker", "cloudpickle"}      # wherever they 
 @functools.cache
 def _is_installed(path: str) -> bool:
     import sysconfig
-    paths = sysconfig.get_paths()
-    roots = [paths[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")]
     path = os.path.realpath(path)
     is_site = {"site-packages", "dist-packages"} & {*path.split(os.sep)}
-    return bool(is_site) or path.startswith(tuple(os.path.realpath(one) + os.sep for one in roots))
+    return bool(is_site) or path.startswith(tuple(
+        os.path.realpath(sysconfig.get_path(key)) + os.sep
+        for key in ("stdlib", "platstdlib", "purelib", "platlib")))
 
 
 def _find_spec(name: str) -> Any:
@@ -2097,14 +2085,15 @@ def _find_source(name: str) -> Any:
         spec = _find_spec(name)
         if not spec:
             return None
-        locations, origin = spec.submodule_search_locations, spec.origin
+        locations = spec.submodule_search_locations
+        origin = spec.origin
         if isinstance(spec.loader, wire.SourceLoader):      # we are in a task: it was sent here
             return origin, spec.loader.get_source(name), locations is not None
         if not spec.has_location:
-            is_ours = locations is not None and not all(map(_is_installed, locations))
+            is_ours = not all(map(_is_installed, locations or ()))
             return (wire.ModuleFinder.NAMESPACE, "", True) if is_ours else None
-        is_ours = not _is_installed(origin) or name.partition(".")[0] in _SHIPPABLE
-        if not is_ours or not origin.endswith(".py"):
+        is_theirs = _is_installed(origin) and name.partition(".")[0] not in _SHIPPABLE
+        if is_theirs or not origin.endswith(".py"):
             return None
         with open(origin, "rb") as file:
             return origin, importlib.util.decode_source(file.read()), locations is not None
@@ -2841,11 +2830,10 @@ class RemoteExecutor(BaseExecutor):
         records = _parse_workers(workers)
         if not records:
             raise ValueError("workers is empty: name at least one machine, or ':' for this one")
-        if schedule_backups is None:
-            schedule_backups = _from_environment(
-                "EXECUTORS_SCHEDULE_REMOTE_BACKUPS", _boolean, True)
-        if max_bundle_failures is None:
-            max_bundle_failures = _from_environment("EXECUTORS_MAX_BUNDLE_FAILURES", int, 3)
+        schedule_backups = _or_environment(
+            schedule_backups, "EXECUTORS_SCHEDULE_REMOTE_BACKUPS", _boolean, True)
+        max_bundle_failures = _or_environment(
+            max_bundle_failures, "EXECUTORS_MAX_BUNDLE_FAILURES", int, 3)
         limit = math.inf if bundle_timeout is None else bundle_timeout
         for name, value in (("max_bundle_failures", max_bundle_failures),
                             ("heartbeat_seconds", heartbeat_seconds), ("bundle_timeout", limit)):
@@ -2854,9 +2842,9 @@ class RemoteExecutor(BaseExecutor):
         scheduler = _Scheduler(policy or WeightedRandomRemoteWorkerSelectionPolicy(),
                                _Rules(schedule_backups, max_bundle_failures, limit))
         paths = [files] if isinstance(files, (str, os.PathLike)) else files
-        prepared = _Files([os.fspath(path) for path in paths])
-        self._supervisor = _Supervisor(scheduler, self.title, [*ssh_options], prepared,
-                                       heartbeat_seconds, _Scoreboard(show_status, output))
+        self._supervisor = _Supervisor(
+            scheduler, self.title, [*ssh_options], _Files([os.fspath(path) for path in paths]),
+            heartbeat_seconds, _Scoreboard(show_status, output))
         _prepare_process()
         _supervisors.add(self._supervisor)
         self._finalizer = weakref.finalize(
@@ -2910,8 +2898,8 @@ class RemoteExecutor(BaseExecutor):
 
 
 def _boolean(text: str) -> bool:
-    return {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False,
-            "no": False, "off": False}[text.lower()]
+    import configparser
+    return configparser.ConfigParser.BOOLEAN_STATES[text.lower()]
 
 
 # ─────────────────────────────────────────── scoreboard ───────────────────────────────────────────
@@ -3010,17 +2998,18 @@ class RemoteExecutorStatus:
         names = [worker.worker.split()[0] for worker in self.workers]
         width = min(max(map(len, names), default=0), max(8, columns // 3))
         room = rows - len(lines)
-        shown = len(names) if len(names) <= room else max(0, room - 1)
+        shown = room if len(names) <= room else max(0, room - 1)
         for name, worker in zip(names[:shown], self.workers):
-            line = f"  {name[:width]:{width}}"
-            for n, part in enumerate(worker._parts()):
-                if n and len(line) + 2 + len(part) > columns:
+            first, *others = worker._parts()
+            line = f"  {name[:width]:{width}}  {first}"
+            for part in others:
+                if len(line) + 2 + len(part) > columns:
                     break
                 line += f"  {part}"
             lines.append(line[:columns])
-        if shown < len(names):
-            up = sum(worker.state == "up" for worker in self.workers[shown:])
-            lines.append(f"  ... and {up} more up, {len(names) - shown - up} not up")
+        hidden = [worker.state == "up" for worker in self.workers[shown:]]
+        if hidden:
+            lines.append(f"  ... and {sum(hidden)} more up, {hidden.count(False)} not up")
         return lines[:rows]
 
     def trace(self, path: str | os.PathLike[str]) -> None:
@@ -3033,32 +3022,33 @@ class RemoteExecutorStatus:
         Arguments:
             path: a JSON file in Google's Trace Event Format.
         """
-        events = _trace_events([*map(_Span._make, self._spans)])
         with open(path, "w", encoding="utf-8") as file:
-            json.dump({"traceEvents": events, "displayTimeUnit": "ms"}, file)
+            json.dump({"traceEvents": _trace_events([*map(_Span._make, self._spans)]),
+                       "displayTimeUnit": "ms"}, file)
 
 
 def _trace_events(spans: Sequence[_Span]) -> list[dict[str, Any]]:
     """Return spans as events of the Trace Event Format: a process a machine, a thread a slot."""
     pids: dict[_Worker, int] = {}
-    rows: dict[tuple[int, int], str] = {}
+    names: dict[tuple[str, int, int], str] = {}
     events: dict[int, dict[str, Any]] = {}
-    times = _times(spans)
-    zero = min(times)[0] if times else 0.0
-    for span, (start, end) in zip(spans, times):
+    starts = _starts(spans)
+    zero = min(starts.values(), default=0.0)
+    for span in spans:
         pid = pids.setdefault(span.worker, len(pids) + 1)
-        tid, name = span.slot, f"slot {span.slot}"
+        tid = span.slot
+        name = f"slot {tid}"
         if tid == wire.NO_SLOT:     # it is not known where it ran: in a row of its own
-            tid, name = 1000 + len(rows), "slot not known"
-        rows[pid, tid] = name
+            tid = 1000 + len(names)
+            name = "slot not known"
+        names["process_name", pid, 0] = str(span.worker.record)
+        names["thread_name", pid, tid] = name
         events[span.ident] = {
-            "ph": "X", "pid": pid, "tid": tid, "ts": 1e6 * (start - zero),
-            "dur": 1e6 * (end - start), "name": span.name, "cat": span.outcome,
+            "ph": "X", "pid": pid, "tid": tid, "ts": 1e6 * (starts[span.ident] - zero),
+            "dur": 1e6 * span.ran, "name": span.name, "cat": span.outcome,
             "args": {"attempt": span.ident, "outcome": span.outcome}}
-    names = [("process_name", pid, 0, str(worker.record)) for worker, pid in pids.items()]
-    names += [("thread_name", pid, tid, name) for (pid, tid), name in rows.items()]
     heads = [{"ph": "M", "name": what, "pid": pid, "tid": tid, "args": {"name": name}}
-             for what, pid, tid, name in names]
+             for (what, pid, tid), name in names.items()]
     arrows = [
         {**events[ident], "ph": phase, "bp": "e", "id": span.ident, "name": "again", "cat": "again"}
         for span in spans if span.origin in events
@@ -3066,38 +3056,38 @@ def _trace_events(spans: Sequence[_Span]) -> list[dict[str, Any]]:
     return [*heads, *events.values(), *arrows]
 
 
-def _times(spans: Sequence[_Span]) -> list[tuple[float, float]]:
-    """Return each span's start and end.
+def _starts(spans: Sequence[_Span]) -> dict[int, float]:
+    """Return when each span started, by its identifier.
 
     What is known of an end is when the result came, many at a time perhaps. So it ended then, or
     when its slot began the next.
     """
-    times = []
+    starts: dict[int, float] = {}
     next_starts: dict[Any, float] = {}
     for span in reversed(spans):
         # What ran nobody knows where was alone there.
         place = span.worker, span.slot if span.slot != wire.NO_SLOT else span
         end = min(span.until, next_starts.get(place, math.inf))
-        next_starts[place] = end - span.ran
-        times.append((end - span.ran, end))
-    return times[::-1]
+        starts[span.ident] = next_starts[place] = end - span.ran
+    return starts
 
 
 def _take_status(title: str, scheduler: _Scheduler, found: Mapping[int, Mapping[str, str]],
                  with_spans: bool) -> RemoteExecutorStatus:
-    now, tally, total = scheduler.now, scheduler.tally, Histogram()
+    now = scheduler.now
+    tally = scheduler.tally
+    total = Histogram()
     running = [one for worker in scheduler.workers for one in worker.running.values()]
     for worker in scheduler.workers:
         total.merge(worker.durations)
-    rate, p50, left = tally.rate(now), total.percentile(50), None
+    rate = tally.rate(now)
+    p50 = total.percentile(50)
+    left = None
     youngest = min((now - attempt.since for attempt in running), default=math.inf)
     if rate and scheduler.up and (scheduler.waiting or youngest < p50):
         left = scheduler.waiting / rate + max(0.0, p50 - youngest)
-    spans: list[Any] = []
-    if with_spans:
-        spans += tally.spans
-        spans += [(one.worker, wire.NO_SLOT, one.name, one.ident, one.origin, now, now - one.since,
-                   "running") for one in running]
+    spans = [*tally.spans, *((one.worker, wire.NO_SLOT, one.name, one.ident, one.origin, now,
+                              now - one.since, "running") for one in running)] if with_spans else []
     done, raised, failed, cancelled = tally.settled.values()
     return RemoteExecutorStatus(
         title, scheduler.waiting, scheduler.unfinished - scheduler.waiting, done=done,
@@ -3108,16 +3098,15 @@ def _take_status(title: str, scheduler: _Scheduler, found: Mapping[int, Mapping[
 
 
 def _take_worker_status(worker: _Worker, now: float, found: Mapping[str, str]) -> WorkerStatus:
-    done, retry_in, longest, function = worker.durations, 0.0, 0.0, ""
-    if worker.state is _WAITING:
-        retry_in = max(worker.retry_at - now, 0.0)
-    for oldest in sorted(worker.running.values(), key=lambda attempt: attempt.since)[:1]:
-        longest, function = now - oldest.since, oldest.name
+    done = worker.durations
+    longest, function = max(((now - attempt.since, attempt.name)
+                             for attempt in worker.running.values()), default=(0.0, ""))
     return WorkerStatus(
         str(worker.record), worker.state.name.lower(), worker.count, len(worker.running),
         len(worker.ahead), done=done.count, p50=done.percentile(50), p95=done.percentile(95),
         longest=longest, function=function, backups=worker.backups, died=worker.died,
-        lost=worker.failures, retry_in=retry_in, cause=worker.cause, found=found)
+        lost=worker.failures, cause=worker.cause, found=found,
+        retry_in=max(worker.retry_at - now, 0.0) if worker.state is _WAITING else 0.0)
 
 
 def _counts(status: Any, *kinds: str) -> list[str]:
@@ -3127,8 +3116,8 @@ def _counts(status: Any, *kinds: str) -> list[str]:
 def _wrap_parts(parts: Iterable[str], columns: int) -> list[str]:
     """Join parts with commas into lines that break only between two of them."""
     glued = ", ".join(part.replace(" ", "\0") for part in parts)    # a NUL is no place to break at
-    lines = textwrap.wrap(glued, columns, subsequent_indent="  ")
-    return [line.replace("\0", " ") for line in lines]
+    return [line.replace("\0", " ")
+            for line in textwrap.wrap(glued, columns, subsequent_indent="  ")]
 
 
 def _printable(text: str) -> str:
@@ -3146,22 +3135,12 @@ class _Terminal:
     _RESET = "\x1b7\x1b[r\x1b8\x1b[J"   # no region (which moves the cursor), and nothing below it
     _in_use = threading.Lock()          # who has it draws: two could only overwrite each other
 
-    def __init__(self, stream: Any) -> None:
-        self._fd = stream.fileno()
-        self._bold = self._plain = ""
-        if not os.environ.get("NO_COLOR"):      # https://no-color.org
-            self._bold, self._plain = "\x1b[1m", "\x1b[m"
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        # See https://no-color.org.
+        self._head = "%s" if os.environ.get("NO_COLOR") else "\x1b[1m%s\x1b[m"
         self._shape = 0, 0, 0           # columns, rows and how many of them are ours, while any are
         self._undertaker: Any = ()
-
-    @staticmethod
-    def on(stream: Any) -> _Terminal | None:
-        """Return what draws on a stream, or None if it is no terminal that could."""
-        try:
-            is_able = stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
-            return _Terminal(stream) if is_able else None
-        except (OSError, ValueError, AttributeError):       # it is closed, or not a file
-            return None
 
     def draw(self, status: RemoteExecutorStatus) -> None:
         """Show a status in place of the one before; nothing while another pool shows its own."""
@@ -3169,15 +3148,16 @@ class _Terminal:
             return
         columns, rows = os.get_terminal_size(self._fd)
         lines = status._lines(columns - 1, rows // 2) if columns > 10 else []
-        count, text = len(lines), ""
+        count = len(lines)
+        text = ""
         if self._shape != (columns, rows, count):       # make room below the cursor
             self._shape = columns, rows, count
             text = self._RESET + "\x1bD" * count + f"\x1b[{count}A" * bool(count)
         if lines:       # each time, for a program may have reset it
             text += f"\x1b7\x1b[1;{rows - count}r\x1b8"
-        for row, line in enumerate(lines):
-            look = "" if row else self._bold
-            text += f"\x1b7\x1b[{rows - count + row + 1};1H\x1b[K{look}{line}{self._plain}\x1b8"
+            lines[0] = self._head % lines[0]
+        for row, line in enumerate(lines, rows - count + 1):
+            text += f"\x1b7\x1b[{row};1H\x1b[K{line}\x1b8"
         self._write(text)
 
     def clear(self) -> None:
@@ -3186,22 +3166,22 @@ class _Terminal:
             self._write(self._RESET)
             self._undertaker.kill()
             self._undertaker.communicate()
-            self._undertaker, self._shape = (), (0, 0, 0)
+            self._undertaker = ()
+            self._shape = 0, 0, 0
             self._in_use.release()
 
     def _begin(self) -> bool:
         """Let a process give the lines back in case this one is killed: it sees its input end."""
-        is_free = self._in_use.acquire(blocking=False)
-        if is_free:
-            script = 'cat >/dev/null; printf "%s" "$1"'
-            try:
-                self._undertaker = _spawn(
-                    ["/bin/sh", "-c", script, "sh", self._RESET], stdin=subprocess.PIPE,
-                    stdout=self._fd, stderr=subprocess.DEVNULL)
-            except OSError:
-                self._in_use.release()
-                raise
-        return is_free
+        if not self._in_use.acquire(blocking=False):
+            return False
+        try:
+            self._undertaker = _spawn(
+                ["/bin/sh", "-c", 'cat >/dev/null; printf "%s" "$1"', "sh", self._RESET],
+                stdin=subprocess.PIPE, stdout=self._fd, stderr=subprocess.DEVNULL)
+        except OSError:
+            self._in_use.release()
+            raise
+        return True
 
     def _write(self, text: str) -> None:
         wire.write_all(self._fd, [text.encode()])
@@ -3219,7 +3199,11 @@ class _Scoreboard:
         self.is_wanted = bool(output)       # what tasks print
         self._show = show
         self._output = output
-        self._terminal = None if show is False else _Terminal.on(sys.stderr)
+        self._terminal: _Terminal | None = None
+        may_draw = show is not False and os.environ.get("TERM", "dumb") != "dumb"
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # it is closed, or no file
+            if may_draw and sys.stderr.isatty():
+                self._terminal = _Terminal(sys.stderr.fileno())
         self._beats = 0
         # Functions, each with its arguments; an empty one at the end.
         self._queue: Queue[tuple[Any, ...]] = Queue(1000)
@@ -3228,10 +3212,14 @@ class _Scoreboard:
 
     def show_output(self, machine: str, number: int, data: bytes) -> None:
         """Show whole lines that a task wrote to its stdout (1) or stderr (2)."""
-        text = re.sub(r"\r*\n|\r", "\n", data.decode("utf-8", "replace")).removesuffix("\n")
-        show = self._hand_over if callable(self._output) else self._print
+        text = re.sub(r"\r*\n|\r", "\n", data.decode("utf-8", "replace"))
+        lines = text.removesuffix("\n").split("\n")
         stream = "stdout" if number == 1 else "stderr"
-        self._queue.put((show, machine, stream, text.split("\n")))
+        if callable(self._output):
+            self._queue.put((self._hand_over, machine, stream, lines))
+        else:
+            text = "".join(f"{machine}: {line}\n" for line in lines)
+            self._queue.put((self._write, stream, text))
 
     def tick(self, take: Callable[[], RemoteExecutorStatus], is_beat: bool) -> None:
         """Redraw the status while tasks run, if the terminal keeps up; sometimes report it.
@@ -3240,22 +3228,18 @@ class _Scoreboard:
         """
         self._beats += is_beat
         is_due = is_beat and self._beats % REPORT_BEATS == 0
-        is_due = is_due and bool(self._show or _log.isEnabledFor(logging.INFO))
         terminal = self._terminal if self._queue.empty() else None
         if self.quiet or not (is_due or terminal):
             return
         status = take()
-        is_busy = bool(status.running or status.waiting)
+        is_busy = status.running or status.waiting
         if is_due and is_busy:
             _log.info("%s", status)
-        try:
+        with contextlib.suppress(Full):
             if terminal:
-                draw, clear = (terminal.draw, status), (terminal.clear,)
-                self._queue.put_nowait(draw if is_busy else clear)
+                self._queue.put_nowait((terminal.draw, status) if is_busy else (terminal.clear,))
             elif is_due and is_busy and self._show:
                 self._queue.put_nowait((self._write, "stderr", f"{status}\n"))
-        except Full:
-            pass
 
     def finish(self, status: RemoteExecutorStatus, histogram: Histogram) -> None:
         """Leave a line and the histogram behind, and end."""
@@ -3283,9 +3267,6 @@ class _Scoreboard:
                 self._output(machine, stream, line)     # type: ignore[operator]
             except Exception:
                 _log.exception("the function that output= names raised")
-
-    def _print(self, machine: str, stream: str, lines: Iterable[str]) -> None:
-        self._write(stream, "".join(f"{machine}: {line}\n" for line in lines))
 
     def _write(self, stream: str, text: str) -> None:
         file = getattr(sys, stream)
@@ -3370,20 +3351,19 @@ def parallelize(method: Method | Executor = Method.THREAD) -> Callable[
     >>> sum(wait_all(total(shard) for shard in shards))
     4950
     """
-    def submit(fn: Callable[..., _T], *args: Any, **kwargs: Any) -> Future[_T]:
-        executor: Any = method
-        if isinstance(method, Method):
-            executor = getattr(DefaultExecutors(), f"{method.value}_pool")()
-        return executor.submit(fn, *args, **kwargs)     # type: ignore[no-any-return]
-
     def decorate(fn: Callable[..., _T]) -> Callable[..., Future[_T]]:
+        def submit(*args: Any, **kwargs: Any) -> Future[_T]:
+            executor: Executor = (getattr(DefaultExecutors(), f"{method.value}_pool")()
+                                  if isinstance(method, Method) else method)
+            return executor.submit(fn, *args, **kwargs)
+
         @functools.wraps(fn)
         def call(*args: Any, **kwargs: Any) -> Future[_T]:
             awaited = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, Future)]
             if not awaited:
-                return submit(fn, *args, **kwargs)
+                return submit(*args, **kwargs)
             outer: Future[_T] = Future()
-            _when_done(awaited, lambda: _submit_into(outer, submit, fn, args, kwargs))
+            _when_done(awaited, lambda: _submit_into(outer, submit, args, kwargs))
             return outer
         return call
 
@@ -3400,8 +3380,8 @@ def _when_done(futures: Iterable[Future[Any]], then: Callable[[], None]) -> None
     then()
 
 
-def _submit_into(outer: Future[_T], submit: Callable[..., Future[_T]], fn: Callable[..., _T],
-                 args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _submit_into(outer: Future[_T], submit: Callable[..., Future[_T]], args: Iterable[Any],
+                 kwargs: Mapping[str, Any]) -> None:
     """Submit a call whose arguments have arrived, and pass its outcome on."""
     def value(arg: Any) -> Any:
         return arg.result() if isinstance(arg, Future) else arg
@@ -3415,7 +3395,7 @@ def _submit_into(outer: Future[_T], submit: Callable[..., Future[_T]], fn: Calla
     if outer.set_running_or_notify_cancel():
         try:
             named = {name: value(arg) for name, arg in kwargs.items()}
-            submit(fn, *map(value, args), **named).add_done_callback(pass_on)
+            submit(*map(value, args), **named).add_done_callback(pass_on)
         except BaseException as error:
             outer.set_exception(error)
 
@@ -3423,7 +3403,7 @@ def _submit_into(outer: Future[_T], submit: Callable[..., Future[_T]], fn: Calla
 def wait_all(futures: Iterable[Future[_T]]) -> list[_T]:
     """Return the results of futures in their order, or raise the first failure at once."""
     futures = list(futures)
-    done, _ = concurrent.futures.wait(futures, return_when=FIRST_EXCEPTION)
+    done, _ = wait(futures, return_when=FIRST_EXCEPTION)
     for future in futures:
         if future in done:
             future.result()
@@ -3433,82 +3413,59 @@ def wait_all(futures: Iterable[Future[_T]]) -> list[_T]:
 # ────────────────────────────────────────── command line ──────────────────────────────────────────
 
 
-_SSHD_CONFIG = """
-HostKey {folder}/host
-AuthorizedKeysFile {folder}/user.pub
-StrictModes no
-UsePAM no
-PasswordAuthentication no
-KbdInteractiveAuthentication no
-Subsystem sftp internal-sftp
-"""
-_SSH_CONFIG = """
-Host localhost
-ProxyCommand {sshd} -i -f {folder}/sshd_config -E {folder}/log
-IdentityFile {folder}/user
-IdentitiesOnly yes
-UserKnownHostsFile {folder}/known_hosts
-StrictHostKeyChecking yes
-"""
+# There is no doubt who is at the other end of a pipe: no known hosts.
+_PRIVATE_SSH = (
+    "-F /dev/null -i {folder}/user -o IdentitiesOnly=yes -o UserKnownHostsFile=/dev/null "
+    "-o StrictHostKeyChecking=no -o 'ProxyCommand={sshd} -i -f /dev/null -E {folder}/log "
+    "-o HostKey={folder}/host -o AuthorizedKeysFile={folder}/user.pub -o StrictModes=no "
+    "-o UsePAM=no -o PasswordAuthentication=no -o KbdInteractiveAuthentication=no "
+    "-o \"Subsystem=sftp internal-sftp\"'")
 
 
-@contextlib.contextmanager
-def _private_sshd() -> Iterator[list[str]]:
-    """Yield ssh options that lead to an sshd of our own, with throw-away keys, as this user.
+def _private_sshd(stack: contextlib.ExitStack) -> list[str]:
+    """Return ssh options that lead to an sshd of our own, with throw-away keys, as this user.
 
     There is no daemon and no port: ssh starts it for each login and speaks to it over a pipe
-    (`sshd -i` behind ProxyCommand). It leaves no trace. Raises FileNotFoundError if there is none.
+    (`sshd -i` behind ProxyCommand). The stack's end leaves no trace of it. Raises FileNotFoundError
+    if there is none.
     """
-    places = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin:/sbin"
-    sshd = shutil.which("sshd", path=places)
+    sshd = shutil.which(
+        "sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin:/sbin")
     if not sshd:
         raise FileNotFoundError("there is no sshd on this machine: apt-get install openssh-server "
                                 "(or your system's package of OpenSSH's server)")
-    with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="executors-sshd-"))
-        if os.getuid() == 0 and not os.path.exists("/run/sshd"):
-            os.mkdir("/run/sshd", 0o755)        # sshd insists on it, if root starts it
-            stack.callback(os.rmdir, "/run/sshd")
-        for key in "host", "user":
-            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", f"{folder}/{key}"],
-                           check=True)
-        with open(f"{folder}/host.pub", encoding="ascii") as file:
-            known = f"localhost {file.read()}"
-        for name, text in (("sshd_config", _SSHD_CONFIG), ("config", _SSH_CONFIG),
-                           ("known_hosts", known)):
-            with open(f"{folder}/{name}", "w", encoding="ascii") as file:
-                file.write(text.format(folder=folder, sshd=sshd))
-        yield ["-F", f"{folder}/config"]
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="executors-sshd-"))
+    if os.getuid() == 0 and not os.path.exists("/run/sshd"):
+        os.mkdir("/run/sshd", 0o755)        # sshd insists on it, if root starts it
+        stack.callback(os.rmdir, "/run/sshd")
+    for key in "host", "user":
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", f"{folder}/{key}"],
+                       check=True)
+    return shlex.split(_PRIVATE_SSH.format(folder=folder, sshd=sshd))
 
 
 def _count_primes(limit: int) -> tuple[int, str, int]:
     """Return how many primes are below `limit`, and who counted them; what the selftest runs."""
-    sieve = bytearray([1]) * limit
-    sieve[:2] = b"\0\0"
-    for n in range(2, int(limit ** 0.5) + 1):
-        if sieve[n]:
-            sieve[n * n::n] = bytes(len(range(n * n, limit, n)))
-    return sum(sieve), os.uname().nodename, os.getpid()
+    primes = [n for n in range(2, limit) if all(n % m for m in range(2, math.isqrt(n) + 1))]
+    return len(primes), os.uname().nodename, os.getpid()
 
 
 def _selftest_one(label: str, pool: BaseExecutor) -> bool:
     """Run real work on one executor and say what it saw; return whether all was right."""
-    limits = [100_000 + 10_000 * n for n in range(40)]
+    limits = range(1000, 9000, 200)
     offset = 1
     started = monotonic()
     print(f"{label}\n{'-' * len(label)}")
     try:
         with pool:
-            answers = list(pool.map(_count_primes, limits, timeout=120))
+            counts, hosts, pids = zip(*pool.map(_count_primes, limits, timeout=120))
             right = pool.submit(lambda n: n + offset, 41).result(timeout=60) == 42
     except Exception as error:
         print(f"FAILED: {wire.describe(error)}\n")
         return False
-    seconds = monotonic() - started
-    counts, hosts, pids = map(list, zip(*answers))
-    right = right and counts == [_count_primes(limit)[0] for limit in limits]
-    print(f"counted primes below {len(limits)} limits in {seconds:.2f} s, on "
+    print(f"counted primes below {len(limits)} limits in {monotonic() - started:.2f} s, on "
           f"{', '.join(sorted({*hosts}))}, in {len({*zip(hosts, pids)})} process(es)")
+    right &= [*counts] == [_count_primes(limit)[0] for limit in limits]
     print(f"{pool.histogram}\n{'right' if right else 'WRONG RESULTS'}\n")
     return right
 
@@ -3517,21 +3474,22 @@ def _selftest(workers: str, ssh_options: list[str]) -> bool:
     results = [_selftest_one("ThreadExecutor", ThreadExecutor(2)),
                _selftest_one("ProcessExecutor", ProcessExecutor(2))]
     with contextlib.ExitStack() as stack:
-        label = f"RemoteExecutor: {workers}"
+        how = ""
         if not workers:
             try:
-                ssh_options = stack.enter_context(_private_sshd())
+                ssh_options = _private_sshd(stack)
                 workers = f"2/localhost python={sys.executable}"
-                label = f"RemoteExecutor: {workers}, by ssh to a private sshd"
+                how = ", by ssh to a private sshd"
             except FileNotFoundError as error:
                 print(f"{error}\nso the remote part runs over a plain pipe, without ssh.\n")
-                workers, label = "2/:", "RemoteExecutor: 2/: (no ssh)"
-        pool = RemoteExecutor(workers.split(","), ssh_options=ssh_options)
-        results.append(_selftest_one(label, pool))
+                workers = "2/:"
+                how = " (no ssh)"
+        results.append(_selftest_one(f"RemoteExecutor: {workers}{how}",
+                                     RemoteExecutor(workers, ssh_options=ssh_options)))
     return all(results)
 
 
-class _Checkup:
+class _Checkup(threading.Thread):
     """What `--check` finds out about one machine, stage by stage, in a thread of its own.
 
     It is a pool of that machine alone that is observed; and another one, with files, for scp.
@@ -3541,25 +3499,26 @@ class _Checkup:
     _handshakes = threading.Semaphore(HANDSHAKES)
 
     def __init__(self, record: RemoteWorkerRecord, ssh_options: list[str]) -> None:
+        super().__init__(name=f"check of {record.machine}")
         self.record = record
-        self.found: Mapping[str, str] = {}
+        self.found: dict[str, str] = {}
         self.failure = ""
         self._ssh_options = [*ssh_options, "-v"]
         self._pools = contextlib.ExitStack()
-        self.thread = threading.Thread(target=self._run, name=f"check of {record.machine}")
-        self.thread.start()
+        self.start()
 
-    def _run(self) -> None:
+    def run(self) -> None:
+        """Go through the stages."""
         try:
             with self._pools, tempfile.NamedTemporaryFile() as file:
                 pool = self._connect()
                 trip = min(self._time(pool, os.getpid) for _ in range(6))
                 there = self._time(pool, len, os.urandom(4 << 20))
                 back = self._time(pool, os.urandom, 4 << 20)
-                speed = f"{4.2 / there:.3g}/{4.2 / back:.3g}"
-                self.found = {**self.found, "trip": _seconds(trip), "MB/s": speed}
+                self.found["trip"] = _seconds(trip)
+                self.found["MB/s"] = f"{4.2 / there:.3g}/{4.2 / back:.3g}"
                 if self.record.machine == ":":
-                    self.found = {**self.found, "scp": "-"}
+                    self.found["scp"] = "-"
                     return
                 file.write(os.urandom(1000))
                 file.flush()
@@ -3575,9 +3534,9 @@ class _Checkup:
             self._pools.callback(pool.shutdown, cancel_futures=True)
             ready = pool.submit(os.getpid)
             while not ready.done():
-                concurrent.futures.wait([ready], 0.1)
+                wait([ready], 0.1)
                 status, = pool.status.workers
-                self.found = {**self.found, **status.found}
+                self.found |= status.found
                 if status.cause:
                     raise ExecutorError(status.cause)
             ready.result()
@@ -3591,7 +3550,7 @@ class _Checkup:
     def stop(self) -> None:
         """End it, wherever it is."""
         self._pools.close()
-        self.thread.join()
+        self.join()
 
     @property
     def stage(self) -> str:
@@ -3613,10 +3572,9 @@ def _check_lines(checkups: Sequence[_Checkup], columns: int) -> list[str]:
     """Lay out what is known as a table, or as a list where that is too wide; below, failures."""
     rows = [["", *_Checkup.STAGES], *([one.record.login, *one.cells()] for one in checkups)]
     widths = [max(map(len, column)) for column in zip(*rows)]
-    gap = 2 if sum(widths) + 2 * len(widths) <= columns else 1
-    widths[0] = min(widths[0], max(12, columns - sum(widths[1:]) - gap * len(widths)))
-    space = " " * gap
-    lines = [space.join(f"{cell[:width]:{width}}" for cell, width in zip(row, widths)).rstrip()
+    gap = "  " if sum(widths) + 2 * len(widths) <= columns else " "
+    widths[0] = min(widths[0], max(12, columns - sum(widths[1:]) - len(gap * len(widths))))
+    lines = [gap.join(f"{cell[:width]:{width}}" for cell, width in zip(row, widths)).rstrip()
              for row in rows]
     if max(map(len, lines)) > columns:
         lines = []
@@ -3633,10 +3591,11 @@ def _check_lines(checkups: Sequence[_Checkup], columns: int) -> list[str]:
 def _check(records: Sequence[RemoteWorkerRecord], ssh_options: list[str]) -> bool:
     """Diagnose every machine side by side, as a table while it happens; return if all are fit."""
     checkups = [_Checkup(record, ssh_options) for record in records]
-    late, drawn = checkups, 0
+    late = checkups
+    drawn = 0
     try:
         while late:
-            late = [one for one in checkups if one.thread.is_alive()]
+            late = [one for one in checkups if one.is_alive()]
             columns, height = shutil.get_terminal_size()
             lines = _check_lines(checkups, columns - 1)
             if late and len(lines) >= height:
@@ -3646,7 +3605,7 @@ def _check(records: Sequence[RemoteWorkerRecord], ssh_options: list[str]) -> boo
                 print(f"\x1b[{drawn}A\x1b[J" * bool(drawn) + "\n".join(lines), flush=True)
                 drawn = len(lines)
             for one in late:
-                one.thread.join(0.2 / len(late))
+                one.join(0.2 / len(late))
         return not any(one.failure for one in checkups)
     finally:
         for one in checkups:
@@ -3671,8 +3630,7 @@ def _main(arguments: Sequence[str] | None = None) -> int:
     try:
         ssh_options = shlex.split(options.ssh_options)
         if options.check:
-            workers = options.workers or _default_workers()
-            fit = _check(_parse_workers(workers), ssh_options)
+            fit = _check(_parse_workers(options.workers or _default_workers()), ssh_options)
         elif options.selftest:
             fit = _selftest(options.workers, ssh_options)
         else:
