@@ -91,7 +91,7 @@ from concurrent.futures import (
     wait,
 )
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING
-from queue import Empty, Full, Queue, SimpleQueue
+from queue import Empty, SimpleQueue
 from time import monotonic, monotonic_ns
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -968,9 +968,9 @@ class _Scheduler:
         """A machine was lost: remember what ran there, and convict who took it down.
 
         What was running when machines were lost, twice, is a suspect and runs alone from then on.
-        So the innocent are cleared, for they complete. Who is lost then is convicted, if it is
-        `max_bundle_failures` times, and its machines were not lost more often without it: then it
-        is they that go up and down.
+        So the innocent are cleared, for they complete. Who is lost once more is convicted, if it is
+        more than `max_bundle_failures` times in all, and two thirds of the losses of its machines
+        are its: otherwise it is they that go up and down.
         """
         if worker.running:
             # Who was up for that long is no machine that goes up and down.
@@ -984,8 +984,8 @@ class _Scheduler:
             number = len(bundle.losses)
             machines = {one for one, _ in bundle.losses}
             is_alone = worker.is_reserved and len(worker.running) == 1 and number > 2
-            if (is_alone and number >= self._rules.max_bundle_failures
-                    and sum(one.losses for one in machines) < 2 * number):
+            if (is_alone and number > self._rules.max_bundle_failures
+                    and 2 * sum(one.losses for one in machines) < 3 * number):
                 for one, _ in bundle.losses:
                     one.losses -= 1
                 losses = [(one.machine, f"the machine was lost: {why}", "")
@@ -1575,7 +1575,7 @@ _SSH_LETTERS = {
 
 
 def _parse_options(words: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Yield `(letter, value)` of arguments for ssh. Raises ValueError on those that break a link."""
+    """Yield `(letter, value)` of arguments for ssh. Raises ValueError on what breaks a link."""
     remaining = iter(words)
     for word in remaining:
         if not re.match("-[^-]", word):
@@ -1650,7 +1650,7 @@ class _Login:
         self._complaint = f"nothing was heard for {HELLO_SECONDS:g} s"      # what to say then
 
     def open(self, files: Mapping[str, _File], config: Mapping[str, Any],
-             stuck: SimpleQueue[Any]) -> _Channel:
+             stuck: SimpleQueue[Any], is_expected: Callable[[int, int], bool]) -> _Channel:
         """Start the shim and copy files to it. Raises _Down, with ssh's own words."""
         magic = os.urandom(12).hex()
         try:
@@ -1666,7 +1666,7 @@ class _Login:
             self._await_magic(magic.encode(), fd, out)
             wire.enlarge(fd)
             wire.enlarge(out)
-            reader = wire.MessageReader(out)
+            reader = wire.MessageReader(out, is_expected)
             wire.write_all(fd, [_bootstrap()])
             hello = self._await(reader, wire.HELLO)
             self.cores, self.shim, self.guardian = wire.GREETING.unpack(hello)
@@ -1996,9 +1996,8 @@ class _Channel:
             frames.append(wire.frame(wire.FORGET, ident))
         return wire.message(wire.FUNCTION, function.ident, 0, function.packed) + frames
 
-    def read(self, is_expected: Callable[[int], bool]) -> list[tuple[int, int, int, Any]]:
+    def read(self) -> list[tuple[int, int, int, Any]]:
         """Wait for messages. Raises EOFError, OSError or FrameError at the link's end."""
-        self._reader.is_expected = is_expected
         self._is_reading = True
         messages: list[tuple[int, int, int, Any]] = self._reader.read()
         self._reads += 1
@@ -2312,7 +2311,8 @@ class _Supervisor:
     """
 
     def __init__(self, scheduler: _Scheduler, title: str, ssh_options: list[str], files: _Files,
-                 heartbeat_seconds: float, board: _Scoreboard) -> None:
+                 heartbeat_seconds: float, board: _Scoreboard, sends_modules: bool) -> None:
+        self.sends_modules = sends_modules
         self.scheduler = scheduler
         self.title = title
         self.ssh_options = ssh_options
@@ -2630,7 +2630,8 @@ class _Reader:
         config = {"lease": LEASE_BEATS * supervisor.heartbeat_seconds,
                   "output": supervisor.board.is_wanted}
         try:
-            self._channel = login.open(supervisor.files.by_name, config, self._stuck)
+            self._channel = login.open(
+                supervisor.files.by_name, config, self._stuck, self._is_expected)
             supervisor.channels[self._link] = self._channel
             self._log(logging.INFO, f"is up: {login.cores} cores, {login.found['python']}")
             self._tell(_Scheduler.is_up, login.cores)
@@ -2666,7 +2667,7 @@ class _Reader:
         """Return when the link ends as we meant it to. Raises _Down when it ends otherwise."""
         while True:
             try:
-                messages = self._channel.read(self._is_expected)
+                messages = self._channel.read()
                 for kind, group in itertools.groupby(messages, operator.itemgetter(0)):
                     if kind in (wire.RESULT, wire.ERROR):
                         self._tell(_Scheduler.finish, [*group])
@@ -2679,9 +2680,11 @@ class _Reader:
                 self._tell(_Scheduler.left)
                 return
 
-    def _is_expected(self, ident: int) -> bool:
-        """Tell whether a result may come; what is to be killed may still have one."""
-        return ident in self._worker.running or ident in self._worker.ahead
+    def _is_expected(self, kind: int, ident: int) -> bool:
+        """Tell whether a message may come: a result, even of what is to be killed."""
+        worker = self._worker
+        is_result = kind in (wire.RESULT, wire.ERROR)
+        return is_result and (ident in worker.ahead or ident in worker.running)
 
     def _hear(self, kind: int, ident: int, body: bytes) -> None:
         try:
@@ -2691,7 +2694,9 @@ class _Reader:
                 f"a message of kind {kind} makes no sense ({wire.describe(error)})") from None
 
     def _on_output(self, number: int, body: bytes) -> None:
-        self._supervisor.board.show_output(self._worker.machine, number, body)
+        printed = functools.partial(wire.frame, wire.PRINTED, len(body))
+        self._supervisor.board.show_output(
+            self._worker.machine, number, body, lambda: self._channel.send([printed()]))
 
     def _on_died(self, ident: int, body: bytes) -> None:
         self._channel.forget(ident)
@@ -2802,6 +2807,8 @@ class RemoteExecutor(BaseExecutor):
         show_status: False shows nothing; by default a scoreboard stands at the bottom of the
             terminal while tasks run, if stderr is one; True prints the status every few heartbeats
             if it is not. The log has it at INFO in any case.
+        modules: whether tasks may import the modules of this project, whose source a worker then
+            asks for. Any module of it can be asked for: one with passwords, too.
         output: what becomes of what tasks print: by default it is printed here, each line headed by
             its machine; False drops it; a function is called with `(machine, "stdout" or "stderr",
             line)`, one at a time, in a thread of its own.
@@ -2824,12 +2831,15 @@ class RemoteExecutor(BaseExecutor):
                  files: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] = (),
                  schedule_backups: bool | None = None, max_bundle_failures: int | None = None,
                  bundle_timeout: float | None = None, heartbeat_seconds: float = 5.0,
-                 show_status: bool | None = None,
+                 show_status: bool | None = None, modules: bool = True,
                  output: bool | Callable[[str, str, str], object] = True) -> None:
         super().__init__(title)
         records = _parse_workers(workers)
         if not records:
             raise ValueError("workers is empty: name at least one machine, or ':' for this one")
+        if sys.is_finalizing():
+            raise RuntimeError("it is too late to make an executor: the interpreter shuts down")
+        [*_parse_options(ssh_options)]
         schedule_backups = _or_environment(
             schedule_backups, "EXECUTORS_SCHEDULE_REMOTE_BACKUPS", _boolean, True)
         max_bundle_failures = _or_environment(
@@ -2844,7 +2854,7 @@ class RemoteExecutor(BaseExecutor):
         paths = [files] if isinstance(files, (str, os.PathLike)) else files
         self._supervisor = _Supervisor(
             scheduler, self.title, [*ssh_options], _Files([os.fspath(path) for path in paths]),
-            heartbeat_seconds, _Scoreboard(show_status, output))
+            heartbeat_seconds, _Scoreboard(show_status, output), modules)
         _prepare_process()
         _supervisors.add(self._supervisor)
         self._finalizer = weakref.finalize(
@@ -3190,9 +3200,14 @@ class _Terminal:
 class _Scoreboard:
     """Bring tasks' output home, and tell how things stand: on a terminal in place, and in the log.
 
-    One thread writes. So lines stay whole, and a terminal that someone has stopped (Ctrl-S) holds
-    up only the tasks that print, and not the heartbeat.
+    One thread writes. So lines stay whole, and a terminal that someone has stopped (Ctrl-S), or a
+    function that is slow, holds up only the tasks that print: their machines send no more than a
+    megabyte that they have not heard to be printed.
     """
+
+    # What reaches a terminal of a machine's words: tabs, colours, and nothing that moves or sets.
+    _CONTROLS = re.compile(r"(\x1b\[[\d;:]*m)|\x1b\[[0-?]*[ -/]*[@-~]|\x1b[\]P^_X][^\x07\x1b]*"
+                           r"(?:\x07|\x1b\\)?|\x1b[ -/]*[0-~]?|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
     def __init__(self, show: bool | None, output: bool | Callable[[str, str, str], object]) -> None:
         self.quiet = False
@@ -3206,25 +3221,30 @@ class _Scoreboard:
                 self._terminal = _Terminal(sys.stderr.fileno())
         self._beats = 0
         # Functions, each with its arguments; an empty one at the end.
-        self._queue: Queue[tuple[Any, ...]] = Queue(1000)
+        self._queue: SimpleQueue[tuple[Any, ...]] = SimpleQueue()
+        self._done = 0                  # of these
         self.thread = threading.Thread(target=self._run, name="scoreboard", daemon=True)
         self.thread.start()         # now: at exit it may be too late
 
-    def show_output(self, machine: str, number: int, data: bytes) -> None:
-        """Show whole lines that a task wrote to its stdout (1) or stderr (2)."""
+    def show_output(self, machine: str, number: int, data: bytes,
+                    then: Callable[[], object]) -> None:
+        """Show whole lines that a task wrote to its stdout (1) or stderr (2); `then` call that."""
         text = re.sub(r"\r*\n|\r", "\n", data.decode("utf-8", "replace"))
         lines = text.removesuffix("\n").split("\n")
         stream = "stdout" if number == 1 else "stderr"
         if callable(self._output):
             self._queue.put((self._hand_over, machine, stream, lines))
         else:
+            if getattr(getattr(sys, stream), "isatty", bool)():
+                lines = [self._CONTROLS.sub(lambda match: match[1] or "", line) for line in lines]
             text = "".join(f"{machine}: {line}\n" for line in lines)
             self._queue.put((self._write, stream, text))
+        self._queue.put((then,))
 
     def tick(self, take: Callable[[], RemoteExecutorStatus], is_beat: bool) -> None:
         """Redraw the status while tasks run, if the terminal keeps up; sometimes report it.
 
-        It is the heartbeat's, which waits for nobody: where the queue is full, the next will do.
+        It is the heartbeat's, which waits for nobody: where much waits, the next will do.
         """
         self._beats += is_beat
         is_due = is_beat and self._beats % REPORT_BEATS == 0
@@ -3235,11 +3255,10 @@ class _Scoreboard:
         is_busy = status.running or status.waiting
         if is_due and is_busy:
             _log.info("%s", status)
-        with contextlib.suppress(Full):
-            if terminal:
-                self._queue.put_nowait((terminal.draw, status) if is_busy else (terminal.clear,))
-            elif is_due and is_busy and self._show:
-                self._queue.put_nowait((self._write, "stderr", f"{status}\n"))
+        if terminal:
+            self._queue.put((terminal.draw, status) if is_busy else (terminal.clear,))
+        elif is_due and is_busy and self._show and not self._terminal and self._queue.qsize() < 99:
+            self._queue.put((self._write, "stderr", f"{status}\n"))
 
     def finish(self, status: RemoteExecutorStatus, histogram: Histogram) -> None:
         """Leave a line and the histogram behind, and end."""
@@ -3252,21 +3271,28 @@ class _Scoreboard:
                 counted = f"{histogram}\n" if status.done else ""
                 self._queue.put((self._write, "stderr", f"{summary}\n{counted}"))
         self._queue.put(())
-        self.thread.join()
+        done = -1
+        while self.thread.is_alive() and done < self._done:     # as long as it gets on
+            done = self._done
+            self.thread.join(CLOSE_SECONDS)
 
     def _run(self) -> None:
         for function, *arguments in iter(self._queue.get, ()):
             try:
                 function(*arguments)
-            except (OSError, ValueError):
-                pass        # the user closed the stream, or its disk is full
+            except (OSError, ValueError, AttributeError):
+                pass        # the user closed or replaced the stream, or its disk is full
+            except BaseException:
+                _log.exception("what tasks print cannot be shown")
+            self._done += 1
 
     def _hand_over(self, machine: str, stream: str, lines: Iterable[str]) -> None:
         for line in lines:
             try:
                 self._output(machine, stream, line)     # type: ignore[operator]
-            except Exception:
+            except BaseException:       # SystemExit, too: the next line is due
                 _log.exception("the function that output= names raised")
+            self._done += 1
 
     def _write(self, stream: str, text: str) -> None:
         file = getattr(sys, stream)

@@ -70,10 +70,10 @@ if TYPE_CHECKING:       # importing typing would take a tenth of the time to the
     Packed = Any        # from `pack`: bytes, all in one; or lengths and buffers
 
 __all__ = [
-    "FrameError", "FrameReader", "MessageReader", "Outbox", "Shipped", "contents", "describe",
-    "digest_file", "enlarge", "frame", "is_plain", "main", "message", "nameless_file", "pack",
-    "pack_call", "pack_outcome", "process_tree", "reference", "run_call", "run_chunk", "run_plain",
-    "run_shipped", "same", "serve", "signal_tree", "unpack", "write_all",
+    "NONSENSE", "FrameError", "FrameReader", "MessageReader", "Outbox", "Shipped", "contents",
+    "describe", "digest_file", "enlarge", "frame", "is_plain", "main", "message", "nameless_file",
+    "pack", "pack_call", "pack_outcome", "process_tree", "reference", "run_call", "run_chunk",
+    "run_plain", "run_shipped", "same", "serve", "signal_tree", "unpack", "write_all",
 ]
 
 MAX_FRAME = 1 << 20     # bytes of payload; a longer one on the wire means a garbled stream
@@ -98,7 +98,7 @@ SLOT_SHIFT = 48         # the tag of a result is (slot's number << SLOT_SHIFT) +
 FIRST_MODULE = 1 << 63  # identifiers: of attempts from 1, of functions from 1 << 62, of modules
 
 # Controller to shim; slots get CALL and FORGET, and what they ask for with CALL, FUNCTION, WANTED.
-CONFIG, CALL, FUNCTION, FORGET, KILL, RECALL, PING, MODULE, FILES = range(1, 10)
+CONFIG, CALL, FUNCTION, FORGET, KILL, RECALL, PING, MODULE, FILES, PRINTED = range(1, 11)
 # Shim to controller; RESULT, ERROR and PART come from slots.
 HELLO, RESULT, ERROR, DIED, KILLED, RECALLED, PONG, WANTED, OUTPUT, STORED, SLOTS = range(32, 43)
 PART = 64
@@ -109,7 +109,11 @@ _MESSAGES = {CALL, FUNCTION, MODULE, RESULT, ERROR}
 
 
 class FrameError(Exception):
-    """The stream cannot be one of frames: it ended inside one, or announces an absurd length."""
+    """The stream cannot be one of frames: it ended inside one, or says what it may not say."""
+
+
+# What it raises to decode what nobody should have sent.
+NONSENSE = struct.error, ValueError, LookupError, ArithmeticError, TypeError
 
 
 def frame(kind: int, ident: int = 0, payload: bytes = b"") -> bytes:
@@ -208,11 +212,17 @@ class MessageReader(FrameReader):
     """Like FrameReader, but `read()` returns `(kind, identifier, tag, segments)`, for `unpack`.
 
     Frames that are no messages come as `(kind, identifier, 0, payload)`. PARTs are read straight
-    into the segment they are part of.
+    into the segment they are part of. If there is no memory for a message, its segments are a
+    MemoryError, which `unpack` raises.
+
+    Arguments:
+        is_expected: tells whether a message of this kind and identifier may come; one that may not
+            is a FrameError.
     """
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, is_expected: Callable[[int, int], bool] = lambda *_: True) -> None:
         super().__init__(fd)
+        self.is_expected = is_expected
         # By identifier, messages whose parts are still coming, and views of what is still empty.
         self._unfinished: dict[int, Any] = {}
 
@@ -242,10 +252,12 @@ class MessageReader(FrameReader):
             elif kind not in _MESSAGES:
                 out.append((kind, ident, 0, data[HEAD:]))
             else:
+                if len(data) < BODY_AT or not self.is_expected(kind, ident):
+                    raise FrameError("a message of kind %d, number %d, that nobody asked for" % (
+                        kind, ident))
                 tag = IDENT.unpack_from(data, HEAD)[0]
                 if data[COUNT_AT]:
-                    segments = [*map(_segment, _lengths(data))]
-                    views = [memoryview(one) for one in segments]
+                    segments, views = _segments(data)
                     self._unfinished[ident] = (kind, ident, tag, segments), views
                 else:
                     out.append((kind, ident, tag, (data[BODY_AT:],)))
@@ -254,12 +266,30 @@ class MessageReader(FrameReader):
     def _place(self, ident: int, size: int) -> memoryview:
         """Return where the next part of a message goes, which has so many bytes."""
         views = self._unfinished[ident][1]
-        view: memoryview = views.pop(0)
+        view: Any = views.pop(0)
         if size > len(view):
             raise FrameError("a part of %d bytes overruns its segment of %d" % (size, len(view)))
         if size < len(view):
             views.insert(0, view[size:])
-        return view[:size]
+        if isinstance(view, range):
+            return memoryview(bytearray(size))      # it goes nowhere
+        place: memoryview = view[:size]
+        return place
+
+
+def _segments(data: Buffer) -> tuple[Any, list[Any]]:
+    """Return the buffers of a message, or an error, and what its parts fill: views, or ranges."""
+    if len(data) < BODY_AT + 8 * data[COUNT_AT]:
+        raise FrameError("a message's head is cut short")
+    lengths = _lengths(data)
+    if sum(lengths) >> 48:
+        raise FrameError("a message announces %d bytes" % sum(lengths))
+    try:
+        segments = [*map(_segment, lengths)]
+        return segments, [memoryview(one) for one in segments]
+    except (MemoryError, OSError):
+        error = MemoryError("there is no memory for %d bytes" % sum(lengths))
+        return error, [range(length) for length in lengths]
 
 
 def _segment(size: int) -> Any:
@@ -454,6 +484,8 @@ def pack(obj: object) -> Packed:
 
 def unpack(segments: Sequence[Any]) -> Any:
     """Return the object of a message's segments. Runs what the pickle names: may raise anything."""
+    if isinstance(segments, MemoryError):
+        raise segments
     return pickle.loads(segments[0], buffers=segments[1:])
 
 
@@ -958,7 +990,8 @@ class Shim:
         self._heard = monotonic()               # when the controller was
         self._moved = self._heard               # when slots last took what they had much of
         self._over = False                      # it is time to end
-        self._is_slow = False                   # the link takes less than slots give
+        self._unprinted = 0                     # bytes of output that the controller has on hand
+        self._held = False, False               # what slots give, all of it or output, for now
         while os.open(os.devnull, os.O_RDONLY) <= _ANSWERS:
             pass        # in slots, these numbers mean something: no pipe of ours may have them
         os.set_blocking(link_in, False)
@@ -969,7 +1002,7 @@ class Shim:
             CALL: self._on_call, PART: self._on_part, FUNCTION: self._on_function,
             FORGET: self._on_forget, KILL: self._on_kill, RECALL: self._on_recall,
             PING: self._on_ping, MODULE: self._on_part, CONFIG: self._on_config,
-            FILES: self._on_files}
+            FILES: self._on_files, PRINTED: self._on_printed}
         signal.signal(signal.SIGTERM, lambda *_: setattr(self, "_over", True))
         signal.signal(signal.SIGCONT, self._on_continue)
 
@@ -1073,9 +1106,9 @@ class Shim:
             backlog = max(backlog, child.backlog())
         if self._outbox.size:
             self._flush_one(self._outbox)
-        is_slow = self._outbox.size > BACKLOG
-        if is_slow != self._is_slow:
-            self._is_slow = is_slow
+        held = self._outbox.size > BACKLOG, self._unprinted > MAX_FRAME
+        if held != self._held:
+            self._held = held
             for child in self._children.values():
                 self._listen(child)
         now = monotonic()
@@ -1103,12 +1136,13 @@ class Shim:
             self._watch(outbox.fd, lambda: None, select.POLLOUT)
 
     def _listen(self, child: _Child) -> None:
-        """Watch what a slot gives, as long as the link takes it."""
+        """Watch what a slot gives, as long as it is taken."""
         for fd in (child.results.fd, *child.streams):       # in this order
-            if self._is_slow:
+            is_output = fd in child.streams
+            if self._held[0] or is_output and self._held[1]:
                 self._unwatch(fd)
             elif fd not in child.ended:
-                handler = self._on_output if fd in child.streams else self._on_results
+                handler = self._on_output if is_output else self._on_results
                 self._watch(fd, functools.partial(handler, child, fd))
 
     # From the controller
@@ -1175,9 +1209,14 @@ class Shim:
     def _on_config(self, _ident: int, data: bytes) -> None:
         self._config.update(pickle.loads(data[HEAD:]))
 
+    def _on_printed(self, size: int, _data: bytes) -> None:
+        self._unprinted -= size
+
     def _on_files(self, ident: int, data: bytes) -> None:
-        wanted = store_files(self._scratch, **pickle.loads(data[HEAD:]))
-        self._send(STORED, ident, pickle.dumps(wanted))
+        import json
+        told = pickle.loads(data[HEAD:])
+        self._config["lease"] = told.pop("lease")       # until CONFIG: nothing is said during scp
+        self._send(STORED, ident, json.dumps(store_files(self._scratch, **told)).encode())
         self._heard = monotonic()      # that may have taken long
 
     # Calls and slots
@@ -1246,7 +1285,7 @@ class Shim:
         except (EOFError, FrameError):      # it has ended; or it has closed its descriptors
             self._end_of(child, child.results.fd)
             return False
-        for fd in child.streams:
+        for fd in () if self._held[1] else child.streams:
             self._on_output(child, fd)
         for kind, ident, data in frames:
             child.answering = ident
@@ -1293,26 +1332,24 @@ class Shim:
         child.streams[fd] = text[size:]
         if size and self._config["output"]:
             self._send(OUTPUT, 2 if fd == child.stderr else 1, text[:size])
+            self._unprinted += size
 
     def _on_question(self, child: _Child) -> None:
         try:
-            frames = child.questions.read()
+            for kind, number, data in child.questions.read():
+                if kind == WANTED:
+                    name = data[HEAD:].decode()
+                    if name not in self._modules:       # the controller is asked for it once
+                        ident = FIRST_MODULE + len(self._modules)
+                        self._modules[name] = self._arriving[ident] = _Parcel()
+                        self._send(WANTED, ident, data[HEAD:])
+                    self._modules[name].give(child, number)
+                elif call := child.calls.get(IDENT.unpack_from(data, HEAD)[0]):
+                    (call.parcel if kind == CALL else call.function).give(child, number)
         except BlockingIOError:
-            return
-        except (EOFError, FrameError):
+            pass
+        except (EOFError, FrameError, *NONSENSE):   # somebody else has got hold of its pipe
             self._unwatch(child.questions.fd)
-            return
-        for kind, number, data in frames:
-            if kind == WANTED:
-                name = data[HEAD:].decode()
-                if name not in self._modules:       # the controller is asked for it once
-                    ident = FIRST_MODULE + len(self._modules)
-                    self._modules[name] = self._arriving[ident] = _Parcel()
-                    self._send(WANTED, ident, data[HEAD:])
-                self._modules[name].give(child, number)
-            elif call := child.calls.get(IDENT.unpack_from(data, HEAD)[0]):
-                # Otherwise somebody else asks who has got hold of its pipe.
-                (call.parcel if kind == CALL else call.function).give(child, number)
 
     def _on_signal(self) -> None:
         """Learn who died: a slot is reported with the call it ran; what it left is killed."""
@@ -1445,7 +1482,8 @@ def _guard(shim: int, link_in: int, scratch: str) -> None:
     End it if it is frozen, or if its controller is gone and it stays.
     """
     _prctl(36, 1)
-    wake, _ = _wake_pipe()
+    wake, wake_out = _wake_pipe()
+    os.write(wake_out, b"!")        # it may have died before we could hear of it
     poll = select.poll()
     poll.register(wake, select.POLLIN)
     poll.register(link_in, getattr(select, "POLLRDHUP", 0))     # a hang-up is always told
@@ -1517,7 +1555,8 @@ def serve(modules: dict[str, Packed]) -> None:
         os.setsid()     # so that who kills the command that started us spares those who clean up
     except OSError:
         pass            # it leads one already
-    scratch = os.path.join(os.environ.get("TMPDIR") or "/tmp", "executors-" + os.urandom(8).hex())
+    scratch = os.path.abspath(os.environ.get("TMPDIR") or "/tmp")   # one may be relative
+    scratch = os.path.join(scratch, "executors-" + os.urandom(8).hex())
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = hard if hard != resource.RLIM_INFINITY else max(soft, 1 << 16)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
@@ -1541,8 +1580,8 @@ def store_files(scratch: str, names: dict[str, tuple[str, bool]],
 
     The cache is ~/.cache/executors/<sha256>/, mode 0700. There, `content` is the file, or the
     directory that travelled as a tar file, and `seal` tells whether somebody has written to it
-    since. Temporary paths are relative to the home directory and need no quoting, so that scp's two
-    protocols agree on them.
+    since. Temporary paths need no quoting, so that scp's two protocols agree on them: they are
+    relative to the home directory if that would, for scp knows the account's and not $HOME.
 
     Arguments:
         scratch: the directory that slots are to run in; made here.
@@ -1554,22 +1593,40 @@ def store_files(scratch: str, names: dict[str, tuple[str, bool]],
     cache = os.path.expanduser("~/" + CACHE)
     try:
         os.makedirs(cache, mode=0o700, exist_ok=True)
+        home = os.path.expanduser("~")
         for name, temporary in arrived.items():
-            _admit(cache, name, os.path.expanduser("~/" + temporary), *names[name])
-        wanted = {name: CACHE + "/incoming-" + os.urandom(8).hex()
+            _admit(cache, name, os.path.join(home, temporary), *names[name])
+        is_plain = cache.replace("/", "").translate({ord(c): "x" for c in "._-+"}).isalnum()
+        place = cache if is_plain and cache.isascii() else CACHE
+        wanted = {name: place + "/incoming-" + os.urandom(8).hex()
                   for name, (digest, _is_tree) in names.items()
                   if not _is_intact(os.path.join(cache, digest))}
         if not wanted:
             os.mkdir(scratch, 0o700)
             for name, (digest, _is_tree) in names.items():
                 os.utime(os.path.join(cache, digest))
+                _locks.append(_lock(os.path.join(cache, digest), fcntl.LOCK_SH))
                 os.symlink(os.path.join(cache, digest, "content"), os.path.join(scratch, name))
             os.chdir(scratch)
             sys.path.insert(0, scratch)
             _prune(cache)
         return wanted
-    except (OSError, EOFError) as error:
-        return str(error)
+    except Exception as error:
+        return str(error) or describe(error)
+
+
+_locks: list[int] = []      # of what we use: it is not to be pruned, whatever the clocks say
+
+
+def _lock(place: str, how: int) -> int:
+    """Lock an entry of the cache; return the descriptor. Raises OSError if others have it."""
+    fd = os.open(place + "/seal", os.O_RDONLY)
+    try:
+        fcntl.flock(fd, how | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
 
 
 def _admit(cache: str, name: str, temporary: str, digest: str, is_tree: bool) -> None:
@@ -1643,6 +1700,8 @@ def _prune(cache: str) -> None:
         keep = INCOMING_SECONDS if entry.name.startswith("incoming-") else KEEP_SECONDS
         try:
             if time.time() - entry.stat().st_mtime > keep:
+                if os.path.exists(entry.path + "/seal"):
+                    os.close(_lock(entry.path, fcntl.LOCK_EX))
                 _remove(entry.path)
         except OSError:
             pass        # another run prunes too

@@ -1197,7 +1197,7 @@ class TestScheduler:
         assert "f: killed the process" in str(error)
 
     def test_a_lost_machine_costs_its_bundles_nothing(self):
-        farm = Farm("2/a", max_bundle_failures=1)
+        farm = Farm("2/a")
         first, second, third = farm.submit(number=3)
         worker = farm.attempts(first)[0].worker
         for expected in (1.0, 2.0, 4.0):
@@ -1205,8 +1205,10 @@ class TestScheduler:
             assert worker.retry_at == pytest.approx(farm.time + expected)
             farm.tick(expected)
             farm.up(worker)
-            assert farm.attempts(first) and farm.attempts(second) and not farm.attempts(third)
-        farm.finish(*farm.attempts(first))
+            running = [one for one in (first, second) if farm.attempts(one)]
+            assert len(running) == (2 if expected == 1.0 else 1)        # suspects run alone
+            assert not farm.attempts(third)
+        farm.finish(*farm.attempts(running[0]))
         farm.lose(worker)
         assert worker.retry_at == pytest.approx(farm.time + 1)     # it had proved itself
         assert not first.failures and not second.failures
@@ -1467,9 +1469,9 @@ class TestScheduler:
                 self.recover(farm)
             else:
                 farm.finish(next(iter(farm.running.values())))
-            assert losses < 5
+            assert losses < 6
         kind, error = farm.settled[guilty]
-        assert kind == executors._FAILED and losses == 3 == len(error.attempts)
+        assert kind == executors._FAILED and losses == 4 == len(error.attempts)
         assert "took its machine down" in str(error) and "the machine was lost: lost" in str(error)
         while farm.running:
             farm.finish(next(iter(farm.running.values())))
@@ -1573,7 +1575,7 @@ class TestScheduler:
             record = RemoteWorkerRecord.parse(f"m{n}")
             farm.decide(farm.scheduler.add_worker, record)
             farm.decide(farm.scheduler.remove_worker, record)
-        assert len(farm.connects) == executors.HANDSHAKES == len(farm.left)
+        assert len(farm.connects) == executors.HANDSHAKES == len([*filter(bool, farm.left)])
         record = RemoteWorkerRecord.parse("late")
         farm.decide(farm.scheduler.add_worker, record)
         assert len(farm.connects) == executors.HANDSHAKES
