@@ -2572,52 +2572,58 @@ class TestEveryFutureIsSettled:
                           [(wire.ERROR, ident, 0, (body,))])
         assert "cannot be unpickled here" in str(future.exception(PATIENCE))
 
-    @pytest.mark.parametrize("outcome", ["result", "error", "cancelled", "failed"])
-    def test_whatever_raises_between_a_decision_and_its_future(self, outcome):
-        """A fault in the n-th call of ours, for each n, outside the lock."""
-        reached, number = True, 0
-        while reached:
-            reached, number = self.inject(number, outcome), number + 1
-        assert number > 3
+    OUTCOMES = {"result": (wire.RESULT, (pickle.dumps(7),)), "cancelled": (-2, ()),
+                "failed": (-1, ValueError()),
+                "error": (wire.ERROR, (pickle.dumps(("run", b"", "X", "y", "z")),))}
 
-    def inject(self, number, outcome):
-        count, pool = itertools.count(), RemoteExecutor(["1/:"], show_status=False,
-                                                        heartbeat_seconds=0.1)
-        supervisor, armed, reached = pool._supervisor, threading.Event(), threading.Event()
+    @pytest.mark.parametrize("outcome, is_running", [
+        *((outcome, False) for outcome in ("result", "cancelled", "failed", "error")),
+        ("cancelled", True)])
+    def test_whatever_raises_between_a_decision_and_its_future(
+            self, local, tmp_path, outcome, is_running):
+        """A fault in the n-th call of ours, for each n, outside the lock."""
+        pool = local("1/:", heartbeat_seconds=0.1)
+        for number in itertools.count():
+            busy = pool.submit(wait_for, str(tmp_path / "go"))
+            until(busy.running)
+            future = busy if is_running else pool.submit(neg, 1)
+            future.add_done_callback(lambda _: None)
+            is_reached = self.inject(pool._supervisor, number, future, self.OUTCOMES[outcome])
+            assert cf.wait([future], PATIENCE)[0]
+            assert busy.cancel() or is_running
+            if not is_reached:
+                break
+        assert number > 1
+
+    def inject(self, supervisor, number, future, ending):
+        """Settle a future while the n-th call raises; return whether there was such a call."""
+        count, armed, reached = itertools.count(), [], []
 
         def fault(frame, event, _):
             ours = frame.f_code.co_filename in (executors.__file__, wire.__file__)
-            if (event == "call" and ours and armed.is_set() and not reached.is_set()
+            if (event == "call" and ours and armed and not reached
                     and not supervisor._lock._is_owned() and next(count) == number):
-                reached.set()
+                reached.append(True)
                 raise MemoryError("injected")
+
+        def decide():
+            armed.append(True)
+            supervisor.scheduler._settle(bundle, *ending)
 
         def settle():
             sys.settrace(fault)
-            bundle = futures[0]._bundle
-            ending = {"result": (wire.RESULT, (pickle.dumps(7),)), "cancelled": (-2, ()),
-                      "failed": (-1, ValueError()),
-                      "error": (wire.ERROR, (pickle.dumps(("run", b"", "X", "y", "z")),))}[outcome]
-
-            def decide():
-                armed.set()
-                supervisor.scheduler._settle(bundle, *ending)
-
             try:
                 supervisor._pass([(decide, (), executors._nobody)])
             except MemoryError:
                 pass        # in what runs the callbacks
             sys.settrace(None)
 
-        futures = [pool.submit(time.sleep, 1000), pool.submit(neg, 1)]
-        futures[0].add_done_callback(lambda _: None)
-        until(futures[0].running)
+        until(lambda: future._bundle.phase is executors._LIVE)
+        bundle = future._bundle
         thread = threading.Thread(target=settle)
         thread.start()
         thread.join(PATIENCE)
-        assert cf.wait(futures[:1], PATIENCE)[0] and futures[1].result(PATIENCE) == -1
-        pool.shutdown()
-        return reached.is_set()
+        return bool(reached)
 
     def test_iterators_that_the_collector_ends(self):
         """A partly read `map` in a cycle is finalised in any thread, under any lock."""
