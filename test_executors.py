@@ -2580,8 +2580,9 @@ class TestEveryFutureIsSettled:
         *((outcome, False) for outcome in ("result", "cancelled", "failed", "error")),
         ("cancelled", True)])
     def test_whatever_raises_between_a_decision_and_its_future(
-            self, local, tmp_path, outcome, is_running):
+            self, local, tmp_path, monkeypatch, outcome, is_running):
         """A fault in the n-th call of ours, for each n, outside the lock."""
+        monkeypatch.setattr(executors, "QUARANTINE_SECONDS", (0.05, 0.1))   # of broken links
         pool = local("1/:", heartbeat_seconds=0.1)
         for number in itertools.count():
             busy = pool.submit(wait_for, str(tmp_path / "go"))
