@@ -923,6 +923,7 @@ class _Scheduler:
         worker.cause = ""
         worker.count = worker.record.count or cores
         worker.is_recalling = False
+        worker.ahead_seconds = AHEAD_SECONDS
         self._alone = 0.0
         self.up.append(worker)
         self._connect()
@@ -931,7 +932,8 @@ class _Scheduler:
     def down(self, worker: _Worker, cause: str, permanent: bool, gravity: int = 1) -> bool:
         """A link has ended, or could not be made: leave the machine alone. Return if it is news."""
         self._connecting.discard(worker.link)
-        self._suspect(worker, cause)
+        if gravity == 1:        # otherwise it is the machine, beyond doubt
+            self._suspect(worker, cause)
         self.left(worker)
         worker.cause = cause
         worker.failures += gravity
@@ -995,22 +997,27 @@ class _Scheduler:
                     (*bundle.failures, *losses)))
 
     def resized(self, worker: _Worker, count: int) -> None:
-        """A machine cannot give as many slots as it said: what has no slot has not started."""
+        """A machine cannot give as many slots as it said: ask for what has not started yet."""
         worker.count = count
-        excess = [*worker.running.items()][count:]
-        worker.ahead = {**dict(excess), **worker.ahead}
-        self._ahead += len(excess)
-        for ident, _ in excess:
-            del worker.running[ident]
         self._update_idle(worker)
+        if len(worker.running) > count:
+            worker.is_recalling = True
+            number = len(worker.running) - count + len(worker.ahead)
+            self._act(_RECALL, worker.link, number)
 
     def noticed(self, worker: _Worker, found: Mapping[str, str]) -> None:
         """A login has come further."""
         worker.found = found
 
     def measured(self, worker: _Worker, round_trip: float) -> None:
-        """A ping was answered, after so many seconds: work ahead of need must last as long."""
-        worker.ahead_seconds = AHEAD_SECONDS + 2 * min(max(round_trip, 0.0), 10.0)
+        """A ping was answered, after so many seconds: work ahead of need must last as long.
+
+        The shortest counts. What comes on top of it is work that was sent ahead, and would breed
+        more.
+        """
+        seconds = AHEAD_SECONDS + 2 * min(max(round_trip, 0.0), 10.0)
+        is_first = worker.ahead_seconds == AHEAD_SECONDS
+        worker.ahead_seconds = seconds if is_first else min(seconds, worker.ahead_seconds)
 
     def _update_idle(self, worker: _Worker) -> None:
         has_room = worker.state is _UP and len(worker.running) < worker.count
@@ -1192,16 +1199,16 @@ class _Scheduler:
         Long arguments take their time on the way: one call waits in front of each slot at least.
         With a time-out there is nobody, for one must know when each bundle began.
         """
-        median = bundle.function.durations.median
         if self._rules.bundle_timeout < math.inf:
             return ()
-        is_long = type(bundle.packed) is not bytes
-        most = AHEAD_BYTES // _size(bundle.packed) if is_long else math.inf
-        least = int(is_long and median < LONG_SECONDS)
+        median = bundle.function.durations.median
+        each, most, least = max(median, 1 / AHEAD_RATE), math.inf, 0
+        if type(bundle.packed) is not bytes:
+            most = AHEAD_BYTES // _size(bundle.packed)
+            least = int(median < LONG_SECONDS)
         for turn in range(self._turn, self._turn + len(workers)):
             worker = workers[turn % len(workers)]
-            seconds = worker.ahead_seconds
-            depth = max(min(seconds // median, seconds * AHEAD_RATE, most), least)
+            depth = max(min(worker.ahead_seconds // each, most), least)
             if len(worker.ahead) < worker.count * depth and not worker.is_reserved:
                 self._turn = turn + 1
                 return worker
@@ -1728,10 +1735,13 @@ class _Login:
         self.found["shell"] = "noisy" if self._noise.strip() else "quiet"
 
     def _await(self, reader: wire.MessageReader, kind: int) -> Any:
-        while True:
-            for message in reader.read():
-                if message[0] == kind:
-                    return message[3]
+        messages: list[Any] = []
+        while not messages:
+            messages = reader.read()
+        if len(messages) > 1 or messages[0][0] != kind:
+            raise wire.FrameError(f"expected one message of kind {kind}, not {len(messages)}, of "
+                                  f"kinds {sorted({one[0] for one in messages})}")
+        return messages[0][3]
 
     def _allow(self, what: str, size: int) -> None:
         """Let something take as long as a slow line needs for so many bytes."""
@@ -1834,6 +1844,10 @@ class _Login:
         """Say why it ended, by how far it got, ssh's words and its status: 255 means ten things."""
         if self._cause:
             return _Down(self._cause)
+        if isinstance(error, (wire.FrameError, *wire.NONSENSE)):
+            what = f"what it sends is not what it may send: {wire.describe(error)}"
+            self.abort(what)
+            return _Down(what, gravity=GRAVE)
         status = "unknown"
         try:
             status = str(self.processes[0].wait(CLOSE_SECONDS))
@@ -1842,9 +1856,6 @@ class _Login:
         words = self.words()
         said = _last_line(words)
         if self._has_python:
-            if isinstance(error, (wire.FrameError, *wire.NONSENSE)):
-                return _Down(f"what it sends is not what it may send: {wire.describe(error)}",
-                             gravity=GRAVE)
             return _Down(f"connection lost ({said or str(error) or 'the other end is gone'})")
         if status == "255":
             return _Down(*self._judge(words, _SSH_DIAGNOSES))
@@ -1955,6 +1966,7 @@ class _Channel:
             while self.pipe is _WHOLE and (self.queue or outbox.size):
                 while self.queue:
                     verb, operand = self.queue.popleft()
+                    _log.debug("%r %s", verb, operand)
                     outbox.put(_FRAMES[verb](self, operand))
                 is_done = outbox.flush()
                 self._writes += 1
@@ -2292,7 +2304,7 @@ _nobody = bool
 _LOOK: _Event = bool, (), _nobody       # something has changed
 
 
-_TRIES = {_CONNECT: 1, _SETTLE: 3, _LEAVE: 1, _FINISH: 1, _WARN: 1}     # of what is not sent
+_TRIES = {_CONNECT: "1", _SETTLE: "123", _LEAVE: "1", _FINISH: "1", _WARN: "1"}     # if it raises
 _FOREIGN = "this executor belongs to the parent process; make another one after a fork"
 
 
@@ -2401,33 +2413,35 @@ class _Supervisor:
                     answer = decision(*operands)
                 except Exception as error:
                     answer = _Refusal(error)
-                actions = self.scheduler.take_actions()
-                passed.append((reply, answer, actions))
-                for verb, target, operand in actions:
-                    if verb < _LEAVE and target in self.channels:
-                        channel = self.channels[target]
+                others = []
+                for action in self.scheduler.take_actions():
+                    verb, target, operand = action
+                    if verb >= _LEAVE or verb is _CONNECT:
+                        others.append(action)
+                    elif channel := self.channels.get(target):
                         channel.queue.append((verb, operand))
                         channels[channel] = None
+                if others or reply is not _nobody:
+                    passed.append((reply, answer, others))
         for channel in channels:
             try:
                 channel.pump()
             except Exception:
                 _log.exception("%s: a link cannot be written to", self.title)
-        for reply, answer, actions in passed:
+        for reply, answer, others in passed:
             futures: list[_RemoteFuture] = []
-            for verb, target, operand in actions:
-                for _ in range(_TRIES.get(verb, 0)):
+            for verb, target, operand in others:
+                _log.debug("%s: %r %s %s", self.title, verb, target, operand)
+                for _ in _TRIES[verb]:
                     try:
                         futures += self._performers[verb](target, operand)
                         break
                     except BaseException:       # the others are performed all the same
                         _log.exception("%s: %s failed", self.title, verb.name)
-                if _log.isEnabledFor(logging.DEBUG):
-                    _log.debug("%s: %r %s %s", self.title, verb, target, operand)
-            if reply is _nobody:
-                self._call_back(futures)
-            else:
+            if reply is not _nobody:
                 reply((answer, futures))
+            elif futures:
+                self._call_back(futures)
 
     def _call_back(self, futures: Iterable[_RemoteFuture]) -> None:
         """Run the callbacks of futures; if one ends this, the heartbeat runs the others."""

@@ -1550,7 +1550,9 @@ class TestScheduler:
         farm = Farm("3/a", bundle_timeout=2.0)
         bundles, (worker,) = farm.submit(number=3), farm.scheduler.up
         farm.tell(worker, farm.scheduler.resized, 1)
-        assert len(worker.running) == 1 and len(worker.ahead) == 2
+        assert farm.recalls == [(worker.link, 2)]
+        farm.give_back(worker, *farm.attempts(bundles[1]), *farm.attempts(bundles[2]))
+        assert [*farm.running.values()] == farm.attempts(bundles[0])
         farm.tick(1.5)
         farm.finish(*farm.attempts(bundles[0]))
         farm.tick(1.5)
@@ -3467,8 +3469,9 @@ class TestModules:
             import executors
             def work():
                 import importlib, signal
-                def ring(*_):
-                    raise TimeoutError
+                def ring(_, frame):
+                    if frame.f_code.co_name != "cb":    # a callback, from which nothing is raised
+                        raise TimeoutError
                 signal.signal(signal.SIGALRM, ring)
                 wrong = []
                 for n in range(0, 30, 2):
@@ -3667,6 +3670,134 @@ class TestFiles:
 # ────────────────────────────────────── what follows: output ──────────────────────────────────────
 
 
+class TestLies:
+    """What a worker sends is checked where it is read."""
+
+    LIAR = """
+        import base64, os, re, sys
+        magic = re.search("[0-9a-f]{24}", base64.b64decode(sys.argv[-1]).decode())[0]
+        print(f"\\n{magic} {'.'.join(map(str, sys.version_info[:3]))} cpython /liar", flush=True)
+        with open(__file__ + ".lie", "rb") as file:
+            hello, lies = file.read().split(b"THEN")
+        data = os.read(0, 65536)
+        os.write(1, hello)
+        while b"\\x05lease" not in data:
+            more = os.read(0, 65536)
+            data += more or sys.exit()
+        os.write(1, lies)
+        while os.read(0, 65536):
+            pass
+    """
+    HELLO = wire.frame(wire.HELLO, 0, wire.GREETING.pack(2, 2, 2)) + b"THEN"
+    HUGE = struct.pack("!BQQQBQ", wire.RESULT, 9, 17, 0, 1, 2 ** 60)
+    LIES = {
+        "no cores": wire.frame(wire.HELLO, 0, wire.GREETING.pack(0, 2, 2)) + b"THEN",
+        "many cores": wire.frame(wire.HELLO, 0, wire.GREETING.pack(2 ** 31, 2, 2)) + b"THEN",
+        "a short greeting": wire.frame(wire.HELLO, 0, b"x") + b"THEN",
+        "an unknown kind": HELLO + wire.frame(99, 1, b"x"),
+        "a kind of the other side": HELLO + wire.frame(wire.CONFIG, 1, b"x"),
+        "a result nobody asked for": HELLO + b"".join(wire.message(wire.RESULT, 9999, 0, b"x")),
+        "a huge result": HELLO + HUGE,
+        "a module nobody asked for": HELLO + b"".join(wire.message(wire.MODULE, 1, 0, b"x")),
+        "a short message": HELLO + wire.frame(wire.RESULT, 1, b"x"),
+        "a huge frame": HELLO + wire.HEADER.pack(wire.OUTPUT, 1, 2 ** 40),
+        "a short death": HELLO + wire.frame(wire.DIED, 1, b"xx"),
+        "a long kill": HELLO + wire.frame(wire.KILLED, 1, b"x" * 50),
+        "half an identifier": HELLO + wire.frame(wire.RECALLED, 1, b"xxx"),
+        "no slots": HELLO + wire.frame(wire.SLOTS, 0, b"why"),
+        "many slots": HELLO + wire.frame(wire.SLOTS, 2 ** 40, b"why"),
+        "no name": HELLO + wire.frame(wire.WANTED, 1, b"\xff\xfe"),
+        "the same module by the thousand": HELLO + wire.frame(wire.WANTED, 1, b"json") * 3000,
+        "noise": HELLO + random.Random(1).randbytes(5000)}
+
+    def test_a_worker_that_lies_is_left_alone_with_words(self, local, tmp_path):
+        """Each is quarantined for more than a second; the honest one does the work."""
+        workers = ["1/:"]
+        for n, lie in enumerate(self.LIES.values()):
+            path = tmp_path / f"liar{n}"
+            path.write_text(f"#!{sys.executable}\n" + textwrap.dedent(self.LIAR))
+            path.chmod(0o755)
+            (tmp_path / f"liar{n}.lie").write_bytes(lie)
+            workers.append(f"1/: python={path}")
+        pool = local(*workers, schedule_backups=False)
+        assert list(pool.map(neg, range(200), timeout=PATIENCE)) == [-n for n in range(200)]
+
+        def liars():
+            return pool.status.workers[1:]
+
+        until(lambda: all(one.cause for one in liars()), "that all lies are found out")
+        for lie, one in zip(self.LIES, liars()):
+            assert "is not what it may send" in one.cause, (lie, one)
+            assert one.state == "waiting" and one.retry_in > 10, (lie, one)
+
+    @pytest.mark.parametrize("seed", range(4))
+    def test_random_streams(self, seed):
+        """Frames, whole and spoilt, one after the other: messages, an error of ours, the end."""
+        source = random.Random(seed)
+        for _ in range(300):
+            frames = [wire.frame(source.choice([wire.RESULT, wire.PART, wire.PONG, wire.ERROR]),
+                                 source.choice([0, 1, 2 ** 64 - 1]),
+                                 source.randbytes(source.choice([0, 8, 9, 17, 300])))
+                      for _ in range(source.randrange(1, 9))]
+            data = bytearray(b"".join(frames))
+            for _ in range(source.randrange(3)):
+                data[source.randrange(len(data))] = source.randrange(256)
+            with stream(bytes(data)) as fd:
+                reader = wire.MessageReader(fd)
+                with pytest.raises((EOFError, wire.FrameError)):
+                    while True:
+                        reader.read()
+
+    def test_what_ssh_says_is_bounded(self, local):
+        pool = local("1/:")
+        pool.submit(neg, 1).result(PATIENCE)
+        login, = pool._supervisor.logins.values()
+        os.write(login._errors.fileno(), b"x" * (5 << 20))
+        until(lambda: os.fstat(login._errors.fileno()).st_size == 0, "that it is cut")
+
+    def test_a_result_without_room_is_its_futures_error_alone(self):
+        """The controller may have 600 MB more than it has; the result takes a gigabyte."""
+        done = run("""
+            import executors, operator, resource
+            pool = executors.RemoteExecutor(["2/:"], show_status=False)
+            pool.submit(operator.neg, 1).result()
+            with open("/proc/self/statm") as file:
+                size = int(file.read().split()[0]) * resource.getpagesize() + (600 << 20)
+            resource.setrlimit(resource.RLIMIT_AS, (size, size))
+            import numpy
+            future = pool.submit(eval, "__import__('numpy').zeros(1 << 27)")
+            print(type(future.exception(30)).__name__, "no memory" in str(future.exception()))
+            print(pool.submit(operator.neg, 2).result(30), pool.status.retried)
+            pool.shutdown()
+        """)
+        assert done.stdout == "BundleError True\n-2 0\n", done
+
+    def test_modules_that_are_not_for_workers(self, local, tmp_path, monkeypatch):
+        (tmp_path / "secrets_of_ours.py").write_text("password = 1")
+        monkeypatch.syspath_prepend(tmp_path)
+        ask = functools.partial(__import__, "secrets_of_ours")
+        assert local("1/:").submit(lambda: ask().password).result(PATIENCE) == 1
+        error = local("1/:", modules=False).submit(lambda: ask().password).exception(PATIENCE)
+        assert type(error) is ModuleNotFoundError
+
+    @pytest.mark.parametrize("options, word", [
+        (["-n"], "-n breaks a link"), (["-vN"], "-N breaks"), (["-tt"], "-t breaks"),
+        (["-E", "log"], "-E breaks"), (["host"], "'host' is no option"), (["-p"], "needs a value"),
+        (["-L", "1:x:1"], "-L breaks"), (["--"], "is no option")])
+    def test_options_that_break_a_link_are_refused(self, options, word):
+        with pytest.raises(ValueError, match=re.escape(word)):
+            RemoteExecutor(["1/x"], ssh_options=options)
+
+    def test_what_scp_is_told_of_ssh_options(self):
+        record = RemoteWorkerRecord.parse("me@box")
+        argv = executors._scp_argv(record, ["-vp2222", "-F", "/c", "-4", "-i/k", "-b", "1.2.3.4"],
+                                   "/data", "there")
+        words = " ".join(argv)
+        assert "-v" not in argv and " -F /c " in words and words.endswith("/data me@box:there")
+        for option in "Port=2222", "AddressFamily=inet", "IdentityFile=/k", "BindAddress=1.2.3.4":
+            assert f"-o {option}" in words
+
+
 class TestOutput:
     def test_output_comes_home_in_whole_lines(self, capfd, ssh):
         def talk(n):
@@ -3683,6 +3814,99 @@ class TestOutput:
         assert sorted(text for _, _, text in lines) == sorted(expected)
         lines = [line.partition(": ")[2] for line in err.splitlines()]
         assert sorted(lines) == sorted(f"err {n}" for n in range(20))
+
+    def test_a_function_that_is_slow_holds_up_only_who_prints(self, local):
+        """Nor does its output grow here: a machine sends no more than has been shown."""
+        seen, gate = [], threading.Event()
+
+        def show(machine, stream, line):
+            seen.append(line)
+            gate.wait(PATIENCE)
+
+        def talk():
+            for n in range(60_000):
+                print(n, "x" * 60)
+            return "said"
+
+        pool = local("2/:", output=show)
+        talker = pool.submit(talk)
+        until(lambda: seen, "the first line")
+        answers = list(pool.map(neg, range(300), timeout=PATIENCE))
+        waiting, is_done = pool._supervisor.board._queue.qsize(), talker.done()
+        gate.set()
+        assert answers == [-n for n in range(300)] and not is_done
+        assert waiting < 2 * (wire.MAX_FRAME + wire.READ_SIZE) / 60     # entries, of a line each
+        assert talker.result(PATIENCE) == "said"
+        until(lambda: len(seen) == 60_000, "the last line")
+
+    def test_a_function_that_never_returns_does_not_hold_up_the_end(self, monkeypatch):
+        monkeypatch.setattr(executors, "CLOSE_SECONDS", 0.3)
+        forever = threading.Event()
+        pool = RemoteExecutor(["1/:"], show_status=False, output=lambda *_: forever.wait(1000))
+        pool.submit(print, "x").result(PATIENCE)
+        pool.shutdown()
+        forever.set()
+
+    def test_a_function_that_exits_and_a_stream_without_flush(self, local, caplog, monkeypatch):
+        pool = local("1/:", output=lambda *_: sys.exit())
+        pool.submit(print, "a").result(PATIENCE)
+        pool.submit(print, "b").result(PATIENCE)
+        until(lambda: caplog.text.count("output= names raised") == 2, "both")
+        lines = []
+
+        class Plain:
+            def write(self, text):
+                lines.append(text)
+
+        pool = local("1/:")
+        monkeypatch.setattr(sys, "stdout", Plain())
+        for n in range(3):
+            pool.submit(print, n).result(PATIENCE)
+        until(lambda: lines == [":: 0\n", ":: 1\n", ":: 2\n"], "all three")
+
+    def test_what_reaches_a_terminal(self):
+        """Tabs and colours; not titles, movements, the clipboard, or half a sequence."""
+        text = ("a\tb\x1b[1;31mred\x1b[m\x1b]0;title\x07c\x1b[2Jd\x1b]52;c;eHh4\x1b\\e\x07f\x1bcg"
+                "\x1b[3Ah\x9bi\x1bPq\x1b\\j\x1b")
+        clean = executors._Scoreboard._CONTROLS.sub(lambda match: match[1] or "", text)
+        assert clean == "a\tb\x1b[1;31mred\x1b[mcdefghij"
+
+    def test_ctrl_c_inside_with_ends_what_runs(self):
+        done = run("""
+            import executors, os, signal, time
+            started = time.monotonic()
+            try:
+                with executors.RemoteExecutor(["1/:"], show_status=False) as pool:
+                    futures = [pool.submit(time.sleep, 50) for _ in range(5)]
+                    while not futures[0].running():
+                        time.sleep(0.01)
+                    os.kill(os.getpid(), signal.SIGINT)
+                    time.sleep(50)
+            except KeyboardInterrupt:
+                print(all(future.cancelled() for future in futures))
+        """, timeout=30)
+        assert done.stdout == "True\n", done
+
+    def test_a_pool_that_is_made_too_late_says_so(self):
+        done = run("""
+            import atexit, executors, operator
+            class Late:
+                def __del__(self, executors=executors):
+                    try:
+                        executors.RemoteExecutor(["1/:"], show_status=False)
+                    except BaseException as error:
+                        print(type(error).__name__, error)
+            late = Late()
+            @atexit.register
+            def end():
+                try:
+                    with executors.RemoteExecutor(["1/:"], show_status=False) as pool:
+                        print(pool.submit(operator.neg, 1).result())
+                except RuntimeError as error:       # from Python 3.12 on, no thread can start
+                    print(-1)
+        """, timeout=30)
+        first, second = done.stdout.splitlines()
+        assert first == "-1" and second.startswith("RuntimeError"), done
 
     def test_output_at_length(self, ssh, capfd):
         """Megabytes from several slots and their children at once: every line whole, in order."""
