@@ -2960,6 +2960,8 @@ class WorkerStatus:
         """Say it in pieces, the most important first."""
         if self.state != "up":
             wait = f", next try in {self.retry_in:.0f} s" if self.retry_in else ""
+            if "copying" in self.found:
+                wait = f", copying {_printable(self.found['copying'])}"
             cause = f": {' '.join(_printable(self.cause).split())}" if self.cause else ""
             return [self.state + wait + cause]
         parts = [f"{f'{self.busy}/{self.slots}':>5} slots", f"{self.done:>6} done"]

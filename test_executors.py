@@ -127,7 +127,6 @@ class Sshd:
 
     def start(self):
         os.makedirs("/run/sshd", 0o755, exist_ok=True)      # it insists on it, if root starts it
-        os.symlink(os.path.expanduser("~/.cache"), self.path(".cache"))     # where scp looks
         for key in ("host", "user"):
             path = self.path(key)
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path], check=True)
@@ -1995,6 +1994,13 @@ class TestShim:
         controller.call(2, controller.function(neg), 2)
         assert controller.result(2) == -2
 
+    def test_the_lease_lasts_as_long_as_scp_may_take(self, controller):
+        """While files are copied, nothing is said; how long that may be is told before."""
+        told = {"names": {}, "arrived": {}, "lease": 0.3}
+        controller.send(wire.frame(wire.FILES, 0, pickle.dumps(told)))
+        assert json.loads(controller.await_(wire.STORED)[3]) == {}
+        until(lambda: not alive(controller.pid), "the end of the lease")
+
     def test_a_slot_that_has_closed_its_descriptors_costs_no_processor(self, controller):
         def close_and_wait():
             os.closerange(3, 64)
@@ -2706,6 +2712,23 @@ class TestLostMachines:
         (tmp_path / "go").touch()
         assert all(future.result(PATIENCE) for future in futures)
         until(lambda: all(worker.state == "up" for worker in pool.status.workers), "reconnection")
+
+    def test_a_task_that_takes_its_machine_down(self, local, tmp_path, monkeypatch):
+        """It is convicted in the end; those beside it complete, and are not suspected for long."""
+        monkeypatch.setattr(executors, "QUARANTINE_SECONDS", (0.05, 0.1))
+        pool = local("1/:", "1/: weight=2", schedule_backups=False)
+
+        def guilty(path):
+            open(f"{path}-{time.monotonic_ns()}", "w").close()
+            os.kill(os.getppid(), signal.SIGKILL)
+            time.sleep(1000)
+
+        future = pool.submit(guilty, str(tmp_path / "run"))
+        innocent = [pool.submit(time.sleep, 0.05) for _ in range(60)]
+        error = future.exception(PATIENCE)
+        assert type(error) is BundleError and "took its machine down" in str(error)
+        assert len(os.listdir(tmp_path)) == 4 == len(error.attempts)
+        assert [one.result(PATIENCE) for one in innocent] == [None] * 60
 
     def test_no_thread_outlives_its_link(self, local):
         """Whoever finds out first that a machine is gone: its writer thread, or another."""
