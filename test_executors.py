@@ -2860,6 +2860,31 @@ class TestLostMachines:
         """)
         assert done.stdout == "all done\n", done
 
+    def test_what_our_own_callbacks_take_is_charged_to_nobody(self, local):
+        """The reader thread is held up; `bundle_timeout` counts what tasks take."""
+        pool = local("4/:", bundle_timeout=1.0, schedule_backups=False)
+        list(pool.map(neg, range(8)))
+        first = pool.submit(neg, 1)
+        first.add_done_callback(lambda _: time.sleep(2.5))
+        futures = [pool.submit(time.sleep, 0.4) for _ in range(3)]
+        assert [future.result(PATIENCE) for future in futures] == [None] * 3
+        error = pool.submit(time.sleep, 50).exception(PATIENCE)
+        assert type(error) is executors.BundleTimeoutError
+
+    def test_a_policy_that_raises_is_told_once(self, local, caplog):
+        class Bad(executors.RemoteWorkerSelectionPolicy):
+            def choose(self, ready, avoid=()):
+                raise ZeroDivisionError("as always")
+
+        pool = local("1/:", "1/:", policy=Bad())
+        until(lambda: all(worker.state == "up" for worker in pool.status.workers))
+        assert list(pool.map(neg, range(20), timeout=PATIENCE)) == [-n for n in range(20)]
+        assert caplog.text.count("the policy Bad fails (ZeroDivisionError: as always)") == 1
+
+    def test_what_ssh_adds_is_not_why_it_ended(self):
+        text = "Warning: Permanently added 'x' (ED25519) to the list of known hosts.\r\nreal words"
+        assert executors._without_chatter(text) == "real words"
+
     def test_a_busy_controller_condemns_nobody(self, local):
         pool = local("1/:", heartbeat_seconds=0.05)
         release = threading.Event()
@@ -3691,6 +3716,29 @@ class TestFiles:
 
 
 # ────────────────────────────────────── what follows: output ──────────────────────────────────────
+
+    def test_what_a_pool_uses_is_not_pruned_whatever_the_clock_says(self, local, tmp_path, home):
+        for name in "ab":
+            (tmp_path / name).write_text(name)
+        pool = local("1/:", files=tmp_path / "a")
+        assert pool.submit(read, "a").result(PATIENCE) == "a"
+        cache = home / ".cache/executors"
+        for entry in cache.iterdir():
+            os.utime(entry, (1, 1))     # as if the clock had been put forward
+        other = local("1/:", files=tmp_path / "b")
+        assert other.submit(read, "b").result(PATIENCE) == "b"
+        assert pool.submit(read, "a").result(PATIENCE) == "a" and len([*cache.iterdir()]) == 2
+
+    def test_a_relative_temporary_directory(self, local, tmp_path, home, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("TMPDIR", "temporary")
+        (tmp_path / "temporary").mkdir()
+        (tmp_path / "a").write_text("a")
+        pool = local("1/:", files="a")
+        assert pool.submit(read, "a").result(PATIENCE) == "a"
+        assert os.listdir("temporary")
+        pool.shutdown()
+        until(lambda: not os.listdir("temporary"))
 
 
 class TestLies:
