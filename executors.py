@@ -2886,6 +2886,14 @@ class RemoteExecutor(BaseExecutor):
         return self._supervisor.histogram
 
     @property
+    def slots(self) -> int:
+        """How many tasks it runs at a time: on what is up, else as configured; at least 1."""
+        scheduler = self._supervisor.scheduler
+        return max(1, sum(worker.count for worker in [*scheduler.up] or [*scheduler.workers]))
+
+    _max_workers = slots        # which Dask's scheduler, among others, looks at
+
+    @property
     def status(self) -> RemoteExecutorStatus:
         """A snapshot of the pool; `print(pool.status)` shows it."""
         status: RemoteExecutorStatus = self._supervisor.status(with_spans=True)

@@ -2885,6 +2885,17 @@ class TestLostMachines:
         text = "Warning: Permanently added 'x' (ED25519) to the list of known hosts.\r\nreal words"
         assert executors._without_chatter(text) == "real words"
 
+    def test_how_many_slots_there_are(self, local):
+        """Dask takes the controller's cores, if a pool does not tell its own size."""
+        pool = local("3/:", "2/:")
+        assert pool.slots == pool._max_workers >= 3     # as configured, or of one that is up
+        until(lambda: all(worker.state == "up" for worker in pool.status.workers))
+        assert pool.slots == pool._max_workers == 5
+        pool.remove_worker("3/:")
+        assert pool.slots == 2
+        pool.remove_worker("2/:")
+        assert pool.slots == 1
+
     def test_a_busy_controller_condemns_nobody(self, local):
         pool = local("1/:", heartbeat_seconds=0.05)
         release = threading.Event()
