@@ -1962,11 +1962,13 @@ class _Channel:
     def _write(self) -> bool:
         """With the baton, write; return whether it is kept: by the writer thread, or for ever."""
         outbox = self._outbox
+        is_told = _log.isEnabledFor(logging.DEBUG)
         try:
             while self.pipe is _WHOLE and (self.queue or outbox.size):
                 while self.queue:
                     verb, operand = self.queue.popleft()
-                    _log.debug("%r %s", verb, operand)
+                    if is_told:
+                        _log.debug("%r %s", verb, operand)
                     outbox.put(_FRAMES[verb](self, operand))
                 is_done = outbox.flush()
                 self._writes += 1
@@ -2167,7 +2169,8 @@ class _Condition(threading.Condition):
         self._waiters: deque[Any] = deque()
 
 
-for _method in "acquire", "release", "_release_save", "_acquire_restore", "_is_owned":
+for _method in ("acquire", "release", "_release_save", "_acquire_restore", "_is_owned",
+                "__enter__", "__exit__"):
     setattr(_Condition, _method, property(operator.attrgetter(f"_lock.{_method}")))
 
 
@@ -2253,7 +2256,8 @@ class _RemoteFuture(Future):        # type: ignore[type-arg]
             self._shown = self._ending
             for waiter in self.__dict__.get("_waiters", ()):
                 getattr(waiter, tell)(self)
-            condition.notify_all()
+            if condition._waiters:
+                condition.notify_all()
         return (self,) if "_done_callbacks" in self.__dict__ else ()
 
 
@@ -2431,7 +2435,6 @@ class _Supervisor:
         for reply, answer, others in passed:
             futures: list[_RemoteFuture] = []
             for verb, target, operand in others:
-                _log.debug("%s: %r %s %s", self.title, verb, target, operand)
                 for _ in _TRIES[verb]:
                     try:
                         futures += self._performers[verb](target, operand)
@@ -2442,6 +2445,8 @@ class _Supervisor:
                 reply((answer, futures))
             elif futures:
                 self._call_back(futures)
+            if _log.isEnabledFor(logging.DEBUG):
+                _log.debug("%s: %s", self.title, others)
 
     def _call_back(self, futures: Iterable[_RemoteFuture]) -> None:
         """Run the callbacks of futures; if one ends this, the heartbeat runs the others."""
