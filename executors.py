@@ -2445,8 +2445,7 @@ class _Supervisor:
                 reply((answer, futures))
             elif futures:
                 self._call_back(futures)
-            if _log.isEnabledFor(logging.DEBUG):
-                _log.debug("%s: %s", self.title, others)
+            _log.debug("%s: %s", self.title, others)
 
     def _call_back(self, futures: Iterable[_RemoteFuture]) -> None:
         """Run the callbacks of futures; if one ends this, the heartbeat runs the others."""
