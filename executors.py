@@ -706,10 +706,6 @@ class _Function:
     packed: Any
     durations: _Durations
 
-    def size(self) -> int:
-        """Return the bytes of its pickle."""
-        return _size(self.packed)
-
 
 def _size(packed: Any) -> int:
     return len(packed) if type(packed) is bytes else sum(packed[0])
@@ -731,6 +727,10 @@ class _Bundle:
     def is_running(self) -> bool:
         """Tell whether an attempt has started, as far as one can tell from here."""
         return any(attempt.ident in attempt.worker.running for attempt in self.attempts)
+
+    def is_suspect(self) -> bool:
+        """Tell whether it is to run alone: two machines were lost, or one twice, while it ran."""
+        return len(self.losses) > 1
 
 
 _SETTLED = _Bundle(_Function(0, "", b"", _Durations()), b"", phase=_OVER)   # any that is
@@ -978,23 +978,27 @@ class _Scheduler:
             # Who was up for that long is no machine that goes up and down.
             is_steady = self.now - worker.up_since > STEADY_SECONDS
             worker.losses = 1 if is_steady else worker.losses + 1
+        is_alone = worker.is_reserved and len(worker.running) == 1
         for attempt in [*worker.running.values()]:
             bundle = attempt.bundle
-            if attempt not in bundle.attempts:
-                continue
-            bundle.losses += ((worker, cause),)
-            number = len(bundle.losses)
-            machines = {one for one, _ in bundle.losses}
-            is_alone = worker.is_reserved and len(worker.running) == 1 and number > 2
-            if (is_alone and number > self._rules.max_bundle_failures
-                    and 2 * sum(one.losses for one in machines) < 3 * number):
-                for one, _ in bundle.losses:
-                    one.losses -= 1
-                losses = [(one.machine, f"the machine was lost: {why}", "")
-                          for one, why in bundle.losses]
-                self._settle(bundle, _FAILED, BundleError(
-                    bundle.function.name, "took its machine down, even when it ran there alone",
-                    (*bundle.failures, *losses)))
+            if attempt in bundle.attempts:
+                was_alone = is_alone and bundle.is_suspect()
+                bundle.losses += ((worker, cause),)
+                number = len(bundle.losses)
+                of_all = sum(one.losses for one in {one for one, _ in bundle.losses})
+                is_enough = number > self._rules.max_bundle_failures
+                if was_alone and is_enough and 2 * of_all < 3 * number:
+                    self._convict(bundle)
+
+    def _convict(self, bundle: _Bundle) -> None:
+        """Blame a bundle for the losses of its machines, and no longer those."""
+        for worker, _ in bundle.losses:
+            worker.losses -= 1
+        losses = [(worker.machine, f"the machine was lost: {cause}", "")
+                  for worker, cause in bundle.losses]
+        self._settle(bundle, _FAILED, BundleError(
+            bundle.function.name, "took its machine down, even when it ran there alone",
+            (*bundle.failures, *losses)))
 
     def resized(self, worker: _Worker, count: int) -> None:
         """A machine cannot give as many slots as it said: ask for what has not started yet."""
@@ -1331,7 +1335,7 @@ class _Scheduler:
             self._settle(bundle, _CANCELLED)
             return
         self.tally.retried += 1
-        if len(bundle.losses) > 1:
+        if bundle.is_suspect():
             self._queues.suspects.append(bundle)
         elif bundle.failures:
             avoid = frozenset(machine for machine, _, _ in bundle.failures)
@@ -1401,7 +1405,7 @@ class _Scheduler:
         for age, attempt in running:
             bundle = attempt.bundle
             seconds, medians = BACKUP_AGE
-            is_alone = bundle.attempts == (attempt,) and len(bundle.losses) < 2
+            is_alone = bundle.attempts == (attempt,) and not bundle.is_suspect()
             if is_alone and age > max(seconds, medians * bundle.function.durations.median):
                 # A machine that has finished nothing is at least as slow as that.
                 slowness = min(attempt.worker.durations.median, age)
@@ -1689,7 +1693,7 @@ class _Login:
             slots = self.record.count or self.cores
             told = pickle.dumps({**config, "machine": self.record.machine, "slots": slots})
             wire.write_all(fd, [wire.frame(wire.CONFIG, 0, told)])
-        except (OSError, EOFError, wire.FrameError, *wire.NONSENSE) as error:
+        except (OSError, EOFError, *wire.NONSENSE) as error:
             raise self.diagnose(error) from None
         finally:
             self.found.pop("copying", None)
@@ -1793,7 +1797,6 @@ class _Login:
     def check(self, now: float) -> None:
         """Cut off a login that leads nowhere; note how far ssh is."""
         self.words()
-        self.limit()
         if now > self._until:
             login = self.record.login
             self.abort(f"{self._complaint} (last came {_last_line(self._noise)!r}) -- does `ssh "
@@ -1844,7 +1847,7 @@ class _Login:
         """Say why it ended, by how far it got, ssh's words and its status: 255 means ten things."""
         if self._cause:
             return _Down(self._cause)
-        if isinstance(error, (wire.FrameError, *wire.NONSENSE)):
+        if isinstance(error, wire.NONSENSE):
             what = f"what it sends is not what it may send: {wire.describe(error)}"
             self.abort(what)
             return _Down(what, gravity=GRAVE)
@@ -2003,10 +2006,10 @@ class _Channel:
         if function.ident in known:
             return frames
         known[function.ident] = function
-        size = sum(one.size() for one in known.values())
+        size = sum(_size(one.packed) for one in known.values())
         while len(known) > 1 and (len(known) > KNOWN_FUNCTIONS[0] or size > KNOWN_FUNCTIONS[1]):
             ident, oldest = known.popitem(last=False)
-            size -= oldest.size()
+            size -= _size(oldest.packed)
             frames.append(wire.frame(wire.FORGET, ident))
         return wire.message(wire.FUNCTION, function.ident, 0, function.packed) + frames
 
@@ -2562,14 +2565,13 @@ class _Supervisor:
     def _look_after_links(self, now: float, is_beat: bool, is_late: bool) -> None:
         for link, login in [*self.logins.items()]:
             channel = self.channels.get(link)
+            login.limit()
             if is_late:
                 login.abort("it did not end")
             elif channel is None:
                 login.check(now)
-            else:
-                login.limit()
-                if is_beat and not channel.beat():
-                    login.abort(f"no answer to {MISSED_BEATS} heartbeats")
+            elif is_beat and not channel.beat():
+                login.abort(f"no answer to {MISSED_BEATS} heartbeats")
 
     # What callers want
 
@@ -2712,9 +2714,9 @@ class _Reader:
                 f"a message of kind {kind} makes no sense ({wire.describe(error)})") from None
 
     def _on_output(self, number: int, body: bytes) -> None:
-        printed = functools.partial(wire.frame, wire.PRINTED, len(body))
+        printed = wire.frame(wire.PRINTED, len(body))
         self._supervisor.board.show_output(
-            self._worker.machine, number, body, lambda: self._channel.send([printed()]))
+            self._worker.machine, number, body, lambda: self._channel.send([printed]))
 
     def _on_died(self, ident: int, body: bytes) -> None:
         self._channel.forget(ident)

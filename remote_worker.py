@@ -112,8 +112,8 @@ class FrameError(Exception):
     """The stream cannot be one of frames: it ended inside one, or says what it may not say."""
 
 
-# What it raises to decode what nobody should have sent.
-NONSENSE = struct.error, ValueError, LookupError, ArithmeticError, TypeError
+# What it raises to read and decode what nobody should have sent.
+NONSENSE = FrameError, struct.error, ValueError, LookupError, ArithmeticError, TypeError
 
 
 def frame(kind: int, ident: int = 0, payload: bytes = b"") -> bytes:
@@ -1348,7 +1348,7 @@ class Shim:
                     (call.parcel if kind == CALL else call.function).give(child, number)
         except BlockingIOError:
             pass
-        except (EOFError, FrameError, *NONSENSE):   # somebody else has got hold of its pipe
+        except (EOFError, *NONSENSE):       # somebody else has got hold of its pipe
             self._unwatch(child.questions.fd)
 
     def _on_signal(self) -> None:
@@ -1590,10 +1590,10 @@ def store_files(scratch: str, names: dict[str, tuple[str, bool]],
 
     Returns {name: temporary path} of what is still to be copied, or a str: why it cannot be.
     """
-    cache = os.path.expanduser("~/" + CACHE)
+    home = os.path.expanduser("~")
+    cache = os.path.join(home, CACHE)
     try:
         os.makedirs(cache, mode=0o700, exist_ok=True)
-        home = os.path.expanduser("~")
         for name, temporary in arrived.items():
             _admit(cache, name, os.path.join(home, temporary), *names[name])
         is_plain = cache.replace("/", "").translate({ord(c): "x" for c in "._-+"}).isalnum()
