@@ -506,6 +506,9 @@ def _or_environment(given: Any, name: str, convert: Any, default: Any = None) ->
 # ──────────────────────────────────────── records and policies ────────────────────────────────────
 
 
+_PLAIN_PATH = re.compile(r"[\w~./+][\w~./+@%:,=-]*", re.ASCII)      # no shell takes offence at it
+
+
 @dataclasses.dataclass(frozen=True)
 class RemoteWorkerRecord:
     """Describe one worker. `parse` reads the text form, GNU parallel's sshlogin widened.
@@ -516,7 +519,7 @@ class RemoteWorkerRecord:
             ssh.
         weight: how often it is chosen, relative to others that have room.
         count: its slots; None means one per core, asked of the machine.
-        python: its interpreter; None finds the controller's version on its PATH.
+        python: its interpreter; None finds one of the controller's version.
 
     >>> RemoteWorkerRecord.parse("8/me@bigbox weight=2 python=~/bin/python")
     RemoteWorkerRecord(username='me', machine='bigbox', weight=2.0, count=8, python='~/bin/python')
@@ -547,8 +550,7 @@ class RemoteWorkerRecord:
         if self.count is not None and self.count < 1:
             raise ValueError(f"count {self.count!r} of {machine}: must be at least 1, or None for "
                              "one per core")
-        if self.python is not None and not re.fullmatch(
-                r"[\w~./+][\w~./+@%:,=-]*", self.python, re.ASCII):
+        if self.python is not None and not _PLAIN_PATH.fullmatch(self.python):
             raise ValueError(f"python {self.python!r} of {machine}: must be a plain path; make a "
                              "link to it if it is not")
 
@@ -1471,13 +1473,17 @@ _JUMPED = "\nstdio forwarding failed"
 _MILESTONES = {"name": r"Connecting to \S+ \[\S+\]", "TCP": "Connection established",
                "login": "Authenticated to "}
 
-# Runs on whatever Python is found, of any version. It says who it is and waits: what login files
-# print has then gone before, and what reads their input finds none.
+# Runs on whatever Python is found, of any version; one that is not of ours says so and gives way to
+# the next. It says who it is and waits: what login files print has then gone before, and what reads
+# their input finds none.
 _FIRST_STAGE = '''import os,sys
 sys.path[:]=[p for p in sys.path if p]
-v=tuple(sys.version_info[:3])
-n=getattr(getattr(sys,"implementation",None),"name","python")
-os.write(1,("\\n%s %%d.%%d.%%d %%s %%s\\n"%%(v+(n,sys.executable))).encode("utf-8"))
+v=(getattr(getattr(sys,"implementation",None),"name","python"),)+tuple(sys.version_info[:3])
+s=" %%s %%d.%%d.%%d %%s\\n"%%(v+(sys.executable,))
+if v[:3]!=%r:
+    os.write(2,("%s"+s).encode("utf-8"))
+    os._exit(127)
+os.write(1,("\\n%s"+s).encode("utf-8"))
 def r(n):
     b=b""
     while len(b)<n:
@@ -1502,8 +1508,14 @@ module.__loader__=module.SourceLoader(file,text)
 module.__spec__=ModuleSpec("remote_worker",module.__loader__,origin=file)
 module.serve(modules)
 '''
-_NO_PYTHON = "executors: no python: "
+_OTHER_PYTHON = "executors: another python:"
+_NO_PYTHON = "executors: no python"
+_IMPLEMENTATION = sys.implementation.name
 _VERSION = "{}.{}".format(*sys.version_info)
+# Where one is looked for: on the PATH, and where a shell that is not one of a login does not look.
+_PLACES = [where.format(f"python{_VERSION}") for where in (
+    "{}", "~/.local/bin/{}", "/usr/local/bin/{}", "/opt/homebrew/bin/{}",
+    "~/.pyenv/versions/*/bin/{}", "~/.local/share/uv/python/*/bin/{}", "python3")]
 
 # Runs a command that is killed when our end of its standard input goes, as it does when we do.
 _TIED = ["/bin/sh", "-c", (
@@ -1550,20 +1562,32 @@ def _login_argv(record: RemoteWorkerRecord, ssh_options: list[str], magic: str) 
     """Return the command that starts a worker's first stage, with or without ssh.
 
     The remote part is one word list and one string in single quotes without '!' or a backslash,
-    which sh, bash, dash, zsh, csh, tcsh and fish read alike. A pyenv shim for a version that is not
-    active exits with 127: the next one is tried.
+    which sh, bash, dash, zsh, csh, tcsh and fish read alike. What exits with 127 is followed by the
+    next candidate: a Python of another version, a pyenv shim for one that is not active.
     """
-    is_local = record.machine == ":"
-    candidates = record.python or (sys.executable if is_local else f"python{_VERSION} python3")
-    stage = base64.b64encode((_FIRST_STAGE % magic).encode()).decode()
-    script = (f'for p in {candidates}; do command -v $p >/dev/null 2>&1 || continue; '
-              f'$p -c "import base64,sys;exec(base64.b64decode(sys.argv[1]))" {stage}; r=$?; '
-              'test $r -eq 127 || exit $r; done; '
-              f'echo {_NO_PYTHON}{candidates} >&2; exit 126')
-    if is_local:
+    ours = _IMPLEMENTATION, *sys.version_info[:2]
+    stage = base64.b64encode(
+        (_FIRST_STAGE % (ours, _OTHER_PYTHON, magic)).encode()).decode()
+    script = (f'for p in {_candidates(record)}; do command -v "$p" >/dev/null 2>&1 || continue; '
+              f'"$p" -c "import base64,sys;exec(base64.b64decode(sys.argv[1]))" {stage}; r=$?; '
+              f'test $r -eq 127 || exit $r; done; echo {_NO_PYTHON} >&2; exit 126')
+    if record.machine == ":":
         return ["/bin/sh", "-c", script]
     return [SSH, "-T", "-a", "-x", *_ssh_settings("SessionType=default"), *ssh_options, "--",
             record.login, f"exec sh -c '{script}'"]
+
+
+def _candidates(record: RemoteWorkerRecord) -> str:
+    """Return the interpreters that are tried on a machine, as words of a shell.
+
+    If ours is one of an environment, that may be there too: homes are often shared.
+    """
+    if record.python or record.machine == ":":
+        return record.python or shlex.quote(sys.executable)
+    is_environment = (sys.prefix != sys.base_prefix
+                      or os.path.exists(os.path.join(sys.prefix, "conda-meta")))
+    own = [sys.executable] * (is_environment and bool(_PLAIN_PATH.fullmatch(sys.executable)))
+    return " ".join((*own, *_PLACES))
 
 
 @functools.cache
@@ -1725,14 +1749,8 @@ class _Login:
         self._noise = before[-2000:]
         self._has_python = True
         self._found_shell()
-        version, name, path = line.decode("utf-8", "replace").split(maxsplit=2)
-        ours = sys.implementation.name
-        if name != ours or not version.startswith(f"{_VERSION}."):
-            raise _Down(
-                f"has {name} {version} at {path.strip()}, but needs {ours} {_VERSION}, as here "
-                "(pickled code does not cross versions): install that there, or name it in the "
-                f"worker's record, python=/path/to/python{_VERSION}", True)
-        self.found["python"] = version
+        _, self.found["python"], self.found["interpreter"] = line.decode(
+            "utf-8", "replace").strip().split(maxsplit=2)
 
     def _found_shell(self) -> None:
         self.found.update(dict.fromkeys(_MILESTONES, "-" if self._is_local else "ok"))
@@ -1862,13 +1880,21 @@ class _Login:
             return _Down(f"connection lost ({said or str(error) or 'the other end is gone'})")
         if status == "255":
             return _Down(*self._judge(words, _SSH_DIAGNOSES))
-        if said.startswith(_NO_PYTHON):
+        if said == _NO_PYTHON:
             self._found_shell()
-            return _Down(f"no Python: tried {said[len(_NO_PYTHON):]}; install it there, or name it "
-                         "in the worker's record, python=/path/to/python", True)
+            return _Down(self._no_python(words), True)
         said = said or _last_line(self._noise) or "nothing was said"
         return _Down(f"the login ended with status {status} before Python started: {said} -- does "
                      f"`ssh {self.record.login} true` work, without a word?", status != "unknown")
+
+    def _no_python(self, words: str) -> str:
+        """Say what was tried, what was found, and how there can be one that fits."""
+        found = ", ".join({line.removeprefix(_OTHER_PYTHON).strip(): 0
+                           for line in words.splitlines() if line.startswith(_OTHER_PYTHON)})
+        return (f"needs {_IMPLEMENTATION} {_VERSION}, as here (pickled code does not cross "
+                f"versions), but found {found or 'none'}: tried {_candidates(self.record)} -- "
+                f"install it there (`uv python install {_VERSION}`), or name it in the worker's "
+                f"record, python=/path/to/python{_VERSION}")
 
     def _judge(self, words: str, diagnoses: Sequence[tuple[str, bool, str]]) -> tuple[str, bool]:
         """Return the last of the words with a remedy, and whether it is in vain to try again.
@@ -2653,7 +2679,7 @@ class _Reader:
             self._channel = login.open(
                 supervisor.files.by_name, config, self._stuck, self._is_expected)
             supervisor.channels[self._link] = self._channel
-            self._log(logging.INFO, f"is up: {login.cores} cores, {login.found['python']}")
+            self._log(logging.INFO, f"is up: {login.cores} cores, {login.found['interpreter']}")
             self._tell(_Scheduler.is_up, login.cores)
             self._channel.send([wire.frame(wire.PING, monotonic_ns())])
             self._work()
@@ -3637,6 +3663,12 @@ def _check_lines(checkups: Sequence[_Checkup], columns: int) -> list[str]:
         for name, *cells in rows[1:]:
             parts = [f"{stage} {cell}" for stage, cell in zip(_Checkup.STAGES, cells) if cell]
             lines += _wrap_parts([f"{name}: {parts[0]}", *parts[1:]], columns)
+    users: dict[str, list[str]] = {}
+    for one in checkups:
+        users.setdefault(one.found.get("interpreter", ""), []).append(one.record.login)
+    users.pop("", None)
+    for path, names in users.items():
+        lines += _wrap_parts([f"{_printable(path)}: {names[0]}", *names[1:]], columns)
     for one in checkups:
         if one.failure:
             text = f"{one.record.login}: {one.stage}: {_printable(one.failure)}"

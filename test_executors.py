@@ -2110,13 +2110,13 @@ class TestCommandLine:
         login, *cells = done.stdout.splitlines()[1].split()
         version = "{}.{}.{}".format(*sys.version_info)
         assert login == "alpha" and cells[:5] == ["ok", "ok", "ok", "quiet", version]
-        assert cells[-1] == "ok" and done.stdout.endswith("all is well\n")
+        assert cells[-1] == "ok" and done.stdout.endswith(f"{sys.executable}: alpha\nall is well\n")
         assert not set(os.listdir(cache)) - before
 
     @pytest.mark.parametrize("stage, worker, options, words", [
         ("login", "alpha", "-o IdentityFile=none", "Permission denied"),
         ("TCP", "alpha", "-p 1", "Connection refused"),
-        ("python", "alpha python=/no/python", "", "tried /no/python"),
+        ("python", "alpha python=/no/python", "", "found none: tried /no/python"),
     ])
     def test_check_names_the_stage_that_fails(self, sshds, tmp_path, stage, worker, options, words):
         config, text = tmp_path / "config", read(sshds[0].path("config"))
@@ -3247,7 +3247,8 @@ class TestConnecting:
 
     def test_no_python(self, ssh):
         cause = self.cause(ssh("alpha", python="/no/such/python"))
-        assert "no Python: tried /no/such/python" in cause and "python=" in cause
+        assert "found none: tried /no/such/python" in cause and "python=" in cause
+        assert "uv python install" in cause
 
     def test_the_wrong_python(self, ssh):
         ours = "{}.{}".format(*sys.version_info)
@@ -3297,13 +3298,11 @@ class TestConnecting:
         pool = ssh("1/no-such-host.invalid", "1/alpha")
         assert list(pool.map(neg, range(10))) == [-n for n in range(10)]
 
-    def test_the_default_interpreter_is_found(self, ssh):
-        """Which one the login shell finds is the machine's affair: it works, or why is told."""
+    def test_the_environment_that_the_controller_runs_in_is_found(self, ssh, monkeypatch):
+        """Homes are often shared: what is its `sys.executable` may be there too."""
+        monkeypatch.setattr(sys, "base_prefix", "/elsewhere")       # whether it is one or not
         pool = ssh("1/alpha", python=None)
-        try:
-            assert pool.submit(neg, 1).result(PATIENCE) == -1
-        except NoWorkersError as error:
-            assert "python" in str(error)
+        assert pool.submit(lambda: sys.executable).result(PATIENCE) == sys.executable
 
     def test_whatever_habits_the_users_configuration_has(self, ssh, sshds, tmp_path):
         """Each would break a link, or scp, if it were not overruled; a machine for each."""
@@ -4463,17 +4462,43 @@ class TestLoginShells:
         prefix = pool.submit(lambda: sys.prefix).result(PATIENCE)
         assert "/venv/" not in python or prefix == str(tmp_path / "home/venv")
 
-    def test_a_pyenv_shim_of_a_version_that_is_not_active(self, login, ssh, tmp_path):
-        """It is on the PATH and does not run; the next candidate does."""
-        sshd = login("bash", {".bashrc": f"PATH={tmp_path}/shims:$PATH"})
-        (tmp_path / "shims").mkdir()
-        name = "python{}.{}".format(*sys.version_info)
-        for name, text in ((name, "echo 'pyenv: command not found' >&2; exit 127"),
-                           ("python3", f'exec {sys.executable} "$@"')):
-            (tmp_path / "shims" / name).write_text(f"#!/bin/sh\n{text}\n")
-            (tmp_path / "shims" / name).chmod(0o755)
+    OURS = "python{}.{}".format(*sys.version_info)
+    # What runs as a Python says of itself; the second is real, but for its version.
+    SHIM = "echo 'pyenv: command not found' >&2; exit 127"
+    OLD = (f"exec {sys.executable} -c 'import sys; sys.version_info = 3, 8, 1; code = sys.argv[2]; "
+           "sys.argv[1:] = sys.argv[3:]; exec(code)' \"$@\"")
+    RIGHT = f'exec {sys.executable} "$@"'
+
+    @pytest.mark.parametrize("place, before", [
+        ("bin/python3", SHIM), ("bin/python3", OLD), (f".local/bin/{OURS}", OLD),
+        (f".pyenv/versions/9.9.9/bin/{OURS}", OLD),
+        (f".local/share/uv/python/cpython-9.9.9-linux/bin/{OURS}", OLD), ("", OLD)])
+    def test_an_interpreter_is_looked_for(self, login, ssh, tmp_path, monkeypatch, place, before):
+        """What is ours by its name and yet does not fit is passed over; where none fits, all that
+        was found is named, and what to do."""
+        monkeypatch.setattr(sys, "prefix", sys.base_prefix)     # it is no environment
+        monkeypatch.setattr(executors, "_PLACES", [     # none but those of this home
+            path for path in executors._PLACES if path[0] in "~p"])
+        sshd = login("bash", {".bashrc": f"PATH={tmp_path}/home/bin:{tmp_path}/tools"})
+        (tmp_path / "tools").mkdir()
+        for tool in ("sh", "test"):
+            (tmp_path / "tools" / tool).symlink_to(shutil.which(tool))
+        for name, text in ((f"bin/{self.OURS}", before), (place, self.RIGHT)):
+            if name:
+                path = tmp_path / "home" / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(f"#!/bin/sh\n{text}\n")
+                path.chmod(0o755)
         pool = ssh("1/odd", python=None, ssh_options=sshd.ssh_options)
-        assert pool.submit(neg, 1).result(PATIENCE) == -1
+        if place:
+            version = sys.version_info[:3]
+            assert pool.submit(lambda: sys.version_info[:3]).result(PATIENCE) == version
+        else:
+            with pytest.raises(NoWorkersError) as caught:
+                pool.submit(neg, 1).result(PATIENCE)
+            said = str(caught.value)
+            assert f"found cpython 3.8.1 {sys.executable}: tried {self.OURS} " in said
+            assert "uv python install" in said
 
     @pytest.mark.parametrize("mounts, words", [
         ('mount --bind "$1" "$1"; mount -o remount,ro,bind "$1"', "Read-only file system"),
