@@ -84,6 +84,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import (
     FIRST_EXCEPTION,
+    BrokenExecutor,
     Executor,
     Future,
     ProcessPoolExecutor,
@@ -167,8 +168,8 @@ class BundleTimeoutError(BundleError):
     """A bundle ran longer than the executor's `bundle_timeout` and was killed."""
 
 
-class NoWorkersError(ExecutorError):
-    """No machine of the pool can be reached. `causes` is a list of `(machine, cause)`."""
+class NoWorkersError(ExecutorError, BrokenExecutor):
+    """No machine of the pool can be used. `causes` is a list of `(machine, cause)`."""
 
     def __init__(self, causes: Sequence[tuple[str, str]]) -> None:
         super().__init__(causes)
@@ -177,7 +178,7 @@ class NoWorkersError(ExecutorError):
     def __str__(self) -> str:
         if not self.causes:
             return "the pool has no workers"
-        lines = ["no worker can be reached:"]
+        lines = ["no worker can be used:"]
         width = max(len(machine) for machine, _ in self.causes)
         lines += [f"  {machine:{width}}  {cause}" for machine, cause in self.causes]
         return "\n".join(lines)
@@ -520,9 +521,10 @@ class RemoteWorkerRecord:
         weight: how often it is chosen, relative to others that have room.
         count: its slots; None means one per core, asked of the machine.
         python: its interpreter; None finds one of the controller's version.
+        nice: how far its tasks stand back (0 to 19, see nice(1)) where others sit at the machine.
 
-    >>> RemoteWorkerRecord.parse("8/me@bigbox weight=2 python=~/bin/python")
-    RemoteWorkerRecord(username='me', machine='bigbox', weight=2.0, count=8, python='~/bin/python')
+    >>> RemoteWorkerRecord.parse("8/me@bigbox weight=2 python=~/py")
+    RemoteWorkerRecord(username='me', machine='bigbox', weight=2.0, count=8, python='~/py', nice=0)
     >>> str(RemoteWorkerRecord.parse("4/lab2")), str(RemoteWorkerRecord(None, ":"))
     ('4/lab2', ':')
     """
@@ -532,6 +534,7 @@ class RemoteWorkerRecord:
     weight: float = 1
     count: int | None = None
     python: str | None = None
+    nice: int = 0
 
     def __post_init__(self) -> None:
         machine = self.machine
@@ -553,10 +556,12 @@ class RemoteWorkerRecord:
         if self.python is not None and not _PLAIN_PATH.fullmatch(self.python):
             raise ValueError(f"python {self.python!r} of {machine}: must be a plain path; make a "
                              "link to it if it is not")
+        if self.nice not in range(20):
+            raise ValueError(f"nice {self.nice!r} of {machine}: must be 0 to 19")
 
     @classmethod
     def parse(cls, text: str) -> RemoteWorkerRecord:
-        """Read `[COUNT/][USER@]MACHINE [weight=N] [python=PATH]`.
+        """Read `[COUNT/][USER@]MACHINE [weight=N] [python=PATH] [nice=N]`.
 
         Raises ValueError that quotes what is wrong.
         """
@@ -569,10 +574,10 @@ class RemoteWorkerRecord:
                 given["count"] = int(count)
             for setting in settings:
                 name, _, value = setting.partition("=")
-                given[name] = {"weight": float, "python": str}[name](value)
+                given[name] = {"weight": float, "python": str, "nice": int}[name](value)
             return cls(username if at else None, machine, **given)
         except KeyError as error:
-            why = f"no setting {error}; there are weight= and python="
+            why = f"no setting {error}; there are weight=, python= and nice="
         except ValueError as error:
             why = str(error)
         raise ValueError(
@@ -587,7 +592,8 @@ class RemoteWorkerRecord:
         count = f"{self.count}/" if self.count else ""
         weight = f" weight={self.weight:g}" if self.weight != 1 else ""
         python = f" python={self.python}" if self.python else ""
-        return count + self.login + weight + python
+        nice = f" nice={self.nice}" if self.nice else ""
+        return count + self.login + weight + python + nice
 
 
 class RemoteWorkerSelectionPolicy(ABC):
@@ -942,7 +948,7 @@ class _Scheduler:
         first, most = QUARANTINE_SECONDS
         seconds = min(most, first * 2 ** (worker.failures - 1)) * (0.75 + 0.5 * self._jitter())
         worker.retry_at = self.now + seconds
-        if permanent and not worker.was_up:
+        if permanent and (gravity > 1 or not worker.was_up):
             worker.state = _UNFIT
         self._connect()
         self._fill()
@@ -1704,7 +1710,7 @@ class _Login:
             reader = wire.MessageReader(out, is_expected)
             wire.write_all(fd, [_bootstrap()])
             hello = self._await(reader, wire.HELLO)
-            self.cores, self.shim, self.guardian = wire.GREETING.unpack(hello)
+            self.cores, self.shim, self.guardian = wire.GREETING.unpack_from(hello)
             if not 0 < self.cores < 1 << 16:
                 raise wire.FrameError(f"it says that it has {self.cores} cores")
             if self._is_local and hasattr(os, "pidfd_open"):
@@ -1715,7 +1721,8 @@ class _Login:
             if files:
                 self._copy(files, fd, reader)
             slots = self.record.count or self.cores
-            told = pickle.dumps({**config, "machine": self.record.machine, "slots": slots})
+            told = pickle.dumps({**config, "machine": self.record.machine, "slots": slots,
+                                 "nice": self.record.nice})
             wire.write_all(fd, [wire.frame(wire.CONFIG, 0, told)])
         except (OSError, EOFError, *wire.NONSENSE) as error:
             raise self.diagnose(error) from None
@@ -2143,6 +2150,15 @@ def _find_source(name: str) -> Any:
         return None
 
 
+class _Baggage(NamedTuple):
+    """What goes to each machine beside the calls."""
+
+    files: _Files
+    modules: bool                   # of this project
+    initializer: Any                # `(function, args)`, packed; or ()
+    config: Mapping[str, Any]       # what shims are told
+
+
 class _File(NamedTuple):
     """What `files=` names, and what is copied in its stead if it is a directory: a tar of it."""
 
@@ -2297,7 +2313,7 @@ class _Functions:
     """
 
     def __init__(self) -> None:
-        self._idents = itertools.count(1 << 62)
+        self._idents = itertools.count(wire.INITIALIZER + 1)
         self._by_name: dict[tuple[str, ...], _Function] = {}
         self._by_digest: Any = weakref.WeakValueDictionary()
         self._durations: dict[Any, _Durations] = {}     # by module, name and line
@@ -2355,13 +2371,12 @@ class _Supervisor:
     holds any more ends.
     """
 
-    def __init__(self, scheduler: _Scheduler, title: str, ssh_options: list[str], files: _Files,
-                 heartbeat_seconds: float, board: _Scoreboard, sends_modules: bool) -> None:
-        self.sends_modules = sends_modules
+    def __init__(self, scheduler: _Scheduler, title: str, ssh_options: list[str],
+                 baggage: _Baggage, heartbeat_seconds: float, board: _Scoreboard) -> None:
         self.scheduler = scheduler
         self.title = title
         self.ssh_options = ssh_options
-        self.files = files
+        self.baggage = baggage
         self.heartbeat_seconds = heartbeat_seconds
         self.board = board
         self.functions = _Functions()
@@ -2571,7 +2586,7 @@ class _Supervisor:
                     self.board.tick(self.status, is_beat)
             except Exception:       # without a heartbeat, nothing would ever end
                 _log.exception("%s: the heartbeat stumbled", self.title)
-        self.files.cleanup()
+        self.baggage.files.cleanup()
         self.board.finish(self.status(), self.histogram)
         self.ended.set()
         while not self.events.empty():
@@ -2668,17 +2683,19 @@ class _Reader:
         self._on = {wire.OUTPUT: self._on_output, wire.DIED: self._on_died,
                     wire.KILLED: self._on_killed, wire.RECALLED: self._on_recalled,
                     wire.WANTED: self._on_wanted, wire.SLOTS: self._on_slots,
-                    wire.PONG: self._on_pong}
+                    wire.PONG: self._on_pong, wire.UNFIT: self._on_unfit}
 
     def run(self) -> None:
         """Read until the link ends, and say why."""
         supervisor, login = self._supervisor, self._login
-        config = {"lease": LEASE_BEATS * supervisor.heartbeat_seconds,
-                  "output": supervisor.board.is_wanted}
+        baggage = supervisor.baggage
         try:
             self._channel = login.open(
-                supervisor.files.by_name, config, self._stuck, self._is_expected)
+                baggage.files.by_name, baggage.config, self._stuck, self._is_expected)
             supervisor.channels[self._link] = self._channel
+            if baggage.initializer:
+                self._channel.send(
+                    wire.message(wire.FUNCTION, wire.INITIALIZER, 0, baggage.initializer))
             self._log(logging.INFO, f"is up: {login.cores} cores, {login.found['interpreter']}")
             self._tell(_Scheduler.is_up, login.cores)
             self._channel.send([wire.frame(wire.PING, monotonic_ns())])
@@ -2729,7 +2746,7 @@ class _Reader:
     def _is_expected(self, kind: int, ident: int) -> bool:
         """Tell whether a message may come: a result, even of what is to be killed."""
         worker = self._worker
-        is_result = kind in (wire.RESULT, wire.ERROR)
+        is_result = kind in (wire.RESULT, wire.ERROR, wire.UNFIT)
         return is_result and (ident in worker.ahead or ident in worker.running)
 
     def _hear(self, kind: int, ident: int, body: bytes) -> None:
@@ -2766,12 +2783,16 @@ class _Reader:
         self._log(logging.WARNING, f"only {count} slots: {body.decode('utf-8', 'replace')}")
         self._tell(_Scheduler.resized, count)
 
+    def _on_unfit(self, _ident: int, body: Sequence[bytes]) -> None:
+        words = bytes(body[0]).decode("utf-8", "replace")
+        raise _Down(f"the initializer raised {words}", True, GRAVE)
+
     def _on_wanted(self, ident: int, body: bytes) -> None:
         name = body.decode()
         if name in self._asked:
             raise ValueError(f"the module {name} is asked for twice")
         self._asked.add(name)
-        found = _find_source(name) if self._supervisor.sends_modules else None
+        found = _find_source(name) if self._supervisor.baggage.modules else None
         self._channel.send(wire.message(wire.MODULE, ident, 0, wire.pack(found)))
 
 
@@ -2858,13 +2879,18 @@ class RemoteExecutor(BaseExecutor):
         output: what becomes of what tasks print: by default it is printed here, each line headed by
             its machine; False drops it; a function is called with `(machine, "stdout" or "stderr",
             line)`, one at a time, in a thread of its own.
+        env: environment variables that tasks find; `{slot}` in a value is the slot's number, from
+            0 to one less than its machine has, and `{machine}` the machine's name. These two are
+            in $EXECUTORS_SLOT and $EXECUTORS_MACHINE in any case.
+        initializer: a function that each slot calls, with `initargs`, before its first task. If it
+            raises, its machine is not used any more.
 
     Large buffers (NumPy arrays) are sent from where they are: do not change an array until the task
     it went to is done.
 
     Raises ValueError for workers that cannot be parsed, and FileNotFoundError for files that do not
-    exist. That no machine can be reached is told by the futures, and then by `submit`, with
-    NoWorkersError.
+    exist. That no machine can be used is told by the futures, and then by `submit`, with
+    NoWorkersError, which is a BrokenExecutor.
 
     >>> with RemoteExecutor(["2/:"], show_status=False) as pool:
     ...     list(pool.map(pow, [2, 3], [5, 2]))
@@ -2878,7 +2904,10 @@ class RemoteExecutor(BaseExecutor):
                  schedule_backups: bool | None = None, max_bundle_failures: int | None = None,
                  bundle_timeout: float | None = None, heartbeat_seconds: float = 5.0,
                  show_status: bool | None = None, modules: bool = True,
-                 output: bool | Callable[[str, str, str], object] = True) -> None:
+                 output: bool | Callable[[str, str, str], object] = True,
+                 env: Mapping[str, str] | None = None,
+                 initializer: Callable[..., object] | None = None,
+                 initargs: tuple[Any, ...] = ()) -> None:
         super().__init__(title)
         records = _parse_workers(workers)
         if not records:
@@ -2897,10 +2926,13 @@ class RemoteExecutor(BaseExecutor):
                 raise ValueError(f"{name} is {value!r}; it must be more than 0")
         scheduler = _Scheduler(policy or WeightedRandomRemoteWorkerSelectionPolicy(),
                                _Rules(schedule_backups, max_bundle_failures, limit))
+        call = wire.pack((initializer, initargs)) if initializer else ()
+        config = {"lease": LEASE_BEATS * heartbeat_seconds, "output": bool(output),
+                  "env": _checked_env(env or {}), "initializer": bool(call)}
         paths = [files] if isinstance(files, (str, os.PathLike)) else files
-        self._supervisor = _Supervisor(
-            scheduler, self.title, [*ssh_options], _Files([os.fspath(path) for path in paths]),
-            heartbeat_seconds, _Scoreboard(show_status, output), modules)
+        baggage = _Baggage(_Files([os.fspath(path) for path in paths]), modules, call, config)
+        self._supervisor = _Supervisor(scheduler, self.title, [*ssh_options], baggage,
+                                       heartbeat_seconds, _Scoreboard(show_status, output))
         _prepare_process()
         _supervisors.add(self._supervisor)
         self._finalizer = weakref.finalize(
@@ -2959,6 +2991,19 @@ class RemoteExecutor(BaseExecutor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False,
                  quiet: bool = False) -> None:
         self._supervisor.shutdown(wait, cancel_futures, quiet)
+
+
+def _checked_env(env: Mapping[str, str]) -> dict[str, str]:
+    for name, value in env.items():
+        try:
+            os.fsencode(value.format(slot=0, machine=""))
+            is_good = bool(re.fullmatch("[^=\0]+", name)) and "\0" not in value
+        except (AttributeError, LookupError, TypeError, ValueError):
+            is_good = False
+        if not is_good:
+            raise ValueError(f"env: {name!r}: {value!r} is not a name and a text in which {{slot}} "
+                             "and {machine} may stand, and braces are doubled")
+    return {**env}
 
 
 def _boolean(text: str) -> bool:
@@ -3267,7 +3312,6 @@ class _Scoreboard:
 
     def __init__(self, show: bool | None, output: bool | Callable[[str, str, str], object]) -> None:
         self.quiet = False
-        self.is_wanted = bool(output)       # what tasks print
         self._show = show
         self._output = output
         self._terminal: _Terminal | None = None

@@ -83,6 +83,7 @@ SLOT_DEPTH = 64         # calls in a slot's pipe, with the running one: busy thr
 BACKLOG = 4 << 20       # bytes queued towards one descriptor at which its source is no longer read
 TERM_SECONDS = 0.5      # between SIGTERM and SIGKILL
 LAST_WORDS = 2000       # bytes of stderr kept to explain a slot's death
+SHARED_CACHES = 64      # cached functions that a slot keeps, which came by value
 NEVER = float("inf")
 HEADER = struct.Struct("!BQQ")
 TAG = struct.Struct("!QB")          # tag and count of a message, behind its header
@@ -95,14 +96,15 @@ HEAD = HEADER.size
 BODY_AT = SHORT.size    # in a message's first frame
 COUNT_AT = BODY_AT - 1
 SLOT_SHIFT = 48         # the tag of a result is (slot's number << SLOT_SHIFT) + microseconds
-FIRST_MODULE = 1 << 63  # identifiers: of attempts from 1, of functions from 1 << 62, of modules
+INITIALIZER = 1 << 62   # identifiers: of attempts from 1, of functions from here, of modules
+FIRST_MODULE = 1 << 63
 
 # Controller to shim; slots get CALL and FORGET, and what they ask for with CALL, FUNCTION, WANTED.
 CONFIG, CALL, FUNCTION, FORGET, KILL, RECALL, PING, MODULE, FILES, PRINTED = range(1, 11)
-# Shim to controller; RESULT, ERROR and PART come from slots.
+# Shim to controller; RESULT, ERROR, UNFIT and PART come from slots.
 HELLO, RESULT, ERROR, DIED, KILLED, RECALLED, PONG, WANTED, OUTPUT, STORED, SLOTS = range(32, 43)
-PART = 64
-_MESSAGES = {CALL, FUNCTION, MODULE, RESULT, ERROR}
+UNFIT, PACKAGE, PART = range(43, 46)
+_MESSAGES = {CALL, FUNCTION, MODULE, RESULT, ERROR, UNFIT}
 
 
 # ──────────────────────────────────────────── frames ──────────────────────────────────────────────
@@ -369,16 +371,17 @@ def reference(obj: Any) -> tuple[str, ...]:
     Otherwise it is pickled by value, and this returns `()`. It is so for what is of `__main__`, and
     for modules that were given to `cloudpickle.register_pickle_by_value`.
     """
-    if not isinstance(obj, (types.FunctionType, types.BuiltinFunctionType, type)):
+    if not isinstance(obj, (types.FunctionType, types.BuiltinFunctionType, type, _CACHED)):
         return ()
     module = obj.__module__
     name = obj.__qualname__
-    if module == "__main__" or getattr(sys.modules.get(module), name, None) is not obj:
-        return ()
-    for one in getattr(sys.modules.get("cloudpickle"), "list_registry_pickle_by_value", list)():
-        if (module + ".").startswith(one + "."):
-            return ()
-    return module, name
+    is_there = getattr(sys.modules.get(module), name, None) is obj
+    return (module, name) if is_there and not _goes_by_value(module) else ()
+
+
+def _goes_by_value(module: str) -> bool:
+    registry = getattr(sys.modules.get("cloudpickle"), "list_registry_pickle_by_value", list)()
+    return module == "__main__" or any((module + ".").startswith(one + ".") for one in registry)
 
 
 def contents(function: Any) -> list[Any]:
@@ -414,7 +417,8 @@ def contents(function: Any) -> list[Any]:
 
 def _is_lasting(value: Any) -> bool:
     return (value is _face or isinstance(value, (types.CodeType, _CACHED))
-            or isinstance(value, types.ModuleType) and sys.modules.get(value.__name__) is value)
+            or isinstance(value, types.ModuleType) and sys.modules.get(value.__name__) is value
+            or any(value is one for space in _initialized.values() for one in space.values()))
 
 
 def _names(code: types.CodeType) -> tuple[str, ...]:
@@ -464,7 +468,6 @@ def pack(obj: object) -> Packed:
     if is_plain(obj) and not _is_long(obj):
         data = pickle.dumps(obj, 5)
         return data if len(data) <= INLINE else ([len(data)], [data])
-    import cloudpickle
     chunks = _Chunks()
     large = _Chunks()
 
@@ -475,18 +478,107 @@ def pack(obj: object) -> Packed:
         large.append(raw)
         return False
 
-    cloudpickle.CloudPickler(chunks, protocol=5, buffer_callback=stays_in_band).dump(obj)
+    _pickler()(chunks, protocol=5, buffer_callback=stays_in_band).dump(obj)
     length = sum(map(len, chunks))
     if length <= INLINE and not large:
         return b"".join(chunks)
     return [length, *map(len, large)], chunks + large
 
 
+def _dumps(obj: object, pickler: Any = None) -> bytes:
+    """Pickle `obj` by value, in one piece."""
+    file = io.BytesIO()
+    (pickler or _pickler())(file, protocol=5).dump(obj)
+    return file.getvalue()
+
+
+@functools.cache
+def _pickler(opened: tuple[Any, ...] = ()) -> Any:
+    """Return cloudpickle's pickler, taught about caches; `opened` are those being pickled."""
+    import cloudpickle
+
+    class Pickler(cloudpickle.CloudPickler):    # type: ignore[misc]
+        dispatch_table = cloudpickle.CloudPickler.dispatch_table.new_child({
+            _CACHED: functools.partial(_reduce_cached, opened),
+            functools.cached_property: lambda one: (    # before Python 3.12, there is a lock in it
+                functools.cached_property, (one.func,), {"attrname": one.attrname})})
+
+    return Pickler
+
+
+def _reduce_cached(opened: tuple[Any, ...], cached: Any) -> Any:
+    """Carry a cached function: by name if that finds it, else by value, with its settings.
+
+    There, all pickles of the same contents share one, so that what is cached outlives a call. The
+    function may refer to itself.
+    """
+    if "<locals>" not in cached.__qualname__ and not _goes_by_value(cached.__module__):
+        return cached.__qualname__
+    if cached in opened:
+        return str, ("itself",)
+    import hashlib
+    function = cached.__wrapped__
+    settings = cached.cache_parameters()
+    text = _dumps((function, settings), _pickler.__wrapped__((*opened, cached)))
+    return _share_cached, (hashlib.sha256(text).digest(), settings, function)
+
+
+_caches: dict[bytes, Any] = {}
+
+
+def _share_cached(digest: bytes, settings: dict[str, Any], function: Any) -> Any:
+    """Return the one cached function of these contents; the last few are kept."""
+    if digest not in _caches:
+        _caches[digest] = functools.lru_cache(**settings)(function)
+    while len(_caches) > SHARED_CACHES:
+        del _caches[next(iter(_caches))]
+    return _caches[digest]
+
+
 def unpack(segments: Sequence[Any]) -> Any:
     """Return the object of a message's segments. Runs what the pickle names: may raise anything."""
     if isinstance(segments, MemoryError):
         raise segments
-    return pickle.loads(segments[0], buffers=segments[1:])
+    if not _initialized:
+        return pickle.loads(segments[0], buffers=segments[1:])
+    found, spaces = _unpack_with_globals(segments)
+    for space in spaces:
+        space.update(_initialized.get(space.get("__name__"), ()))
+    return found
+
+
+# What an initializer has set, by module. Functions of `__main__` travel each with globals of their
+# own, and are to find it there, as they would if they had all been imported.
+_initialized: dict[Any, dict[str, Any]] = {}
+
+
+def _unpack_with_globals(segments: Sequence[Any]) -> tuple[Any, list[dict[str, Any]]]:
+    """Unpickle; return also the globals of the functions that came by value."""
+    spaces: list[dict[str, Any]] = []
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            found = super().find_class(module, name)
+            if (module, name) != ("cloudpickle.cloudpickle", "_make_function"):
+                return found
+
+            def make_function(code: Any, space: dict[str, Any], *others: Any) -> Any:
+                spaces.append(space)
+                return found(code, space, *others)
+            return make_function
+
+    return Unpickler(io.BytesIO(segments[0]), buffers=segments[1:]).load(), spaces
+
+
+def run_initializer(segments: Sequence[Any]) -> None:
+    """Run a pickled `(function, args)`; have what it sets found by all that is unpickled later."""
+    (function, args), spaces = _unpack_with_globals(segments)
+    before = [{**space} for space in spaces]
+    function(*args)
+    for space, old in zip(spaces, before):
+        _initialized.setdefault(space.get("__name__"), {}).update(
+            (name, value) for name, value in space.items()
+            if name != "__builtins__" and old.get(name, space) is not value)
 
 
 def _unpack_own(packed: Packed) -> Any:
@@ -515,8 +607,7 @@ class Shipped:
     """Wrap an object so that plain pickle carries it as cloudpickle would; it arrives unwrapped."""
 
     def __init__(self, obj: object) -> None:
-        import cloudpickle
-        self._data = cloudpickle.dumps(obj)
+        self._data = _dumps(obj)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return pickle.loads, (self._data,)
@@ -560,8 +651,7 @@ def pack_outcome(ok: bool, value: Any, stage: str = "run") -> tuple[int, Packed]
         text = "(the traceback cannot be shown: %s)\n" % type(error).__name__
     pickled = b""
     try:
-        import cloudpickle
-        attempt = cloudpickle.dumps(value)
+        attempt = _dumps(value)
         if type(pickle.loads(attempt)) is kind:
             pickled = attempt
     except BaseException:      # a constructor that does not fit its arguments, for one
@@ -656,6 +746,7 @@ class SourceLoader:
 
 # A slot's descriptors, see the drawing.
 _CALLS, _RESULTS, _PERMITS, _QUESTIONS, _ANSWERS = range(3, 8)
+_THREADS = "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 
 
 class _Pull:
@@ -740,10 +831,11 @@ class _Stream(io.TextIOWrapper):
 class _Slot:
     """Run one call at a time, until there are no more to come."""
 
-    def __init__(self, machine: str, number: int, pull: _Pull) -> None:
-        self._machine = machine
+    def __init__(self, number: int, pull: _Pull, config: Mapping[str, Any]) -> None:
+        self._machine = config["machine"]
         self._number = number
         self._pull = pull
+        self._is_ready = not config["initializer"]
         self._functions: dict[int, _Function] = {}
         self._permit = b""      # read, and of a call further on
 
@@ -774,6 +866,8 @@ class _Slot:
         return True
 
     def _serve(self, ident: int, data: bytes) -> None:
+        if not self._is_ready:
+            self._initialize(ident)
         started = monotonic()
         kind, packed = self._outcome(ident, data)
         for stream in (sys.stdout, sys.stderr):
@@ -785,6 +879,22 @@ class _Slot:
                 pass        # the user closed or replaced it
         tag = (self._number << SLOT_SHIFT) + int((monotonic() - started) * 1e6)
         write_all(_RESULTS, message(kind, ident, tag, packed))
+
+    def _initialize(self, ident: int) -> None:
+        """Run the pool's initializer, before the first call. If it raises, do no work ever."""
+        try:
+            run_initializer(self._pull(FUNCTION, IDENT.pack(INITIALIZER)))
+            self._is_ready = True
+        except BaseException as error:
+            import traceback
+            *_, place = traceback.extract_tb(error.__traceback__)
+            words = "%s (%s, line %s, in %s)" % (
+                describe(self._explain(error)), place.filename, place.lineno, place.name)
+            words = words.encode("utf-8", "replace")[:LAST_WORDS]
+            write_all(_RESULTS, message(UNFIT, ident, 0, words))
+            while os.read(_CALLS, READ_SIZE):
+                pass
+            raise EOFError from None
 
     def _outcome(self, ident: int, data: bytes) -> tuple[int, Packed]:
         """Run a call; return what `pack_outcome` does."""
@@ -817,8 +927,8 @@ class _Slot:
         return error
 
 
-def _be_slot(scratch: str, shim: int, machine: str, number: int, ends: Sequence[int],
-             high: int) -> None:
+def _be_slot(scratch: str, shim: int, number: int, ends: Sequence[int], high: int,
+             config: Mapping[str, Any]) -> None:
     """Turn a fresh fork of the shim into a slot, and run it: its own session and descriptors.
 
     `ends` are what becomes stdout, stderr and then the descriptors of the drawing; `high` is the
@@ -839,12 +949,28 @@ def _be_slot(scratch: str, shim: int, machine: str, number: int, ends: Sequence[
                          line_buffering=True)
         setattr(sys, name, stream)
         setattr(sys, "__%s__" % name, stream)
+    os.environ.update(_environment(number, config))
+    os.nice(config["nice"])
     pull = _Pull()
     sys.meta_path.insert(0, ModuleFinder(pull, scratch))
     if os.getppid() == shim:        # otherwise it died before its death could be ours
-        _Slot(machine, number, pull).run()
+        _Slot(number, pull, config).run()
         import atexit
         atexit._run_exitfuncs()
+
+
+def _environment(number: int, config: Mapping[str, Any]) -> dict[str, str]:
+    """Return what users' code finds in a slot's environment, besides the account's own.
+
+    Numerical libraries start a thread for each core, in each slot: that is the square of what the
+    machine can do.
+    """
+    threads = str(max(1, _count_cores() // config["slots"]))
+    place = {"slot": str(number), "machine": config["machine"]}
+    return {
+        **{name: threads for name in _THREADS if name not in os.environ},
+        **{"EXECUTORS_" + name.upper(): value for name, value in place.items()},
+        **{name: value.format(**place) for name, value in config["env"].items()}}
 
 
 # ────────────────────────────────────────────── shim ──────────────────────────────────────────────
@@ -907,7 +1033,7 @@ _NO_PARCEL = _Parcel()
 class _Child:
     """The shim's end of one slot: its process and the pipes to it."""
 
-    def __init__(self, number: int, high: int, scratch: str, machine: str) -> None:
+    def __init__(self, number: int, high: int, scratch: str, config: Mapping[str, Any]) -> None:
         """Fork a slot; `high` is the highest descriptor that we have had."""
         shim = os.getpid()
         pipes: list[tuple[int, int]] = []
@@ -921,7 +1047,7 @@ class _Child:
                 os.close(fd)
             raise
         if self.pid == 0:
-            _exit_after(lambda: _be_slot(scratch, shim, machine, number, theirs, self.high))
+            _exit_after(lambda: _be_slot(scratch, shim, number, theirs, self.high, config))
         ours = [pipe[not way] for pipe, way in zip(pipes, _WAYS)]
         out, err, calls, results, _, questions, answers = ours
         self.permits = pipes[_PERMITS - 1]      # what is read here has been taken back
@@ -980,7 +1106,7 @@ class Shim:
         self._poll = select.poll()
         self._handlers: dict[int, Callable[[], object]] = {}        # by descriptor
         self._modules = {name: _Parcel(_frames(packed)) for name, packed in modules.items()}
-        self._functions: dict[int, _Parcel] = {}
+        self._functions: dict[int, _Parcel] = {}    # that calls name, and the INITIALIZER
         self._arriving: dict[int, _Parcel] = {}     # by the identifier of their frames to come
         self._children: dict[int, _Child] = {}      # by process
         self._queue: collections.deque[_Call] = collections.deque()     # those without a slot
@@ -1014,10 +1140,8 @@ class Shim:
         """Serve until the controller is gone, then leave nothing behind."""
         self._watch(self._wake, self._on_signal)
         self._watch(self._reader.fd, self._on_link)
-        cores = os.cpu_count() or 1
-        if hasattr(os, "sched_getaffinity"):
-            cores = len(os.sched_getaffinity(0))
-        self._send(HELLO, 0, GREETING.pack(cores, os.getpid(), self._guardian))
+        greeting = GREETING.pack(_count_cores(), os.getpid(), self._guardian)
+        self._send(HELLO, 0, greeting + "\n".join(platform_facts()).encode())
         try:
             self._flush()
             _prctl(36, 1)                   # after the greeting: ctypes takes as long as a fork
@@ -1261,7 +1385,7 @@ class Shim:
         taken = {child.number for child in self._children.values()}
         number = next(number for number in itertools.count() if number not in taken)
         try:
-            child = _Child(number, self._high, self._scratch, self._config["machine"])
+            child = _Child(number, self._high, self._scratch, self._config)
         except OSError as error:
             if not self._children:
                 raise
@@ -1344,7 +1468,11 @@ class Shim:
                         self._modules[name] = self._arriving[ident] = _Parcel()
                         self._send(WANTED, ident, data[HEAD:])
                     self._modules[name].give(child, number)
-                elif call := child.calls.get(IDENT.unpack_from(data, HEAD)[0]):
+                    continue
+                ident, = IDENT.unpack_from(data, HEAD)
+                if ident == INITIALIZER:
+                    self._functions[ident].give(child, number)
+                elif call := child.calls.get(ident):
                     (call.parcel if kind == CALL else call.function).give(child, number)
         except BlockingIOError:
             pass
@@ -1393,6 +1521,22 @@ def _frames(packed: Packed) -> list[bytes]:
 
 
 # ──────────────────────────────────────────── processes ───────────────────────────────────────────
+
+
+def _count_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def platform_facts() -> tuple[str, str, str]:
+    """Return what tells which binaries run here: Python's own suffix of them, processor, libc."""
+    system, _, release, _, processor = os.uname()
+    try:
+        libc = os.confstr("CS_GNU_LIBC_VERSION") or ""      # "glibc 2.36"
+    except (ValueError, OSError):
+        libc = "%s %s" % (system, release)
+    return (*machinery.EXTENSION_SUFFIXES, "")[0], processor, libc
 
 
 def _prctl(option: int, value: int) -> None:
