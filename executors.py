@@ -67,6 +67,7 @@ import multiprocessing.context
 import operator
 import os
 import pickle
+import pkgutil
 import random
 import re
 import select
@@ -121,6 +122,8 @@ AHEAD_RATE = 64_000             # bundles a second that a slot is thought to do,
 AHEAD_BYTES = 4 << 20           # of long arguments kept in front of each slot
 LONG_SECONDS = 1.0              # of work, from which on long arguments are not sent ahead of need
 STEADY_SECONDS = 600.0          # after which a machine that is lost does not go up and down
+MOST_UNASKED = 1 << 30          # bytes of a distribution that follows without being named
+COPY_TRIES = 1.0, 2.0, 4.0, 8.0, 0.0    # seconds after each that sshd has refused
 KNOWN_FUNCTIONS = 256, 1 << 29  # that a machine keeps for us: number, bytes
 BACKUP_AGE = 0.5, 1.5           # a straggler is older: seconds, and medians of its function
 BACKUP_SHARE = 0.1              # of all slots that backups may hold
@@ -1681,6 +1684,8 @@ class _Login:
         self.shim = 0
         self.guardian = 0
         self._shim_fd = -1                  # stands for a local shim, where the platform lets us
+        self.facts: Sequence[str] = ()      # its wire.platform_facts
+        self.copies: list[str] = []         # what is copied to it now
         self.processes: list[Any] = []      # that have been started: ssh, and scp while it copies
         self._errors = wire.nameless_file()         # ssh's stderr
         self._noise = b""                   # what came before the magic: the login shell's
@@ -1711,6 +1716,7 @@ class _Login:
             wire.write_all(fd, [_bootstrap()])
             hello = self._await(reader, wire.HELLO)
             self.cores, self.shim, self.guardian = wire.GREETING.unpack_from(hello)
+            self.facts = [*hello[wire.GREETING.size:].decode().split("\n"), "", ""][:3]
             if not 0 < self.cores < 1 << 16:
                 raise wire.FrameError(f"it says that it has {self.cores} cores")
             if self._is_local and hasattr(os, "pidfd_open"):
@@ -1726,8 +1732,6 @@ class _Login:
             wire.write_all(fd, [wire.frame(wire.CONFIG, 0, told)])
         except (OSError, EOFError, *wire.NONSENSE) as error:
             raise self.diagnose(error) from None
-        finally:
-            self.found.pop("copying", None)
         process.stdin = None        # it is the channel's now, and nobody else's
         self._until = math.inf
         return _Channel(reader, stdin, stuck)
@@ -1772,18 +1776,18 @@ class _Login:
                                   f"kinds {sorted({one[0] for one in messages})}")
         return messages[0][3]
 
-    def _allow(self, what: str, size: int) -> None:
-        """Let something take as long as a slow line needs for so many bytes."""
+    def _allow(self, what: str, size: int) -> float:
+        """Let something take as many seconds as a slow line needs for so many bytes."""
         seconds = HELLO_SECONDS + size / SCP_RATE
         self._until = monotonic() + seconds
         self._complaint = f"{what} was not done after {seconds:.0f} s"
+        return seconds
 
     def _copy(self, files: Mapping[str, _File], stdin: int, reader: wire.MessageReader) -> None:
         """Have files put where slots find them; what the machine has not got is copied."""
         names = {name: (file.digest, file.is_tree) for name, file in files.items()}
         size = sum(file.size for file in files.values())
         arrived: dict[str, str] = {}
-        self.found["copying"] = "files"
         while "scp" not in self.found:
             self._allow("storing files", size)
             # The shim hears nothing of us while scp runs: its lease must last as long.
@@ -1799,25 +1803,46 @@ class _Login:
             if not wanted:
                 self.found["scp"] = "ok"
             for name, target in wanted.items():
-                self._scp(files[name], target)
+                self.copy(files[name], target)
             arrived = wanted
 
+    def copy(self, file: _File, target: str) -> None:
+        """Copy one file there, from any thread. Raises _Down, with scp's own words."""
+        what = f"{file.name} ({file.size / 1e6:.3g} MB)"
+        self.copies.append(what)
+        try:
+            if self._is_local:
+                shutil.copyfile(file.source, os.path.join(os.path.expanduser("~"), target))
+            else:
+                self._scp(file, target)
+        finally:
+            self.copies.remove(what)
+
     def _scp(self, file: _File, target: str) -> None:
-        """Copy one file there. Raises _Down, with scp's own words."""
-        if self._is_local:
-            shutil.copyfile(file.source, os.path.join(os.path.expanduser("~"), target))
-            return
-        self._allow(f"scp of {file.name}", file.size)
-        self.found["copying"] = f"{file.name} ({file.size / 1e6:.3g} MB)"
+        seconds = self._allow(f"scp of {file.name}", file.size)
         argv = _TIED + _scp_argv(self.record, self._ssh_options, file.source, target)
-        with self._run(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as copier:
-            words = _without_chatter(copier.stderr.read().decode("utf-8", "replace"))
-        self.processes.remove(copier)
+        copier = self._run(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        stdin, copier.stdin = copier.stdin, None        # to communicate would close it, and kill it
+        try:
+            _, said = copier.communicate(timeout=seconds + CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:
+            _kill(copier, [(-copier.pid, signal.SIGKILL)])
+            copier.communicate()
+            raise _Down(f"scp of {file.name} was not done after {seconds:.0f} s") from None
+        finally:
+            stdin.close()
+            self.processes.remove(copier)
         if self._cause:
             raise _Down(self._cause)
         if copier.returncode:
-            said, permanent = self._judge(words, _SCP_DIAGNOSES)
-            raise _Down(f"scp of {file.name} failed: {said}", permanent)
+            words = _without_chatter(said.decode("utf-8", "replace"))
+            cause, permanent = self._judge(words, _SCP_DIAGNOSES)
+            raise _Down(f"scp of {file.name} failed: {cause}", permanent)
+
+    def progress(self) -> dict[str, str]:
+        """Return what was found, and what is being copied."""
+        copying = ", ".join([*self.copies])
+        return {**self.found, **({"copying": copying} if copying else {})}
 
     def check(self, now: float) -> None:
         """Cut off a login that leads nowhere; note how far ssh is."""
@@ -1851,6 +1876,9 @@ class _Login:
 
     def end(self) -> None:
         """See to it that ssh ends, now that nobody reads from it; release everything."""
+        self._cause = self._cause or "the link has ended"       # also to those who still copy
+        for process in self.processes[1:]:
+            _kill(process, [(-process.pid, signal.SIGKILL)])
         for process in self.processes[:1]:
             if process.stdin:
                 process.stdin.close()
@@ -2121,8 +2149,17 @@ def _find_spec(name: str) -> Any:
     parent = name.rpartition(".")[0]
     if not parent:
         return importlib.util.find_spec(name)
-    locations = getattr(_find_spec(parent), "submodule_search_locations", None)
-    return locations and importlib.machinery.PathFinder.find_spec(name, locations)
+    # Not by PathFinder: what it says of a namespace needs its parents to have been imported.
+    portions: list[str] = []
+    for place in getattr(_find_spec(parent), "submodule_search_locations", None) or ():
+        importer: Any = pkgutil.get_importer(place)
+        found = importer and importer.find_spec(name)
+        if found and found.loader:
+            return found
+        portions += found and found.submodule_search_locations or ()
+    spec = importlib.machinery.ModuleSpec(name, None, is_package=True)
+    spec.submodule_search_locations = portions
+    return spec if portions else None
 
 
 def _find_source(name: str) -> Any:
@@ -2134,20 +2171,177 @@ def _find_source(name: str) -> Any:
         spec = _find_spec(name)
         if not spec:
             return None
-        locations = spec.submodule_search_locations
+        is_package = spec.submodule_search_locations is not None
         origin = spec.origin
         if isinstance(spec.loader, wire.SourceLoader):      # we are in a task: it was sent here
-            return origin, spec.loader.get_source(name), locations is not None
+            return origin, spec.loader.get_source(name), is_package
         if not spec.has_location:
-            is_ours = not all(map(_is_installed, locations or ()))
+            is_ours = not all(map(_is_installed, spec.submodule_search_locations or ()))
             return (wire.ModuleFinder.NAMESPACE, "", True) if is_ours else None
         is_theirs = _is_installed(origin) and name.partition(".")[0] not in _SHIPPABLE
         if is_theirs or not origin.endswith(".py"):
             return None
         with open(origin, "rb") as file:
-            return origin, importlib.util.decode_source(file.read()), locations is not None
+            return origin, importlib.util.decode_source(file.read()), is_package
     except (ImportError, OSError, ValueError, AttributeError, SyntaxError):
         return None
+
+
+class _Distribution(NamedTuple):
+    """What is installed here under one name; a machine can have it if there is no problem."""
+
+    name: str
+    version: str
+    info: str = "?"                 # the name of its .dist-info
+    key: str = ""                   # tells its content, without reading it
+    size: int = 0                   # bytes
+    members: Sequence[tuple[str, str]] = ()     # where each file is, and its place there
+    tags: Sequence[str] = ()        # its wheel's platforms; none if it runs anywhere
+    problem: str = ""
+
+
+class _Packages:
+    """The distributions installed here, for machines that have not got them.
+
+    Arguments:
+        wanted: whether they may follow; or the names of those that may.
+    """
+
+    def __init__(self, wanted: bool | Iterable[str]) -> None:
+        if isinstance(wanted, str):
+            raise ValueError(f"packages is {wanted!r}; it must be True, False, or a list of names")
+        self._names = set() if isinstance(wanted, bool) else {*map(_normal, wanted)}
+        self._is_on = bool(self._names or wanted is True)
+        self._known: dict[str, _Distribution] = {}
+        self._tars: dict[str, Future[_File]] = {}
+        self._made = contextlib.ExitStack()
+        self.cleanup = self._made.close
+
+    def offer(self, module: str) -> Any:
+        """Return what `wire.ModuleFinder` is told of an installed module, if it may follow."""
+        try:
+            spec = _find_spec(module) if self._is_on else None
+        except (ImportError, ValueError, AttributeError):
+            spec = None
+        if not spec:
+            return None
+        if not spec.has_location:
+            is_namespace = bool(spec.submodule_search_locations)
+            return (wire.ModuleFinder.NAMESPACE, "", True) if is_namespace else None
+        found = _owner(module, spec.origin)
+        if not found or self._names and _normal(found.name) not in self._names:
+            return None
+        if found.name not in self._known:
+            self._known[found.name] = _examine(found)
+        one = self._known[found.name]
+        return wire.ModuleFinder.INSTALLED, (one.name, one.version, one.info, one.key), False
+
+    def pack(self, name: str, facts: Sequence[str]) -> _File:
+        """Return a distribution as a file for `scp`. Raises ValueError if a machine cannot have it.
+
+        Arguments:
+            facts: the machine's `wire.platform_facts`.
+        """
+        one = self._known[name]
+        problem = one.problem or _misfit(one.tags, facts)
+        if one.size > MOST_UNASKED and not self._names:
+            problem = problem or (f"{one.size / 1e9:.3g} GB are not sent unasked: name all that is "
+                                  f"to follow, packages=[{name!r}, ...]")
+        if problem:
+            raise ValueError(problem)
+        mine: Future[_File] = Future()
+        future = self._tars.setdefault(one.key, mine)
+        if future is mine:      # otherwise another thread has made it, or is about to
+            try:
+                source = self._made.enter_context(_tar(one.members, "content/site-packages"))
+                size = os.path.getsize(source)
+                mine.set_result(_File(f"{name} {one.version}", source, wire.digest_file(source),
+                                      size, True))
+            except OSError as error:
+                mine.set_exception(error)
+        return future.result()
+
+
+def _normal(name: str) -> str:
+    """Return a distribution's name as PEP 503 compares it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@functools.lru_cache(1)
+def _owners(_state: tuple[Any, ...]) -> dict[str, list[Any]]:
+    """Return the distributions that are installed, by the top-level modules they bring."""
+    from importlib import metadata
+    owners: dict[str, list[Any]] = {}
+    for found in metadata.distributions():
+        tops = {*(found.read_text("top_level.txt") or found.name.replace("-", "_")).split()}
+        for file in found.files or ():
+            tops.add(file.parts[0] if len(file.parts) > 1 else file.name.partition(".")[0])
+        for top in tops:
+            owners.setdefault(top, []).append(found)
+    return owners
+
+
+def _owner(module: str, origin: str) -> Any:
+    """Return the distribution that a module's file belongs to; None if there is none."""
+    state = tuple((folder, os.stat(folder).st_mtime_ns) for folder in sys.path
+                  if os.path.isdir(folder))     # what is installed later is found, too
+    candidates = _owners(state).get(module.partition(".")[0], ())
+    for found in candidates:
+        path = os.path.relpath(origin, str(found.locate_file("")))
+        if any(str(file) == path for file in found.files or ()):
+            return found
+    return next((found for found in candidates if not found.files), None)
+
+
+def _examine(found: Any) -> _Distribution:
+    """Find out what a distribution consists of, and whether it can follow."""
+    name, version = found.metadata["Name"], found.version
+    try:
+        if (found.read_text("INSTALLER") or "").strip() == "conda":
+            raise ValueError("conda has installed it here, with libraries outside of it")
+        if not found.read_text("RECORD"):
+            raise ValueError("its installer here has left no list of its files")
+        files = [file for file in found.files if ".." not in file.parts
+                 and not file.is_absolute() and file.suffix != ".pyc"]
+        sizes = [os.path.getsize(file.locate()) for file in files]
+        hashed = hashlib.sha256()
+        for file, size in zip(files, sizes):
+            hashed.update(f"{file}\0{file.hash and file.hash.value}\0{size}\n".encode())
+        tags = []
+        if any(file.suffix in (".so", ".dylib") or ".so." in file.name for file in files):
+            wheel = found.read_text("WHEEL") or ""
+            tags = re.findall(r"^Tag: *\S+?-\S+?-(\S+)", wheel, re.MULTILINE) or ["unknown"]
+        return _Distribution(
+            name, version, found._path.name, hashed.hexdigest(), sum(sizes),
+            [(os.path.realpath(file.locate()), str(file)) for file in files], tags)
+    except (OSError, ValueError) as error:
+        return _Distribution(name, version, problem=str(error))
+
+
+def _misfit(tags: Sequence[str], facts: Sequence[str]) -> str:
+    """Say why binaries of a wheel with these tags do not run on a machine; "" if they do."""
+    ours = wire.platform_facts()
+    if not tags:
+        return ""
+    if tuple(facts[:2]) != ours[:2]:
+        return f"its binaries are for {ours[1]} and *{ours[0]}"
+    ages = [_libc_of(tag) for tag in tags]
+    oldest = min(filter(bool, ages), default=_numbers(ours[2]))
+    if _numbers(facts[2]) < oldest:
+        return f"its binaries need {ours[2].split()[0]} {'.'.join(map(str, oldest))}"
+    return ""
+
+
+def _libc_of(tag: str) -> list[int]:
+    """Return the oldest glibc that a platform tag promises to do with; see PEP 600."""
+    for old, new in ("manylinux1_", "2_5"), ("manylinux2010_", "2_12"), ("manylinux2014_", "2_17"):
+        tag = tag.replace(old, f"manylinux_{new}_")
+    found = re.match(r"manylinux_(\d+)_(\d+)_", tag)
+    return [*map(int, found.groups())] if found else []
+
+
+def _numbers(text: str) -> list[int]:
+    return [*map(int, re.findall(r"\d+", text)[:2])]
 
 
 class _Baggage(NamedTuple):
@@ -2155,6 +2349,7 @@ class _Baggage(NamedTuple):
 
     files: _Files
     modules: bool                   # of this project
+    packages: _Packages
     initializer: Any                # `(function, args)`, packed; or ()
     config: Mapping[str, Any]       # what shims are told
 
@@ -2172,23 +2367,29 @@ class _File(NamedTuple):
 class _Files:
     """All that `files=` names, by name; `cleanup` removes what was made of it."""
 
-    def __init__(self, paths: Iterable[str]) -> None:
+    def __init__(self, files: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> None:
         self.by_name: dict[str, _File] = {}
+        paths = [files] if isinstance(files, (str, os.PathLike)) else files
         with contextlib.ExitStack() as stack:
-            for path in paths:
+            for path in [os.fspath(path) for path in paths]:
                 name = os.path.basename(os.path.abspath(path))
                 if name in self.by_name:
                     raise ValueError(f"files has two named {name}; slots could see only one")
                 is_tree = os.path.isdir(path)
-                source = stack.enter_context(_tar(path)) if is_tree else path
+                tree = [(os.path.realpath(path), "")]
+                source = stack.enter_context(_tar(tree)) if is_tree else path
                 self.by_name[name] = _File(
                     name, source, wire.digest_file(source), os.path.getsize(source), is_tree)
             self.cleanup = stack.pop_all().close
 
 
 @contextlib.contextmanager
-def _tar(path: str) -> Iterator[str]:
-    """Yield a temporary tar of a directory; the same content makes the same file."""
+def _tar(members: Iterable[tuple[str, str]], place: str = "content") -> Iterator[str]:
+    """Yield a temporary tar of files and directories; the same content makes the same file.
+
+    Arguments:
+        members: the path of each, and its path below `place`.
+    """
     import tarfile
 
     def anonymous(info: tarfile.TarInfo) -> tarfile.TarInfo:
@@ -2198,7 +2399,8 @@ def _tar(path: str) -> Iterator[str]:
 
     with tempfile.NamedTemporaryFile(prefix="executors-") as file:
         with tarfile.open(fileobj=file, mode="w") as tar:
-            tar.add(os.path.realpath(path), "content", filter=anonymous)
+            for path, name in members:
+                tar.add(path, os.path.normpath(os.path.join(place, name)), filter=anonymous)
         file.flush()
         yield file.name
 
@@ -2392,16 +2594,18 @@ class _Supervisor:
         self.logins: dict[int, _Login] = {}         # by link, from its start to its end
         self.channels: dict[int, _Channel] = {}     # by link, while it works
         self._threads: Any = weakref.WeakSet()
+        self.copying = threading.Semaphore(HANDSHAKES)      # each scp is a login
         self._performers: dict[_Act, Callable[[Any, Any], Sequence[_RemoteFuture]]] = {
             _CONNECT: self._connect, _SETTLE: self._settle, _LEAVE: self._leave,
             _FINISH: self._finish, _WARN: self._warn}
         self.start_thread("heartbeat", self._keep_time)
 
-    def start_thread(self, name: str, target: Callable[..., None], *args: Any) -> None:
+    def start_thread(self, name: str, target: Callable[..., None], *args: Any) -> threading.Thread:
         """Start a thread, which belongs to this pool."""
         thread = threading.Thread(None, target, f"{self.title} {name}", args, daemon=True)
         self._threads.add(thread)
         thread.start()
+        return thread
 
     # The door
 
@@ -2580,13 +2784,13 @@ class _Supervisor:
                     self._look_after_links(now, is_beat, now - over_at > CLOSE_SECONDS)
                     held_up = [link for link, channel in [*self.channels.items()]
                                if channel.is_held_up()]
-                    held_up += [link for link, login in [*self.logins.items()]
-                                if "copying" in login.found]
+                    held_up += [link for link, login in [*self.logins.items()] if login.copies]
                     self.decide(self.scheduler.tick, held_up)
                     self.board.tick(self.status, is_beat)
             except Exception:       # without a heartbeat, nothing would ever end
                 _log.exception("%s: the heartbeat stumbled", self.title)
         self.baggage.files.cleanup()
+        self.baggage.packages.cleanup()
         self.board.finish(self.status(), self.histogram)
         self.ended.set()
         while not self.events.empty():
@@ -2652,7 +2856,7 @@ class _Supervisor:
 
     def status(self, with_spans: bool = False) -> Any:
         """Take a snapshot, and with it, perhaps, what a trace is made of."""
-        found = {link: dict(login.found) for link, login in [*self.logins.items()]}
+        found = {link: login.progress() for link, login in [*self.logins.items()]}
         return self.decide(_take_status, self.title, self.scheduler, found, with_spans)
 
     def abandon(self) -> None:
@@ -2679,11 +2883,13 @@ class _Reader:
         self._link = link
         self._stuck = stuck
         self._login = supervisor.logins[link]
-        self._asked: set[str] = set()       # modules
-        self._on = {wire.OUTPUT: self._on_output, wire.DIED: self._on_died,
-                    wire.KILLED: self._on_killed, wire.RECALLED: self._on_recalled,
-                    wire.WANTED: self._on_wanted, wire.SLOTS: self._on_slots,
-                    wire.PONG: self._on_pong, wire.UNFIT: self._on_unfit}
+        self._asked: set[str] = set()       # modules and packages
+        self._copiers: list[threading.Thread] = []
+        self._on: dict[int, Callable[[int, Any], None]] = {
+            wire.OUTPUT: self._on_output, wire.DIED: self._on_died, wire.KILLED: self._on_killed,
+            wire.RECALLED: self._on_recalled, wire.WANTED: self._on_wanted,
+            wire.SLOTS: self._on_slots, wire.PONG: self._on_pong, wire.UNFIT: self._on_unfit,
+            wire.PACKAGE: self._on_package}
 
     def run(self) -> None:
         """Read until the link ends, and say why."""
@@ -2710,6 +2916,8 @@ class _Reader:
                 supervisor.channels.pop(self._link).close()
             self._stuck.put(None)
             login.end()
+            for thread in self._copiers:
+                thread.join()
             del supervisor.logins[self._link]
             supervisor.events.put((supervisor.scheduler.ended, (self._link,), _nobody))
 
@@ -2788,12 +2996,59 @@ class _Reader:
         raise _Down(f"the initializer raised {words}", True, GRAVE)
 
     def _on_wanted(self, ident: int, body: bytes) -> None:
-        name = body.decode()
-        if name in self._asked:
-            raise ValueError(f"the module {name} is asked for twice")
-        self._asked.add(name)
-        found = _find_source(name) if self._supervisor.baggage.modules else None
-        self._channel.send(wire.message(wire.MODULE, ident, 0, wire.pack(found)))
+        name = self._ask(body)
+        baggage = self._supervisor.baggage
+        found = None
+        try:
+            found = baggage.modules and _find_source(name) or baggage.packages.offer(name)
+        except Exception:       # users' import hooks raise what they like; it is not the machine's
+            _log.exception("%s: the module %s cannot be looked for", self._supervisor.title, name)
+        self._answer(ident, found)
+
+    def _ask(self, body: bytes) -> str:
+        text = body.decode()
+        if text in self._asked:
+            raise ValueError(f"{text!r} is asked for twice")
+        self._asked.add(text)
+        return text
+
+    def _answer(self, ident: int, answer: Any) -> None:
+        self._channel.send(wire.message(wire.MODULE, ident, 0, wire.pack(answer)))
+
+    def _on_package(self, ident: int, body: bytes) -> None:
+        """Have a distribution copied by a thread of its own; everything else goes on."""
+        name, own, target = self._ask(body).split("\n")
+        if not _PLAIN_PATH.fullmatch(target):
+            raise ValueError(f"a path like {target!r}")
+        self._copiers.append(self._supervisor.start_thread(
+            f"{self._worker.machine} copier", self._send_package, ident, name, own, target))
+
+    def _send_package(self, ident: int, name: str, own: str, target: str) -> None:
+        answer: Any = "it is not to be had"
+        try:
+            file = self._supervisor.baggage.packages.pack(name, self._login.facts)
+            self._log(logging.INFO, f"gets {file.name} ({file.size / 1e6:.3g} MB)")
+            self._copy(file, target)
+            answer = (file.digest,)
+        except _Down as down:
+            answer = down.cause
+        except Exception as error:
+            answer = str(error) or wire.describe(error)
+        if isinstance(answer, str):
+            self._log(logging.WARNING, f"{name} does not follow: {answer}; "
+                                       f"it has {own or 'none'}")
+        self._answer(ident, answer)
+
+    def _copy(self, file: _File, target: str) -> None:
+        for seconds in COPY_TRIES:
+            try:
+                with self._supervisor.copying:
+                    self._login.copy(file, target)
+                return
+            except _Down as down:
+                if down.permanent or not seconds or self._link not in self._supervisor.channels:
+                    raise
+            self._supervisor.ended.wait(seconds * random.uniform(0.5, 1.5))
 
 
 def _ending(status: int) -> str:
@@ -2876,6 +3131,9 @@ class RemoteExecutor(BaseExecutor):
             if it is not. The log has it at INFO in any case.
         modules: whether tasks may import the modules of this project, whose source a worker then
             asks for. Any module of it can be asked for: one with passwords, too.
+        packages: whether tasks may import what is installed here with pip, if their machine has not
+            got it or has another version; it is then copied by scp, once per machine. Or the names
+            of the distributions for which that holds, which may then be of any size.
         output: what becomes of what tasks print: by default it is printed here, each line headed by
             its machine; False drops it; a function is called with `(machine, "stdout" or "stderr",
             line)`, one at a time, in a thread of its own.
@@ -2904,6 +3162,7 @@ class RemoteExecutor(BaseExecutor):
                  schedule_backups: bool | None = None, max_bundle_failures: int | None = None,
                  bundle_timeout: float | None = None, heartbeat_seconds: float = 5.0,
                  show_status: bool | None = None, modules: bool = True,
+                 packages: bool | Iterable[str] = True,
                  output: bool | Callable[[str, str, str], object] = True,
                  env: Mapping[str, str] | None = None,
                  initializer: Callable[..., object] | None = None,
@@ -2915,22 +3174,19 @@ class RemoteExecutor(BaseExecutor):
         if sys.is_finalizing():
             raise RuntimeError("it is too late to make an executor: the interpreter shuts down")
         [*_parse_options(ssh_options)]
-        schedule_backups = _or_environment(
-            schedule_backups, "EXECUTORS_SCHEDULE_REMOTE_BACKUPS", _boolean, True)
-        max_bundle_failures = _or_environment(
-            max_bundle_failures, "EXECUTORS_MAX_BUNDLE_FAILURES", int, 3)
-        limit = math.inf if bundle_timeout is None else bundle_timeout
-        for name, value in (("max_bundle_failures", max_bundle_failures),
-                            ("heartbeat_seconds", heartbeat_seconds), ("bundle_timeout", limit)):
-            if not value > 0:
+        rules = _Rules(
+            bool(_or_environment(
+                schedule_backups, "EXECUTORS_SCHEDULE_REMOTE_BACKUPS", _boolean, True)),
+            _or_environment(max_bundle_failures, "EXECUTORS_MAX_BUNDLE_FAILURES", int, 3),
+            math.inf if bundle_timeout is None else bundle_timeout)
+        for name, value in (*rules._asdict().items(), ("heartbeat_seconds", heartbeat_seconds)):
+            if not (isinstance(value, bool) or value > 0):
                 raise ValueError(f"{name} is {value!r}; it must be more than 0")
-        scheduler = _Scheduler(policy or WeightedRandomRemoteWorkerSelectionPolicy(),
-                               _Rules(schedule_backups, max_bundle_failures, limit))
+        scheduler = _Scheduler(policy or WeightedRandomRemoteWorkerSelectionPolicy(), rules)
         call = wire.pack((initializer, initargs)) if initializer else ()
         config = {"lease": LEASE_BEATS * heartbeat_seconds, "output": bool(output),
                   "env": _checked_env(env or {}), "initializer": bool(call)}
-        paths = [files] if isinstance(files, (str, os.PathLike)) else files
-        baggage = _Baggage(_Files([os.fspath(path) for path in paths]), modules, call, config)
+        baggage = _Baggage(_Files(files), modules, _Packages(packages), call, config)
         self._supervisor = _Supervisor(scheduler, self.title, [*ssh_options], baggage,
                                        heartbeat_seconds, _Scoreboard(show_status, output))
         _prepare_process()
@@ -3050,6 +3306,8 @@ class WorkerStatus:
             cause = f": {' '.join(_printable(self.cause).split())}" if self.cause else ""
             return [self.state + wait + cause]
         parts = [f"{f'{self.busy}/{self.slots}':>5} slots", f"{self.done:>6} done"]
+        if "copying" in self.found:
+            parts.append(f"copying {_printable(self.found['copying'])}")
         if self.longest:
             parts.append(f"longest {_seconds(self.longest):>7} {_printable(self.function)}")
         if self.p95:

@@ -41,6 +41,7 @@ the call it leaves without a result or a permit is the one that ran.
 
 from __future__ import annotations
 
+import _thread
 import collections
 import fcntl
 import functools
@@ -63,7 +64,7 @@ from time import monotonic
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:       # importing typing would take a tenth of the time to the first result
-    from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
     from typing import Any
 
     Buffer = Any        # bytes, bytearray or memoryview
@@ -380,8 +381,8 @@ def reference(obj: Any) -> tuple[str, ...]:
 
 
 def _goes_by_value(module: str) -> bool:
-    registry = getattr(sys.modules.get("cloudpickle"), "list_registry_pickle_by_value", list)()
-    return module == "__main__" or any((module + ".").startswith(one + ".") for one in registry)
+    registry: Any = getattr(sys.modules.get("cloudpickle"), "list_registry_pickle_by_value", list)
+    return module == "__main__" or any((module + ".").startswith(one + ".") for one in registry())
 
 
 def contents(function: Any) -> list[Any]:
@@ -678,22 +679,25 @@ def _below(trace: Any) -> Any:
     return trace
 
 
-# ───────────────────────────────────────────── modules ────────────────────────────────────────────
+# ────────────────────────────────────── modules and packages ──────────────────────────────────────
 
 
 class ModuleFinder:
     """Import what the controller has in its project: first on `sys.meta_path`, so that it wins.
 
-    The answer to a name is None, or `(file name, source, is a package)`; the file of a namespace
-    package is NAMESPACE. Packages that `files=` has put into `folder` are left to the usual import:
+    The answer to a name is None, or `(file name, source, is a package)`. The file of a namespace
+    package is NAMESPACE; for INSTALLED, the source is a distribution's `(name, version, its
+    .dist-info, key)`. Packages that `files=` has put into `folder` are left to the usual import:
     they may have data and extension modules.
     """
 
     NAMESPACE = "<namespace>"
+    INSTALLED = "<installed>"
 
     def __init__(self, pull: Callable[[int, bytes], Any], folder: str) -> None:
         self._pull = pull
         self._known: dict[str, Any] = {}
+        self._packages = _Packages(pull, folder)
         self._left = {*sys.stdlib_module_names}
         for name in os.listdir(folder) if os.path.isdir(folder) else ():
             if (name.endswith((".py", ".so"))
@@ -701,8 +705,10 @@ class ModuleFinder:
                 self._left.add(name.partition(".")[0])
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        top = name.partition(".")[0]
-        if top in self._left or name != top and not self._known.get(top):
+        parent = name.rpartition(".")[0]
+        known = self._known.get(parent)         # what is installed is not asked for piece by piece
+        if name.partition(".")[0] in self._left or parent and (
+                not known or known[0] == self.INSTALLED):
             return None
         try:
             if name not in self._known:
@@ -713,6 +719,11 @@ class ModuleFinder:
         if not found:
             return None
         filename, source, is_package = found
+        if filename == self.INSTALLED:
+            place = self._packages.get(*source)
+            if place and path is not None:      # in a namespace, which has found its parts before
+                path.append(os.path.join(place, *name.split(".")[:-1]))
+            return None
         loader: Any = SourceLoader(filename, source)
         spec: Any = machinery.ModuleSpec(name, loader, origin=filename, is_package=is_package)
         spec.has_location = True
@@ -720,6 +731,83 @@ class ModuleFinder:
             here = machinery.PathFinder.find_spec(name, path)
             spec.submodule_search_locations += here and here.submodule_search_locations or ()
         return spec
+
+
+    def why_not(self, name: str) -> str:
+        """Say why a module's distribution could not be had; "" if there is none."""
+        for part in (name, name.partition(".")[0]):
+            filename, source, _ = self._known.get(part) or ("", "", False)
+            if filename == self.INSTALLED:
+                return self._packages.problems.get(source[0], "")
+        return ""
+
+
+class _Packages:
+    """Distributions that come from the controller, once for a machine and each key.
+
+    Each is a directory in the cache, and one in `sys.path`, before those where this Python has what
+    is installed. One slot at a time asks for it and unpacks it, the others wait: each holds the
+    entry's lock, which the kernel takes from those that die.
+    """
+
+    def __init__(self, pull: Callable[[int, bytes], Any], scratch: str) -> None:
+        self._pull = pull
+        self._scratch = scratch
+        self._places: dict[str, str] = {}       # by distribution; so are these
+        self.problems: dict[str, str] = {}
+
+    def get(self, name: str, version: str, info: str, key: str) -> str:
+        """Return where a distribution is now, in `sys.path`; "" if what is here must do."""
+        if name not in self._places:
+            self._places[name] = self._find(name, version, info, key)
+        return self._places[name]
+
+    def _find(self, name: str, version: str, info: str, key: str) -> str:
+        if any(os.path.exists(os.path.join(folder, info)) for folder in sys.path):
+            return ""
+        from importlib import metadata
+        own = ""
+        try:
+            own = metadata.version(name) or ""
+        except metadata.PackageNotFoundError:
+            pass
+        if own.partition("+")[0] == version.partition("+")[0]:
+            return ""
+        try:
+            place = self._fetch(name, own, key)
+        except (OSError, EOFError) as error:
+            self.problems[name] = (
+                "%s %s does not follow (%s), and %s; `%s -m pip install %s==%s` there mends it" % (
+                    name, version, str(error) or describe(error),
+                    "it has %s" % own if own else "it has none", sys.executable, name, version))
+            return ""
+        at = [n for n, folder in enumerate(sys.path) if folder.endswith("-packages")]
+        sys.path.insert((*at, len(sys.path))[0], place)
+        return place
+
+    def _fetch(self, name: str, own: str, key: str) -> str:
+        """Return the directory of a distribution, which is made if need be. Raises OSError."""
+        cache = _make_cache()
+        place = os.path.join(cache, key)
+        if not key or not _is_intact(place):
+            path = os.path.join(cache, "incoming-%s.lock" % key)
+            with open(path, "w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not key or not _is_intact(place):
+                    self._copy(cache, place, name, own)
+                _remove(path)       # who waits for it sees that all is done
+        os.utime(place)
+        _locks.append(_lock(place, fcntl.LOCK_SH))
+        return os.path.join(place, "content", "site-packages")
+
+    def _copy(self, cache: str, place: str, name: str, own: str) -> None:
+        target = _incoming(cache, self._scratch, os.path.basename(place))
+        question = "%s\n%s\n%s" % (name, own, target)
+        answer = unpack(self._pull(PACKAGE, question.encode()))
+        if isinstance(answer, str):
+            raise OSError(answer)
+        _admit(place, name, os.path.join(os.path.expanduser("~"), target), answer[0], True)
+        _prune(cache)
 
 
 class SourceLoader:
@@ -750,13 +838,19 @@ _THREADS = "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 
 
 class _Pull:
-    """Ask the shim for what a slot has not got, one question at a time, from any thread."""
+    """Ask the shim for what a slot has not got, from any thread.
+
+    One of the threads that wait reads, for all of them: an answer may be long in coming, and those
+    of other threads may not.
+    """
 
     def __init__(self) -> None:
         import threading
         self._reader = MessageReader(_ANSWERS)
-        self._lock = threading.RLock()
+        self._numbers = itertools.count(1)
         self._owner = os.getpid()
+        self._changed = threading.Condition()       # guards what follows
+        self._reading = 0       # which thread does
         self._answers: dict[int, Any] = {}
 
     def __call__(self, kind: int, payload: bytes) -> Any:
@@ -764,17 +858,35 @@ class _Pull:
         # A child that users' code forked shares the pipes, and would take the other's answer.
         if os.getpid() != self._owner:
             raise EOFError("the shim answers only the process that it started")
-        with self._lock:
-            # A signal handler that raises must not leave half an answer in the pipe.
-            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-            try:
-                number = time.monotonic_ns()
-                write_all(_QUESTIONS, (frame(kind, number, payload),))
-                while number not in self._answers:     # others are of questions that were given up
-                    self._answers.update((one[1], one[3]) for one in self._reader.read())
-                return self._answers.pop(number)
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        # A signal handler that raises must not leave half an answer in the pipe.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            number = next(self._numbers)
+            write_all(_QUESTIONS, (frame(kind, number, payload),))  # so short that it is atomic
+            return self._wait_for(number)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+    def _wait_for(self, number: int) -> Any:
+        me = _thread.get_ident()
+        with self._changed:
+            while number not in self._answers:
+                if self._reading not in (0, me):
+                    self._changed.wait()
+                else:       # it is me if a finalizer that imports comes while I read
+                    self._read(me)
+            return self._answers.pop(number)
+
+    def _read(self, me: int) -> None:
+        before, self._reading = self._reading, me
+        self._changed.release()
+        try:
+            messages = self._reader.read()
+        finally:
+            self._changed.acquire()
+            self._reading = before
+            self._changed.notify_all()
+        self._answers.update((one[1], one[3]) for one in messages)
 
 
 class _Function:
@@ -831,10 +943,12 @@ class _Stream(io.TextIOWrapper):
 class _Slot:
     """Run one call at a time, until there are no more to come."""
 
-    def __init__(self, number: int, pull: _Pull, config: Mapping[str, Any]) -> None:
+    def __init__(self, number: int, pull: _Pull, finder: ModuleFinder,
+                 config: Mapping[str, Any]) -> None:
         self._machine = config["machine"]
         self._number = number
         self._pull = pull
+        self._finder = finder
         self._is_ready = not config["initializer"]
         self._functions: dict[int, _Function] = {}
         self._permit = b""      # read, and of a call further on
@@ -890,8 +1004,8 @@ class _Slot:
             *_, place = traceback.extract_tb(error.__traceback__)
             words = "%s (%s, line %s, in %s)" % (
                 describe(self._explain(error)), place.filename, place.lineno, place.name)
-            words = words.encode("utf-8", "replace")[:LAST_WORDS]
-            write_all(_RESULTS, message(UNFIT, ident, 0, words))
+            packed = words.encode("utf-8", "replace")[:LAST_WORDS]
+            write_all(_RESULTS, message(UNFIT, ident, 0, packed))
             while os.read(_CALLS, READ_SIZE):
                 pass
             raise EOFError from None
@@ -918,8 +1032,9 @@ class _Slot:
     def _explain(self, error: BaseException) -> BaseException:
         """Say on a missing third-party module where it is missing and what to do."""
         if isinstance(error, ModuleNotFoundError) and error.name:
-            note = ("on %s, with %s: install it there, or name another interpreter in the "
-                    "worker's record (python=...)") % (self._machine, sys.executable)
+            remedy = self._finder.why_not(error.name) or (
+                "install it there, or name another interpreter in the worker's record (python=...)")
+            note = "on %s, with %s: %s" % (self._machine, sys.executable, remedy)
             if hasattr(error, "add_note"):
                 error.add_note(note)
             elif isinstance(error.msg, str):        # before Python 3.11
@@ -952,9 +1067,10 @@ def _be_slot(scratch: str, shim: int, number: int, ends: Sequence[int], high: in
     os.environ.update(_environment(number, config))
     os.nice(config["nice"])
     pull = _Pull()
-    sys.meta_path.insert(0, ModuleFinder(pull, scratch))
+    finder = ModuleFinder(pull, scratch)
+    sys.meta_path.insert(0, finder)
     if os.getppid() == shim:        # otherwise it died before its death could be ours
-        _Slot(number, pull, config).run()
+        _Slot(number, pull, finder, config).run()
         import atexit
         atexit._run_exitfuncs()
 
@@ -1461,12 +1577,12 @@ class Shim:
     def _on_question(self, child: _Child) -> None:
         try:
             for kind, number, data in child.questions.read():
-                if kind == WANTED:
+                if kind in (WANTED, PACKAGE):
                     name = data[HEAD:].decode()
                     if name not in self._modules:       # the controller is asked for it once
                         ident = FIRST_MODULE + len(self._modules)
                         self._modules[name] = self._arriving[ident] = _Parcel()
-                        self._send(WANTED, ident, data[HEAD:])
+                        self._send(kind, ident, data[HEAD:])
                     self._modules[name].give(child, number)
                     continue
                 ident, = IDENT.unpack_from(data, HEAD)
@@ -1648,6 +1764,7 @@ def _guard(shim: int, link_in: int, scratch: str) -> None:
             elif pid == shim:
                 kill_descendants()
                 _remove(scratch)
+                _remove_incoming(scratch)
                 return
 
 
@@ -1713,7 +1830,7 @@ def serve(modules: dict[str, Packed]) -> None:
 
 # ────────────────────────────────────────────── files ─────────────────────────────────────────────
 
-CACHE = ".cache/executors"      # below the home directory
+CACHE = ".cache/executors"      # below the home directory; what is in it is named by its content
 INCOMING_SECONDS = 86400        # how long the leavings of a copy that was cut off stay
 KEEP_SECONDS = 30 * 86400       # how long the cache keeps what no run has used
 
@@ -1724,8 +1841,7 @@ def store_files(scratch: str, names: dict[str, tuple[str, bool]],
 
     The cache is ~/.cache/executors/<sha256>/, mode 0700. There, `content` is the file, or the
     directory that travelled as a tar file, and `seal` tells whether somebody has written to it
-    since. Temporary paths need no quoting, so that scp's two protocols agree on them: they are
-    relative to the home directory if that would, for scp knows the account's and not $HOME.
+    since.
 
     Arguments:
         scratch: the directory that slots are to run in; made here.
@@ -1734,15 +1850,13 @@ def store_files(scratch: str, names: dict[str, tuple[str, bool]],
 
     Returns {name: temporary path} of what is still to be copied, or a str: why it cannot be.
     """
-    home = os.path.expanduser("~")
-    cache = os.path.join(home, CACHE)
     try:
-        os.makedirs(cache, mode=0o700, exist_ok=True)
+        home, cache = os.path.expanduser("~"), _make_cache()
         for name, temporary in arrived.items():
-            _admit(cache, name, os.path.join(home, temporary), *names[name])
-        is_plain = cache.replace("/", "").translate({ord(c): "x" for c in "._-+"}).isalnum()
-        place = cache if is_plain and cache.isascii() else CACHE
-        wanted = {name: place + "/incoming-" + os.urandom(8).hex()
+            digest, is_tree = names[name]
+            place = os.path.join(cache, digest)
+            _admit(place, name, os.path.join(home, temporary), digest, is_tree)
+        wanted = {name: _incoming(cache, scratch, digest)
                   for name, (digest, _is_tree) in names.items()
                   if not _is_intact(os.path.join(cache, digest))}
         if not wanted:
@@ -1759,6 +1873,31 @@ def store_files(scratch: str, names: dict[str, tuple[str, bool]],
         return str(error) or describe(error)
 
 
+def _make_cache() -> str:
+    cache = os.path.join(os.path.expanduser("~"), CACHE)
+    os.makedirs(cache, mode=0o700, exist_ok=True)
+    return cache
+
+
+def _incoming(cache: str, scratch: str, digest: str) -> str:
+    """Return the path that something is copied to, for this shim, whose guardian removes it.
+
+    It needs no quoting, so that scp's two protocols agree on it: it is relative to the home
+    directory if that would, for scp knows the account's and not $HOME.
+    """
+    is_plain = cache.replace("/", "").translate({ord(c): "x" for c in "._-+"}).isalnum()
+    place = cache if is_plain and cache.isascii() else CACHE
+    return "%s/incoming-%s-%s" % (place, os.path.basename(scratch), digest[:16])
+
+
+def _remove_incoming(scratch: str) -> None:
+    """Remove what was cut off on its way, with its shim."""
+    cache = os.path.join(os.path.expanduser("~"), CACHE)
+    for name in os.listdir(cache) if os.path.isdir(cache) else ():
+        if name.startswith("incoming-%s-" % os.path.basename(scratch)):
+            _remove(os.path.join(cache, name))
+
+
 _locks: list[int] = []      # of what we use: it is not to be pruned, whatever the clocks say
 
 
@@ -1773,14 +1912,13 @@ def _lock(place: str, how: int) -> int:
     return fd
 
 
-def _admit(cache: str, name: str, temporary: str, digest: str, is_tree: bool) -> None:
+def _admit(place: str, name: str, temporary: str, digest: str, is_tree: bool) -> None:
     """Move a copied file to its place, if its digest is right.
 
     On a full disk, scp leaves a corrupt file of full length.
     """
     staging = temporary + ".d"
     content = staging + "/content"
-    place = os.path.join(cache, digest)
     try:
         if digest_file(temporary) != digest:
             raise OSError("%s arrived damaged (its SHA-256 differs): is the disk full?" % name)

@@ -15,6 +15,7 @@ import dataclasses
 import fcntl
 import functools
 import gc
+import importlib.metadata
 import inspect
 import itertools
 import json
@@ -38,6 +39,7 @@ import threading
 import time
 import unittest
 import weakref
+import zipfile
 from contextlib import ExitStack, closing, contextmanager
 from operator import neg
 from queue import SimpleQueue
@@ -1875,7 +1877,8 @@ class Controller:
         os.close(far_in)
         os.close(far_out)
         self._reader, self._seen, self._functions = wire.MessageReader(self._from), [], {}
-        config = {"slots": 2, "lease": 60.0, "machine": "here", "output": True, **config}
+        config = {"slots": 2, "lease": 60.0, "machine": "here", "output": True, "env": {},
+                  "nice": 0, "initializer": False, **config}
         self.send(wire.frame(wire.CONFIG, 0, pickle.dumps(config)))
 
     def send(self, *buffers):
@@ -1918,7 +1921,9 @@ def controller(tmp_path):
 
 class TestShim:
     def test_it_greets_and_answers(self, controller):
-        cores, shim, guardian = wire.GREETING.unpack(controller.await_(wire.HELLO)[3])
+        hello = controller.await_(wire.HELLO)[3]
+        cores, shim, guardian = wire.GREETING.unpack_from(hello)
+        assert tuple(hello[wire.GREETING.size:].decode().split("\n")) == wire.platform_facts()
         assert (shim, guardian) == (controller.pid, os.getpid()) and cores >= 1
         controller.send(wire.frame(wire.PING, 12345))
         controller.await_(wire.PONG, 12345)
@@ -3723,6 +3728,438 @@ class TestFiles:
         os.mkfifo(entry / "seal")
         pool = local("1/:", files=[tmp_path / "data"])
         until(lambda: "storing files was not done after 1 s" in pool.status.workers[0].cause)
+
+
+# ───────────────────────────────────── what follows: packages ─────────────────────────────────────
+
+
+def make_wheel(folder, name, version, files, tag="py3-none-any"):
+    """Make a wheel, as PEP 427 has it; return its path."""
+    info = f"{name}-{version}.dist-info"
+    files = {**files, f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\n"
+                                          f"Version: {version}\n",
+             f"{info}/WHEEL": f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tag}\n"}
+    record = "".join(f"{path},,\n" for path in [*files, f"{info}/RECORD"])
+    path = folder / f"{name}-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
+        for file, text in {**files, f"{info}/RECORD": record}.items():
+            wheel.writestr(file, text)
+    return path
+
+
+def install(target, *wheels):
+    run([sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--no-compile",
+         "--target", target, *wheels], check=True)
+    return target
+
+
+class Bare(NamedTuple):
+    """A machine whose Python has nothing but itself, and what is installed here in its stead."""
+
+    sshd: Sshd
+    python: str
+    site: str           # of the controller
+    own: str            # the machine's site-packages
+
+    @property
+    def cache(self):
+        return os.path.join(self.sshd.folder, ".cache/executors")
+
+    def incoming(self):
+        """Return what is there of copies, but for the locks of those that were cut off."""
+        return [name for name in os.listdir(self.cache) if re.match("incoming.*(?<!lock)$", name)]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """Distributions of every kind, in a site-packages of their own."""
+    folder = tmp_path_factory.mktemp("wheels")
+    script = "def main():\n    return 'from the entry point'\n"
+    wheels = [
+        make_wheel(folder, "Pure.Thing", "1.5", {
+            "purething.py": "import helper\nVERSION = 1.5\n",
+            "Pure.Thing-1.5.dist-info/top_level.txt": "purething\n"}),
+        make_wheel(folder, "helper", "3", {"helper/__init__.py": "from .deep import VALUE\n",
+                                           "helper/deep.py": "VALUE = 'helped'\n"}),
+        make_wheel(folder, "space_one", "1", {"space/inner/one.py": "NAME = 'one'\n"}),
+        make_wheel(folder, "space_two", "1", {
+            "space/inner/two/__init__.py": "from space.inner.one import NAME\n",
+            "space/other.py": "NAME = 'other'\n"}),
+        make_wheel(folder, "withdata", "1", {"withdata/__init__.py": "", "withdata/text": "data"}),
+        make_wheel(folder, "withentry", "1", {
+            "withentry.py": script, "withentry-1.dist-info/entry_points.txt":
+                "[things]\nthing = withentry:main\n"}),
+        make_wheel(folder, "ours", "2.1", {"ours.py": "VERSION = '2.1'\n"}),
+        make_wheel(folder, "labelled", "2.1", {"labelled.py": "WHOSE = 'the controller'\n"}),
+        make_wheel(folder, "lost", "1", {"lost.py": ""}),
+        make_wheel(folder, "condas", "7", {"condas.py": ""}),
+        make_wheel(folder, "binary", "1", {"binary.py": "", "binary.so": "no library"},
+                   tag="cp310-abi3-manylinux_2_99_x86_64"),
+    ]
+    site = install(str(tmp_path_factory.mktemp("controller") / "site-packages"), *wheels)
+    os.unlink(f"{site}/lost-1.dist-info/RECORD")
+    with open(f"{site}/condas-7.dist-info/INSTALLER", "w") as file:
+        file.write("conda\n")
+    theirs = [make_wheel(folder, "ours", "2.0", {"ours.py": "VERSION = '2.0'\n"}),
+              make_wheel(folder, "labelled", "2.1+cu121", {"labelled.py": "WHOSE = 'mine'\n"}),
+              make_wheel(folder, "condas", "6", {"condas.py": "VERSION = 6\n"})]
+    return site, theirs
+
+
+@pytest.fixture
+def bare(installed, tmp_path, monkeypatch):
+    site, theirs = installed
+    monkeypatch.syspath_prepend(site)
+    run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    own = str(next((tmp_path / "venv/lib").glob("python*/site-packages")))
+    install(own, *theirs)
+    with Sshd(["bare"]) as sshd:
+        yield Bare(sshd, str(tmp_path / "venv/bin/python"), site, own)
+
+
+@pytest.fixture
+def on_bare(bare):
+    """Make pools of the bare machine: `on_bare(slots, ...)`."""
+    with maker(bare.sshd.ssh_options) as make:
+        yield lambda slots=2, **options: make(f"{slots}/bare python={bare.python}", **options)
+
+
+def copies(caplog):
+    return sorted(record.args[2].split(" (")[0].removeprefix("gets ") for record in caplog.records
+                  if " gets " in f" {record.getMessage()} " and record.levelname == "INFO"
+                  and str(record.args[2]).startswith("gets "))
+
+
+class TestPackages:
+    def test_binaries(self, bare, on_bare, caplog):
+        """NumPy's libraries lie beside it; SciPy needs it. Once, for the next pool, too."""
+        def solve():
+            import scipy.linalg
+            return scipy.__file__, scipy.linalg.solve([[2.0, 0], [0, 4]], [1.0, 1]).tolist()
+
+        caplog.set_level("INFO", "executors")
+        for _ in range(2):
+            with on_bare() as pool:
+                where, solution = pool.submit(solve).result(60)
+                assert solution == [0.5, 0.25] and where.startswith(bare.cache)
+                array = pool.submit(numpy.arange, 3).result(PATIENCE)
+                assert array.tolist() == [0, 1, 2]
+        assert copies(caplog) == [f"numpy {numpy.__version__}",
+                                  f"scipy {importlib.metadata.version('scipy')}"]
+        assert not bare.incoming()
+
+    def test_kinds(self, bare, on_bare, caplog):
+        def use():
+            import importlib.metadata as metadata
+            import importlib.resources
+            import purething
+            import withdata
+            import withentry
+            from space import other
+            from space.inner import two
+            entry, = metadata.entry_points(group="things")
+            return (purething.VERSION, purething.helper.VALUE, two.NAME, other.NAME,
+                    (importlib.resources.files(withdata) / "text").read_text(), entry.load()(),
+                    metadata.version("pure-thing"), withentry.__file__)
+        caplog.set_level("INFO", "executors")
+        *found, where = on_bare().submit(use).result(PATIENCE)
+        assert found == [1.5, "helped", "one", "other", "data", "from the entry point", "1.5"]
+        assert where.startswith(bare.cache)
+        assert copies(caplog) == ["Pure.Thing 1.5", "helper 3", "space_one 1", "space_two 1",
+                                  "withdata 1", "withentry 1"]
+
+    def test_versions(self, on_bare, caplog):
+        """The controller's counts; a local label makes no difference, and needs no copy."""
+        def use():
+            import labelled
+            import ours
+            return ours.VERSION, labelled.WHOSE
+        caplog.set_level("INFO", "executors")
+        assert on_bare().submit(use).result(PATIENCE) == ("2.1", "mine")
+        assert copies(caplog) == ["ours 2.1"]
+
+    def test_a_storm(self, bare, caplog, tmp_path):
+        """Many slots, and threads in each, of two machines that share a home: it is copied once."""
+        def use(_):
+            with cf.ThreadPoolExecutor(3) as threads:
+                names = "numpy", "purething", "space.inner.two"
+                modules = threads.map(importlib.import_module, names)
+                return [module.__name__ for module in modules]
+        caplog.set_level("INFO", "executors")
+        config = tmp_path / "config"
+        config.write_text(read(bare.sshd.path("config")).replace("Host bare", "Host bare1 bare2"))
+        with maker(["-F", str(config)]) as make:
+            pool = make(*(f"8/{name} python={bare.python}" for name in ("bare1", "bare2")))
+            found = list(pool.map(use, range(64)))
+        assert found == [["numpy", "purething", "space.inner.two"]] * 64
+        assert copies(caplog) == ["Pure.Thing 1.5", "helper 3", f"numpy {numpy.__version__}",
+                                  "space_one 1", "space_two 1"]
+
+    def test_a_machine_that_comes_later(self, bare, on_bare):
+        def use():
+            import purething
+            return purething.VERSION, os.environ["EXECUTORS_MACHINE"]
+        with Sshd(["later"]) as later:
+            with open(bare.sshd.path("config"), "a") as both:
+                both.write("\n" + read(later.path("config")))
+            pool = on_bare()
+            assert pool.submit(use).result(PATIENCE) == (1.5, "bare")
+            pool.add_worker(f"1/later python={bare.python}")
+            pool.remove_worker(f"2/bare python={bare.python}")
+            assert pool.submit(use).result(PATIENCE) == (1.5, "later")
+
+    def test_a_task_that_is_a_controller(self, on_bare):
+        def use():
+            import executors
+            with executors.RemoteExecutor(["1/:"], show_status=False) as pool:
+                return pool.submit(get).result(PATIENCE)
+
+        def get():
+            import purething
+            return purething.VERSION, os.environ["EXECUTORS_MACHINE"]
+        assert on_bare().submit(use).result(PATIENCE) == (1.5, ":")
+
+    @pytest.mark.parametrize("module, packages, words", [
+        ("lost", True, "lost 1 does not follow (its installer here has left no list of its files), "
+                       "and it has none"),
+        ("purething", True, "are not sent unasked: name all that is to follow, "
+                            "packages=['Pure.Thing', ...]"),
+        ("binary", True, "its binaries need glibc 2.99"),
+        ("purething", False, "install it there"),
+        ("purething", ["helper"], "install it there")])
+    def test_what_does_not_follow(self, bare, on_bare, monkeypatch, module, packages, words):
+        monkeypatch.setattr(executors, "MOST_UNASKED", 40)
+        pool = on_bare(packages=packages)
+        error = pool.submit(importlib.import_module, module).exception(PATIENCE)
+        assert type(error) is ModuleNotFoundError
+        said = " ".join([str(error), *getattr(error, "__notes__", ())])
+        assert words in said and f"on bare, with {bare.python}: " in said
+        version = {"lost": "lost==1", "binary": "binary==1"}.get(module)
+        assert not version or f"`{bare.python} -m pip install {version}` there mends it" in said
+
+    def test_another_version_that_cannot_be_had(self, on_bare, caplog):
+        """What the machine has must do; that it is another is told."""
+        assert on_bare().submit(lambda: importlib.import_module("condas").VERSION).result(
+            PATIENCE) == 6
+        assert "condas does not follow: conda has installed it here" in caplog.text
+        assert "it has 6" in caplog.text
+
+    def test_names(self, on_bare, monkeypatch):
+        monkeypatch.setattr(executors, "MOST_UNASKED", 40)
+        pool = on_bare(packages=["pure_thing", "HELPER"])
+        assert pool.submit(lambda: importlib.import_module("purething").VERSION).result(
+            PATIENCE) == 1.5
+        with pytest.raises(ValueError, match="packages is 'numpy'"):
+            on_bare(packages="numpy")
+
+    def scp_of(self, pool):
+        """Freeze the scp that copies to a pool's only machine; return its process."""
+        def processes():
+            login, = pool._supervisor.logins.values()
+            return [process.pid for process in login.processes[1:]]
+        until(processes, "an scp")
+        pid = processes()[0]
+        os.killpg(pid, signal.SIGSTOP)
+        return pid
+
+    def test_a_long_copy_holds_nothing_up(self, bare, on_bare, tmp_path, monkeypatch):
+        """Neither pings, other imports and results, nor is its time the task's."""
+        pool = on_bare(2, heartbeat_seconds=0.1, bundle_timeout=3.0)      # the lease: 1.2 seconds
+        assert pool.submit(neg, 1).result(PATIENCE) == -1
+        future = pool.submit(lambda: importlib.import_module("numpy").__version__)
+        scp = self.scp_of(pool)
+        assert "numpy" in str(pool.status) and "copying" in str(pool.status)
+        end = time.monotonic() + 4
+        while time.monotonic() < end:
+            assert pool.submit(lambda: importlib.import_module("purething").VERSION).result(
+                PATIENCE) == 1.5
+        os.killpg(scp, signal.SIGCONT)
+        assert future.result(PATIENCE) == numpy.__version__
+        assert pool.status.workers[0].lost == 0 and pool.status.retried == 0
+
+    @pytest.mark.parametrize("victim", ["task", "scp", "link", "controller"])
+    def test_a_copy_that_is_cut_off(self, bare, on_bare, victim):
+        """Nothing half is used, nor does it stay; whoever comes next is served."""
+        def use():
+            import purething
+            return purething.VERSION
+        if victim == "controller":
+            controller = subprocess.Popen([sys.executable, "-c", textwrap.dedent(f"""
+                import importlib, os, signal, sys, time
+                sys.path.insert(0, {bare.site!r})
+                import executors
+                pool = executors.RemoteExecutor(["1/bare python={bare.python}"], show_status=False,
+                                                ssh_options={bare.sshd.ssh_options})
+                future = pool.submit(importlib.import_module, "numpy")
+                logins = pool._supervisor.logins
+                while not any(login.processes[1:] for login in [*logins.values()]):
+                    time.sleep(0.001)
+                os.kill(os.getpid(), signal.SIGKILL)
+                """)], cwd=HERE)
+            controller.wait(PATIENCE)
+            until(lambda: not [pid for pid in descendants(bare.sshd.process.pid)])
+        else:
+            pool = on_bare(1)
+            future = pool.submit(use)
+            scp = self.scp_of(pool)
+            if victim == "task":
+                assert future.cancel()
+            os.killpg(scp, signal.SIGKILL if victim == "scp" else signal.SIGCONT)
+            if victim == "link":
+                os.kill(Machine.of(pool, "bare").ssh, signal.SIGKILL)
+                assert future.result(PATIENCE) == 1.5
+            pool.shutdown()
+        pool = on_bare(1)
+        assert pool.submit(use).result(PATIENCE) == 1.5
+        pool.shutdown()
+        until(lambda: not bare.incoming())
+
+    @pytest.mark.parametrize("mounts, words", [
+        ('mount --bind "$1" "$1"; mount -o remount,ro,bind "$1"', "Read-only file system"),
+        ('mount -t tmpfs -o size=64k tmpfs "$1"', "is there room")])
+    def test_a_home_that_takes_nothing(self, bare, login, mounts, words):
+        sshd = login(mounts=mounts)
+        with maker(sshd.ssh_options) as make:
+            pool = make(f"1/odd python={bare.python}")
+            assert pool.submit(neg, 1).result(PATIENCE) == -1
+            error = pool.submit(importlib.import_module, "numpy").exception(PATIENCE)
+        said = " ".join([str(error), *getattr(error, "__notes__", ())])
+        assert words in said
+        assert f"-m pip install numpy=={numpy.__version__}` there mends it" in said
+
+    @pytest.mark.parametrize("tags, facts, problem", [
+        ([], ("x", "y", "z"), ""),
+        (["manylinux_2_17_x86_64"], (".so", "x86_64", "glibc 2.17"), ""),
+        (["manylinux_2_17_x86_64"], (".so", "x86_64", "glibc 2.9"), "need glibc 2.17"),
+        (["manylinux1_x86_64", "manylinux_2_28_x86_64"], (".so", "x86_64", "glibc 2.5"), ""),
+        (["linux_x86_64"], (".so", "x86_64", "glibc 2.35"), "need glibc 2.36"),
+        (["linux_x86_64"], (".so", "x86_64", "glibc 2.36"), ""),
+        (["manylinux_2_17_x86_64"], (".so", "aarch64", "glibc 2.17"), "for x86_64"),
+        (["manylinux_2_17_x86_64"], (".t.so", "x86_64", "glibc 2.17"), "for x86_64"),
+        (["macosx_11_0_arm64"], ("", "", ""), "for x86_64")])
+    def test_which_binaries_run_where(self, monkeypatch, tags, facts, problem):
+        monkeypatch.setattr(wire, "platform_facts", lambda: (".so", "x86_64", "glibc 2.36"))
+        found = executors._misfit(tags, facts)
+        assert problem in found and bool(problem) == bool(found)
+
+
+# ─────────────────────────────────────── what a slot is told ──────────────────────────────────────
+
+
+LEVEL = None        # what an initializer sets
+
+
+class TestSlots:
+    def test_places(self, ssh, monkeypatch):
+        """Numbers from 0, which a slot that died leaves to the next; numerical threads share."""
+        names = "EXECUTORS_SLOT", "EXECUTORS_MACHINE", "GPU", "OMP_NUM_THREADS", "MKL_NUM_THREADS"
+
+        def look(end=False):
+            time.sleep(0.1)
+            found = [os.environ.get(name) for name in names]
+            return os._exit(1) if end else found
+        pool = ssh("2/alpha nice=7", env={"GPU": "{slot}@{machine}", "MKL_NUM_THREADS": "5"},
+                   max_bundle_failures=1)
+        threads = str(max(1, len(os.sched_getaffinity(0)) // 2))
+        expected = [[n, "alpha", f"{n}@alpha", threads, "5"] for n in "01"]
+        assert sorted(pool.map(look, [False] * 2)) == expected
+        assert isinstance(pool.submit(look, True).exception(PATIENCE), BundleError)
+        assert sorted(pool.map(look, [False] * 2)) == expected
+        assert pool.submit(os.nice, 0).result(PATIENCE) == os.nice(0) + 7
+
+    @pytest.mark.parametrize("env", [
+        {"A": "{gpu}"}, {"A": "{"}, {"A": 1}, {"A=B": ""}, {"": ""}, {"A": "\0"}, {"A": "{0}"}])
+    def test_bad_environments(self, env):
+        with pytest.raises(ValueError, match=r"^env: "):
+            RemoteExecutor(":", env=env)
+
+    @pytest.mark.parametrize("how", ["by value", "by name"])
+    def test_an_initializer(self, remote, local, request, how):
+        """It runs once in each slot, before the first task; what it sets is there for all."""
+        if how == "by name":
+            request.getfixturevalue("by_name")
+        pool = local("2/:", initializer=set_level, initargs=([how],))
+        found = list(pool.map(get_level, [0.02] * 10))
+        assert {level for level, _, _ in found} == {how}
+        assert len({pid for _, pid, _ in found}) == len({ident for _, _, ident in found}) == 2
+        if how == "by value":
+            assert pool.submit(lambda: LEVEL).result(PATIENCE) == [how]
+
+    def test_an_initializer_that_raises(self, local, caplog):
+        """Told once, with the place; that machine is done with, and the pool with its last one."""
+        def fail():
+            raise OSError("no GPU")
+        pool = local("2/:", initializer=fail)
+        futures = [pool.submit(neg, n) for n in range(20)]
+        for future in futures:
+            error = future.exception(PATIENCE)
+            assert isinstance(error, cf.BrokenExecutor) and isinstance(error, NoWorkersError)
+            assert "the initializer raised OSError: no GPU (" in str(error)
+            assert ", in fail)" in str(error)
+        with pytest.raises(NoWorkersError):
+            pool.submit(neg, 1)
+        assert caplog.text.count("no GPU") == 1
+
+    def test_an_initializer_that_raises_on_one_machine(self, ssh):
+        def fail():
+            assert os.environ["EXECUTORS_MACHINE"] == "beta"
+        pool = ssh("2/alpha", "2/beta", initializer=fail)
+        found = list(pool.map(lambda _: os.environ["EXECUTORS_MACHINE"], range(30)))
+        assert found == ["beta"] * 30
+        assert [worker.state for worker in pool.status.workers] == ["failed", "up"]
+
+    def test_an_initializer_that_cannot_be_pickled(self):
+        with pytest.raises(TypeError, match="lock"):
+            RemoteExecutor(":", initializer=print, initargs=(threading.Lock(),))
+
+    @pytest.mark.parametrize("kind", ["pipe", "process"])
+    def test_caches_outlive_calls(self, kind):
+        """In each process, one for the same contents; its settings stay, and so do its results."""
+        @functools.cache
+        def load(name):
+            return [name, os.getpid(), time.monotonic_ns()]
+
+        @functools.lru_cache(maxsize=2, typed=True)
+        def fibonacci(n):
+            return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)
+
+        class Model:
+            @functools.cached_property
+            def size(self):
+                return 5
+
+            @functools.lru_cache(1)     # noqa: B019 -- what users do
+            def double(self, n):
+                return 2 * n
+
+        with maker() as make:
+            pool = make("1/:") if kind == "pipe" else executors.ProcessExecutor(1)
+            first = pool.submit(load, "model").result(PATIENCE)
+            tasks = [lambda n: load("model") + [n] * 0, lambda n: load("model")]
+            for task in tasks:
+                assert all(found == first for found in pool.map(task, range(5)))
+            settings = pool.submit(lambda: (fibonacci(20), fibonacci.cache_parameters()))
+            assert settings.result(PATIENCE) == (6765, {"maxsize": 2, "typed": True})
+            assert pool.submit(lambda: (Model().size, Model().double(4))).result(PATIENCE) == (5, 8)
+
+            def other():
+                @functools.cache
+                def load(name):
+                    return name
+                return load
+            assert pool.submit(other(), "another").result(PATIENCE) == "another"
+            pool.shutdown()
+
+
+def set_level(level):
+    global LEVEL
+    assert LEVEL is None
+    LEVEL = level
+
+
+def get_level(seconds):
+    time.sleep(seconds)
+    return *LEVEL, os.getpid(), id(LEVEL)
 
 
 # ────────────────────────────────────── what follows: output ──────────────────────────────────────
