@@ -79,6 +79,7 @@ import sys
 import tempfile
 import textwrap
 import threading
+import types
 import weakref
 from abc import ABC, abstractmethod
 from collections import Counter, OrderedDict, deque
@@ -2518,13 +2519,31 @@ class _Functions:
         self._idents = itertools.count(wire.INITIALIZER + 1)
         self._by_name: dict[tuple[str, ...], _Function] = {}
         self._by_digest: Any = weakref.WeakValueDictionary()
+        self._by_code: dict[int, tuple[wire.Contents, _Function]] = {}
         self._durations: dict[Any, _Durations] = {}     # by module, name and line
 
     def get(self, fn: Callable[..., Any]) -> _Function:
-        """Pickle a function, unless its name is known and that is enough to find it."""
+        """Pickle a function, unless its name is known and that is enough to find it.
+
+        Nor is one pickled again that is what it was.
+        """
         key = wire.reference(fn)
-        if key in self._by_name:
-            return self._by_name[key]
+        if key:
+            return self._by_name.get(key) or self._by_name.setdefault(key, self._pickle(fn, key))
+        code = id(fn.__code__) if type(fn) is types.FunctionType else 0
+        if code in self._by_code:
+            contents, function = self._by_code[code]
+            if contents.is_of(fn):
+                return function
+        contents = wire.Contents(fn)
+        function = self._pickle(fn)
+        if code and contents.is_lasting and type(function.packed) is bytes:
+            if len(self._by_code) >= KNOWN_FUNCTIONS[0]:
+                self._by_code.clear()
+            self._by_code[code] = contents, function
+        return function
+
+    def _pickle(self, fn: Callable[..., Any], key: Any = ()) -> _Function:
         packed: Any = pickle.dumps(fn, 5) if key else wire.pack(fn)
         hashed = hashlib.sha256()
         for buffer in [packed] if type(packed) is bytes else packed[1]:
@@ -2537,8 +2556,6 @@ class _Functions:
             durations = self._durations.setdefault(family, _Durations())
             function = _Function(next(self._idents), name, packed, durations)
             self._by_digest[hashed.digest()] = function
-        if key:
-            self._by_name[key] = function
         return function     # type: ignore[no-any-return]
 
 

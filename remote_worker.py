@@ -28,7 +28,8 @@ no frame is long enough to keep another waiting.
 
                  calls ►        CALL and FORGET, no parts
                  permits ►      the identifier of each CALL
-    shim         ◄ questions    what it has not got: a FUNCTION, the parts of its CALL, a MODULE
+    shim         ◄ questions    what it has not got: a FUNCTION, the parts of its CALL, a MODULE of
+                                the project, an installed PACKAGE
                  answers ►      that, as whole messages
                  ◄ results      RESULT and ERROR, with parts; beside them what it prints        slot
 
@@ -71,10 +72,10 @@ if TYPE_CHECKING:       # importing typing would take a tenth of the time to the
     Packed = Any        # from `pack`: bytes, all in one; or lengths and buffers
 
 __all__ = [
-    "NONSENSE", "FrameError", "FrameReader", "MessageReader", "Outbox", "Shipped", "contents",
+    "NONSENSE", "Contents", "FrameError", "FrameReader", "MessageReader", "Outbox", "Shipped",
     "describe", "digest_file", "enlarge", "frame", "is_plain", "main", "message", "nameless_file",
     "pack", "pack_call", "pack_outcome", "process_tree", "reference", "run_call", "run_chunk",
-    "run_plain", "run_shipped", "same", "serve", "signal_tree", "unpack", "write_all",
+    "run_plain", "run_shipped", "serve", "signal_tree", "unpack", "write_all",
 ]
 
 MAX_FRAME = 1 << 20     # bytes of payload; a longer one on the wire means a garbled stream
@@ -355,7 +356,7 @@ def write_all(fd: int, buffers: Iterable[Buffer]) -> None:
 
 _SHORT = {int, float, complex, bool, type(None)}    # but an int that nobody writes down
 _PLAIN = _SHORT | {str, bytes}
-_CACHED = type(functools.lru_cache(len))        # what it wraps is meant to be kept
+_CACHED = type(functools.lru_cache(len))
 _SPACE = "__package__", "__name__", "__path__", "__file__"      # cloudpickle sends these along
 _face = operator.attrgetter("__code__", "__name__", "__qualname__", "__module__", "__doc__")
 
@@ -385,39 +386,71 @@ def _goes_by_value(module: str) -> bool:
     return module == "__main__" or any((module + ".").startswith(one + ".") for one in registry())
 
 
-def contents(function: Any) -> list[Any]:
-    """Return all that makes a function what it is, object by object; nothing if its name does.
+class Contents:
+    """All that makes a function what it is, object by object: nothing, if its name does.
 
-    A function whose contents are the `same` as they were needs no new pickle, nor may anything have
-    been carried from one call of it to the next. If something in it can change without being
-    replaced (a list, an instance), they are an object that is new each time, and never the same.
+    A function that `has` the same as before needs no new pickle, nor may anything have been carried
+    from one call of it to the next. If something in it can change without being replaced (a list,
+    an instance), no function ever has the same.
     """
-    found: list[Any] = []
-    functions = [function]
-    for one in functions:       # grows
-        if reference(one):
-            continue
-        if type(one) is not types.FunctionType or one.__kwdefaults__ or one.__dict__:
-            return [object()]
-        space = one.__globals__
-        names = [*_SPACE, *_names(one.__code__)]
-        values = [*_face(one), *(one.__defaults__ or ()), *(space.get(n, _face) for n in names)]
+
+    def __init__(self, function: Any) -> None:
+        self._modules = len(sys.modules)        # where submodules are looked for
+        self._parts: list[tuple[Any, tuple[str, ...], list[Any]]] = []      # of each function in it
+        self.is_lasting = True
+        functions = [function]
         try:
-            values += [cell.cell_contents for cell in one.__closure__ or ()]
-            values += itertools.chain(*one.__annotations__.items())
+            for one in functions:       # grows
+                if not reference(one):
+                    if type(one) is not types.FunctionType:
+                        raise ValueError("what is behind it can change")
+                    names = (*_SPACE, *_names(one.__code__))
+                    values = _parts(one, names)
+                    self._parts.append((one, names, values))
+                    functions += [value for value in map(_usable, values)
+                                  if type(value) is types.FunctionType and value not in functions]
         except (ValueError, NameError):     # a cell is empty yet, an annotation unknown
-            return [object()]
-        found += values
-        for value in values:
-            if type(value) is types.FunctionType:
-                functions += [value] * (value not in functions)
-            elif not (is_plain(value) or reference(value) or _is_lasting(value)):
-                return [object()]
-    return [*found, sys.intern(str(len(sys.modules)))] if found else []    # it looks for submodules
+            self.is_lasting = False
+
+    def is_of(self, function: Any) -> bool:
+        """Tell whether a function has the same contents."""
+        if not self.is_lasting or self._modules != len(sys.modules):
+            return False
+        for one, names, values in self._parts:
+            now = _parts(function if values is self._parts[0][2] else one, names)
+            if len(now) != len(values) or not all(map(operator.is_, now, values)):
+                return False
+        return True
+
+
+def _parts(function: Any, names: Iterable[str]) -> list[Any]:
+    """Return what cloudpickle reads of a function. Raises what tells that it cannot be read."""
+    space = function.__globals__
+    found = [*_face(function), *[space.get(name, _face) for name in names]]
+    if function.__defaults__:
+        found += function.__defaults__
+    if function.__closure__:
+        found += [cell.cell_contents for cell in function.__closure__]
+    if function.__kwdefaults__ or function.__dict__:
+        found.append(object())      # they may have changed
+    if function.__annotations__:
+        found += itertools.chain(*function.__annotations__.items())
+    return found
+
+
+def _usable(value: Any) -> Any:
+    """Return a function that is part of another, else (). Raises ValueError if it can change."""
+    if isinstance(value, _CACHED) and not reference(value):
+        value = value.__wrapped__
+    if type(value) is types.FunctionType:
+        return value
+    if not (is_plain(value) or reference(value) or _is_lasting(value)):
+        raise ValueError("it can change")
+    return ()
 
 
 def _is_lasting(value: Any) -> bool:
-    return (value is _face or isinstance(value, (types.CodeType, _CACHED))
+    return (value is _face or isinstance(value, types.CodeType)
             or isinstance(value, types.ModuleType) and sys.modules.get(value.__name__) is value
             or any(value is one for space in _initialized.values() for one in space.values()))
 
@@ -428,11 +461,6 @@ def _names(code: types.CodeType) -> tuple[str, ...]:
         if isinstance(const, types.CodeType):
             names += _names(const)
     return names
-
-
-def same(one: list[Any], other: list[Any]) -> bool:
-    """Tell whether two `contents` are the same, object by object."""
-    return len(one) == len(other) and all(map(operator.is_, one, other))
 
 
 # ────────────────────────────────────────── running a call ────────────────────────────────────────
@@ -900,7 +928,7 @@ class _Function:
         self._pickle, *buffers = segments
         self._places = []
         self._object = None
-        self._before = [object()]       # which is the same as nothing
+        self._contents: Any = ()        # as it was unpickled
         if buffers:
             self._file = nameless_file()
             for buffer in buffers:
@@ -910,13 +938,13 @@ class _Function:
 
     def get(self) -> Any:
         """Return the function. Runs what the pickle names: may raise anything."""
-        if self._before and not same(contents(self._object), self._before):
+        if not self._contents or not self._contents.is_of(self._object):
             buffers = []
             if self._places:
                 whole = memoryview(mmap.mmap(self._file.fileno(), 0, flags=mmap.MAP_PRIVATE))
                 buffers = [whole[place] for place in self._places]
             self._object = unpack((self._pickle, *buffers))
-            self._before = contents(self._object)
+            self._contents = Contents(self._object)
         return self._object
 
 
@@ -1279,7 +1307,8 @@ class Shim:
             self._heard = monotonic()
             lease = TERM_SECONDS
         wake_at = min([self._heard + lease, *(child.kill_at for child in children)])
-        for fd, _ in self._poll.poll(max(0, wake_at - monotonic()) * 1000 + 1):
+        ready = self._poll.poll(max(0, wake_at - monotonic()) * 1000 + 1)
+        for fd, _ in reversed(ready):       # so that output comes before results, see `_on_results`
             if fd in self._handlers:
                 self._handlers[fd]()
         self._deal()
@@ -1516,8 +1545,12 @@ class Shim:
 
     # From the slots
 
-    def _on_results(self, child: _Child, _fd: int = -1) -> bool:
-        """Pass on what one read brought, and before it what was printed; say if it did."""
+    def _on_results(self, child: _Child, polled: int = -1) -> bool:
+        """Pass on what one read brought, and before it what was printed; say if it did.
+
+        Poll looks at results before it looks at output, so it has named what was printed before the
+        first result that it saw, and that has been passed on. Others may have come since.
+        """
         try:
             frames = child.results.read()
         except BlockingIOError:
@@ -1525,8 +1558,9 @@ class Shim:
         except (EOFError, FrameError):      # it has ended; or it has closed its descriptors
             self._end_of(child, child.results.fd)
             return False
-        for fd in () if self._held[1] else child.streams:
-            self._on_output(child, fd)
+        if polled < 0 or len(frames) > 1:
+            for fd in () if self._held[1] else child.streams:
+                self._on_output(child, fd)
         for kind, ident, data in frames:
             child.answering = ident
             if kind == PART:

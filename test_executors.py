@@ -1936,6 +1936,28 @@ class TestShim:
             text = controller.await_(wire.OUTPUT, 1)[3]
             assert text == b"line %d\n" % n and not controller._seen[1:]
 
+    def test_what_many_calls_print_comes_before_their_results(self, controller):
+        """However they bunch: a result may come when poll has seen only the one before."""
+        def say(n):
+            print(f"<{n}>", file=(sys.stdout, sys.stderr)[n % 2])
+        function, source = controller.function(say), random.Random(3)
+        last, printed, wrong = 0, set(), []
+        while last < 4000:
+            idents = range(last + 1, last + 1 + source.choice([1, 2, 3, 50]))
+            last = idents[-1]
+            for n in idents:
+                controller.call(n, function, n)
+            missing = {*idents}
+            while missing:
+                for kind, ident, _, body in controller._reader.read():
+                    if kind == wire.OUTPUT:
+                        printed.update(map(int, re.findall(rb"<(\d+)>", body)))
+                    elif kind == wire.RESULT:
+                        missing.remove(ident)
+                        wrong += {ident} - printed
+                    controller.send(*[wire.frame(wire.PRINTED, len(body))] * (kind == wire.OUTPUT))
+        assert not wrong
+
     def test_long_calls_and_functions_are_pulled(self, controller):
         block = numpy.arange(500_000)
         add = controller.function(lambda n, extra: block.sum() + extra.sum() + n)
@@ -2391,6 +2413,120 @@ class TestState:
             return id(sys._getframe().f_code), n * factor
 
         assert len(set(pool.map(who, [1] * 20))) == 1
+
+
+# What a function is made of, and then a change of it; `f()` tells.
+CHANGES = {
+    "a global": ("n = 1\ndef f(): return n", "n = 2"),
+    "a global that goes": ("n = None\ndef f():\n try: return n\n except NameError: return 0",
+                           "del n"),
+    "a global that hides a builtin": ("def f(): return len('ab')", "len = str"),
+    "a list": ("n = [1]\ndef f(): return n", "n.append(2)"),
+    "a dictionary": ("n = {}\ndef f(): return n", "n[1] = 2"),
+    "a set": ("n = set()\ndef f(): return n", "n.add(2)"),
+    "a bytearray": ("n = bytearray(1)\ndef f(): return n", "n[0] = 2"),
+    "an array": ("import numpy\nn = numpy.zeros(2)\ndef f(): return n.tolist()", "n[0] = 2"),
+    "a tuple's list": ("n = ([1],)\ndef f(): return n", "n[0].append(2)"),
+    "an instance": ("class C: a = 1\nc = C()\ndef f(): return c.a", "c.a = 2"),
+    "a class": ("class C: a = 1\ndef f(): return C.a", "C.a = 2"),
+    "a method": ("class C:\n def m(self): return 1\ndef f(): return C().m()",
+                 "C.m = lambda self: 2"),
+    "a function in it": ("def g(): return 1\ndef f(): return g()", "def g(): return 2"),
+    "a global further down": ("n = 1\ndef h(): return n\ndef g(): return h()\n"
+                              "def f(): return g()", "n = 2"),
+    "a default further down": ("def g(n=1): return n\ndef f(): return g()",
+                               "g.__defaults__ = (2,)"),
+    "a default": ("def f(n=1): return n", "f.__defaults__ = (2,)"),
+    "a default's list": ("def f(n=[1]): return n", "f.__defaults__[0].append(2)"),
+    "a keyword's default": ("def f(*, n=1): return n", "f.__kwdefaults__['n'] = 2"),
+    "its code": ("def f(): return 1", "f.__code__ = (lambda: 2).__code__"),
+    "the code further down": ("def g(): return 1\ndef f(): return g()",
+                              "g.__code__ = (lambda: 2).__code__"),
+    "an attribute": ("def f(): return 1\nf.a = 1\ng = f\ndef f(): return g.a", "g.a = 2"),
+    "its name": ("import sys\ndef f(): return f.__name__", "f.__name__ = 'g'"),
+    "its text": ("def f(): return f.__doc__", "f.__doc__ = 'new'"),
+    "an annotation": ("def f() -> int: return f.__annotations__['return']",
+                      "f.__annotations__['return'] = str"),
+    "a cell": ("def outer():\n n = 1\n def change():\n  nonlocal n\n  n = 2\n"
+               " return (lambda: n), change\nf, change = outer()", "change()"),
+    "a cell's list": ("def outer():\n n = []\n return (lambda: n), n.append\n"
+                      "f, change = outer()", "change(1)"),
+    "an empty cell": ("def outer():\n def change():\n  nonlocal n\n  n = 2\n"
+                      " def f():\n  try: return n\n  except NameError: return 0\n n = 1\n del n\n"
+                      " return f, change\nf, change = outer()", "change()"),
+    "a module of its own": ("import types\nm = types.ModuleType('m')\nm.a = 1\n"
+                            "def f(): return m.a", "m.a = 2"),
+    "a partial": ("import functools\ng = functools.partial(lambda n: n, [1])\n"
+                  "def f(): return g()", "g.args[0].append(2)"),
+    "a bound method": ("class C:\n n = 1\n def m(self): return self.n\nc = C()\ng = c.m\n"
+                       "def f(): return g()", "c.n = 2"),
+    "what a cache wraps": ("import functools\nn = 1\n@functools.cache\ndef g(): return n\n"
+                           "def f(): return g()", "n = 2\ng.cache_clear()"),
+    "a big number": ("n = 10 ** 30\ndef f(): return n", "n = 10 ** 30 + 1"),
+}
+
+
+class TestWhatIsPickledAgain:
+    @pytest.mark.parametrize("kind", CHANGES)
+    def test_what_changes_is(self, kind):
+        """Whatever it is, what travels next is the function as it is then."""
+        setup, change = CHANGES[kind]
+        space = {"__name__": "__main__"}
+        functions = executors._Functions()
+        exec(setup, space)
+        for _ in range(3):
+            for step in (change, "0"):
+                self.compare(functions, space["f"])
+                exec(step, space)
+            exec(setup, space)
+            self.compare(functions, space["f"])
+
+    def compare(self, functions, f):
+        sent, fresh = (wire.unpack((packed,)) for packed in (
+            functions.get(f).packed, wire.pack(f)))
+        assert sent() == fresh() and sent.__doc__ == fresh.__doc__
+        assert sent.__name__ == fresh.__name__ and sent.__annotations__ == fresh.__annotations__
+
+    def test_what_does_not_is_not(self, monkeypatch):
+        """Not what a script is made of: constants, modules, functions that call each other."""
+        space = {"__name__": "__main__"}
+        exec("""if True:
+            import math, functools, os.path
+            N, S, T = 1000, "text", (1, (2.0, None))
+            @functools.cache
+            def load(n: int = 3) -> list:
+                return [N] * n
+            def helper(x):
+                return math.sqrt(x) + N
+            def f(x, y=2):
+                return helper(x) if x else f(os.path.join(S, str(T)), load())
+            def make(k):
+                return lambda x: helper(x) + k
+            """, space)
+        functions, pack, packed = executors._Functions(), wire.pack, []
+        monkeypatch.setattr(wire, "pack", lambda obj: packed.append(obj) or pack(obj))
+        first = functions.get(space["f"])
+        assert all(functions.get(space["f"]) is first for _ in range(5))
+        assert packed == [space["f"]]
+        one = functions.get(space["make"](1))
+        assert functions.get(space["make"](1)) is one is not functions.get(space["make"](2))
+        assert len(packed) == 3
+
+    def test_little_is_kept_alive(self):
+        """Of long closures nothing, and of short ones no more than a few hundred."""
+        functions, living = executors._Functions(), weakref.WeakSet()
+        for n in range(2000):
+            exec("def f(): return n", space := {"__name__": "__main__", "n": n})
+            functions.get(space["f"])
+            living.add(space["f"])
+            space.clear()
+        gc.collect()
+        assert len(functions._by_code) <= executors.KNOWN_FUNCTIONS[0] >= len(living) - 1
+        exec("def f(): return n", space := {"__name__": "__main__", "n": "x" * 10 ** 6})
+        functions.get(space["f"])
+        gone = weakref.ref(space.pop("f"))
+        gc.collect()
+        assert gone() is None
 
 
 class TestDeadlockMatrix:
