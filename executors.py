@@ -87,6 +87,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from concurrent.futures import (
     FIRST_EXCEPTION,
     BrokenExecutor,
+    CancelledError,
     Executor,
     Future,
     ProcessPoolExecutor,
@@ -132,6 +133,7 @@ SCP_RATE = 1e5                  # bytes a second; what is slower than that is st
 SPANS = 1 << 15                 # attempts that the trace remembers, a quarter of a kilobyte each
 REPORT_BEATS = 3                # heartbeats between two reports in the log
 RATE_TICKS = 40                 # in which something was settled, that a rate is measured by
+CHUNK_SECONDS = 0.03            # of work that travels together, of a map that is free to choose
 
 _T = TypeVar("_T")
 _log = logging.getLogger("executors")
@@ -321,25 +323,30 @@ class BaseExecutor(Executor):
         return self.task_count
 
     def map(self, fn: Callable[..., _T], *iterables: Iterable[Any], timeout: float | None = None,
-            chunksize: int = 1, buffersize: int | None = None) -> Iterator[_T]:
+            chunksize: int | None = None, buffersize: int | None = None) -> Iterator[_T]:
         """Return an iterator over `fn(*items)` for the iterables' items, in order, done at once.
 
         Arguments:
             fn: what to call; it is pickled once, where it is pickled at all.
             timeout: seconds from now after which waiting for a result raises TimeoutError.
-            chunksize: items that travel as one task.
+            chunksize: items that travel as one task. By default, where calls travel, as many as
+                take a few hundredths of a second: see `RemoteExecutor`.
             buffersize: at most so many tasks are submitted and not yet yielded, and the iterables
                 are read no further ahead (as in Python 3.14, on every Python); None submits all.
 
         What `fn` raises is raised where its result would have been yielded; the tasks after it are
         then cancelled.
         """
-        if chunksize < 1 or buffersize is not None and buffersize < 1:
+        if min(chunksize or 1, 1 if buffersize is None else buffersize) < 1 or chunksize == 0:
             raise ValueError(
                 f"chunksize ({chunksize}) and buffersize ({buffersize}) must be at least 1")
         deadline = None if timeout is None else monotonic() + timeout
         items = zip(*iterables)
-        if chunksize == 1:
+        if chunksize is None and self._has_chunks():
+            free = _Chunks(self, fn, items)
+            free.read(buffersize)
+            return free.results(deadline, int(buffersize is not None))
+        if chunksize in (None, 1):
             return _in_order(self._submitter(fn), items, buffersize, deadline)
         chunks = iter(lambda: tuple(itertools.islice(items, chunksize)), ())
         submit = self._submitter(functools.partial(wire.run_chunk, fn))
@@ -349,6 +356,17 @@ class BaseExecutor(Executor):
     def _submitter(self, fn: Callable[..., _T]) -> Callable[..., Future[_T]]:
         """Return `submit` for one function that is to be called many times."""
         return functools.partial(self.submit, fn)
+
+    def _has_chunks(self) -> bool:
+        """Tell whether items of a `map` may travel together, without having been asked to."""
+        return False
+
+    def _promise(self, number: int, settled: Mapping[int, int] | None = None) -> None:
+        """Take note that a `map` with chunks has so many items more, or less, without an outcome.
+
+        As long as there is one, the executor does not close. `settled` counts outcomes beyond those
+        of what was submitted, by their kinds.
+        """
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False,
                  quiet: bool = False) -> None:
@@ -388,6 +406,215 @@ def _in_order(submit: Callable[..., Future[_T]], items: Iterator[Any], buffersiz
     return results()
 
 
+# How items of a map were sent: one call for itself, many in one; or the pool takes none.
+_Way = enum.Enum("_Way", "ALONE TOGETHER REFUSED")
+_ALONE, _TOGETHER, _REFUSED = _Way
+
+
+class _Chunks:
+    """A `map` that finds out how many items travel together.
+
+    They are as many as take CHUNK_SECONDS, at most four times as many as ever did, no more than are
+    short together, and fewer towards the end. A chunk that takes twice its time gives back what it
+    has not begun. When one comes back the next is sent, by whichever thread brings it: for each
+    slot, one runs and one waits. One that fails as a whole is taken apart, for what happened is to
+    be charged to the item that did it.
+    """
+
+    def __init__(self, pool: BaseExecutor, fn: Callable[..., Any],
+                 items: Iterator[tuple[Any, ...]]) -> None:
+        self._pool = pool
+        self._name = _name(fn)
+        self._submit_one = pool._submitter(fn)
+        self._submit_some = pool._submitter(functools.partial(wire.run_some, fn))
+        self._items = items
+        self._changed = threading.Condition()       # guards the rest
+        self._args: dict[int, tuple[Any, ...]] = {}     # of items without an outcome, by number
+        self._count = 0                             # items that have been read
+        self._ranges: deque[tuple[int, int, bool]] = deque()    # that wait; must each go alone?
+        self._is_feeding = False                    # somebody sends them
+        self._under_way: dict[int, Any] = {}        # futures, by their first item
+        self._outcomes: dict[int, tuple[Any, Any]] = {}     # values, and an error after them
+        self._limit = 1                             # items: four times as many as came back whole
+        self._pace = CHUNK_SECONDS                  # seconds an item
+        self._is_over = False
+
+    def read(self, number: int | None) -> None:
+        """Read so many items more, or all, in the thread of who asks for results; send them."""
+        items = [*itertools.islice(self._items, number)]
+        self._pool._promise(len(items))
+        with self._changed:
+            start = self._count
+            self._count += len(items)
+            self._args.update(zip(range(start, self._count), items))
+            if items:
+                self._ranges.append((start, self._count, False))
+        self._feed()
+
+    def results(self, deadline: float | None, ahead: int) -> Iterator[Any]:
+        """Yield results in order, each after the reading of `ahead` items more."""
+        at = 0
+        try:
+            while at < self._count:
+                with self._changed:
+                    patience = None if deadline is None else max(deadline - monotonic(), 0)
+                    has_come = functools.partial(self._outcomes.__contains__, at)
+                    if not self._changed.wait_for(has_come, patience):
+                        raise TimeoutError
+                    found, error = self._outcomes.pop(at)
+                at += len(found)
+                values = deque(found)
+                del found
+                while values:
+                    if ahead:
+                        self.read(ahead)
+                    yield values.popleft()      # not to keep it while its consumer looks at it
+                if error is not None:
+                    raise error
+        finally:        # also when it is left early
+            with self._changed:
+                self._is_over = True
+                left, self._args = len(self._args), {}
+                futures = [*self._under_way.values()]
+            self._pool._promise(-left)
+            for future in futures:
+                future.cancel()
+
+    def _feed(self) -> None:
+        with self._changed:
+            if self._is_feeding:
+                return      # who does looks again
+            self._is_feeding = True
+        try:
+            while chunk := self._take():
+                self._send(*chunk)
+        except BaseException:       # Ctrl-C
+            self._is_feeding = False
+            raise
+
+    def _take(self) -> tuple[Any, ...]:
+        """Return what is to be sent next: its first item, the arguments, whether it goes alone."""
+        slots = max(1, getattr(self._pool, "_max_workers", 1))
+        with self._changed:
+            if self._is_over or not self._ranges or len(self._under_way) > 2 * slots:
+                self._is_feeding = False
+                return ()
+            start, stop, is_alone = self._ranges.popleft()
+            size = min(CHUNK_SECONDS // self._pace, self._limit, len(self._args) // (3 * slots))
+            end = min(stop, start + max(int(size) * (not is_alone), 1))
+            if end < stop:
+                self._ranges.appendleft((end, stop, is_alone))
+            self._under_way[start] = Future()       # until it is sent
+            return start, [self._args[n] for n in range(start, end)], is_alone
+
+    def _send(self, start: int, chunk: list[Any], is_alone: bool) -> None:
+        """Submit as many items as are short together; see to it that their outcome comes here."""
+        number = len(chunk)
+        way = _ALONE if is_alone else _TOGETHER
+        packed: Any = ()
+        try:
+            while way is _TOGETHER and type(packed) is not bytes:
+                with contextlib.suppress(*[Exception] * (number > 1)):      # it is one of them
+                    packed = wire.pack([*zip(*chunk[:number])])
+                if type(packed) is not bytes:
+                    way = _TOGETHER if number > 1 else _ALONE
+                    number = max(number // 2, 1)
+            future = (self._submit_one(*chunk[0]) if way is _ALONE
+                      else self._submit_some(packed, 2 * CHUNK_SECONDS))
+        except Exception as error:
+            future = Future()
+            future.set_exception(error)
+            is_refusal = type(error) is RuntimeError or isinstance(error, BrokenExecutor)
+            way = _REFUSED if is_refusal else _ALONE
+        with self._changed:
+            if number < len(chunk):
+                self._limit = number
+                self._ranges.appendleft((start + number, start + len(chunk), False))
+            self._under_way[start] = future
+            is_over = self._is_over
+        future.add_done_callback(functools.partial(self._came, start, number, way))
+        if is_over:
+            future.cancel()
+
+    def _came(self, start: int, number: int, way: _Way, future: Future[Any]) -> None:
+        """Take in what has come back; then send more."""
+        try:
+            result = future.result()
+        except BaseException as error:
+            is_final = way is _ALONE or number == 1 and isinstance(error, BundleError)
+            if way is _REFUSED or not is_final and isinstance(
+                    error, (BrokenExecutor, CancelledError)):
+                self._drop(start, number, error)
+            elif is_final:
+                self._note(start, number, (), error)
+            else:
+                self._take_apart(start, number, error)
+        else:
+            if way is _ALONE:
+                self._note(start, number, (result,), None)
+            else:
+                self._note(start, number, *_open_chunk(self._name, *result))
+        self._feed()
+
+    def _note(self, start: int, number: int, values: Sequence[Any], error: Any,
+              seconds: float = 0.0) -> None:
+        """Keep what came of the first items of a chunk; what is left of it waits again."""
+        ended = len(values) + (error is not None)
+        with self._changed:
+            self._under_way.pop(start, None)
+            self._outcomes[start] = values, error
+            count = self._forget(start, start + ended)
+            if ended < number and self._args:
+                self._ranges.appendleft((start + ended, start + number, False))
+            if seconds and values:
+                self._pace = seconds / len(values)
+            if len(values) == number:
+                self._limit = max(self._limit, 4 * number)
+            self._changed.notify_all()
+        more = {wire.RESULT: len(values) - 1, wire.ERROR: int(error is not None)} if seconds else {}
+        self._pool._promise(-count, more)
+
+    def _take_apart(self, start: int, number: int, error: BaseException) -> None:
+        """Let each item of a chunk go alone: it is not known yet what came of any of them."""
+        with self._changed:
+            self._under_way.pop(start, None)
+            if self._args:
+                self._ranges.extendleft(
+                    (n, n + 1, True) for n in reversed(range(start, start + number)))
+        self._pool._promise(0, {_FAILED if isinstance(error, BundleError) else wire.ERROR: -1})
+
+    def _drop(self, start: int, number: int, error: BaseException) -> None:
+        """The pool takes no more: that is the outcome of a chunk, and of all that waits."""
+        if type(error) is RuntimeError:
+            error = CancelledError()
+        with self._changed:
+            self._under_way.pop(start, None)
+            dropped = [(start, start + number), *((begin, end) for begin, end, _ in self._ranges)]
+            self._ranges.clear()
+            self._outcomes.update((begin, ((), error)) for begin, _ in dropped)
+            count = sum(self._forget(*one) for one in dropped)
+            self._changed.notify_all()
+        self._pool._promise(-count)
+
+    def _forget(self, start: int, stop: int) -> int:
+        """Let go of arguments; return of how many, which is none once it is over."""
+        before = len(self._args)
+        for n in range(start, stop):
+            self._args.pop(n, None)
+        return before - len(self._args)
+
+
+def _open_chunk(name: str, seconds: float, found: Any,
+                raised: bytes) -> tuple[Sequence[Any], Any, float]:
+    """Return the values of what `wire.run_some` returned, the error after them, and its seconds."""
+    try:
+        values: Sequence[Any] = wire.unpack((found,)) if type(found) is bytes else found
+        error = _rebuild(name, (raised,)) if raised else None
+    except BaseException as problem:
+        values, error = (), _unpickling_failed(name, problem)
+    return values, error, max(seconds, 1e-9)
+
+
 class PoolExecutor(BaseExecutor):
     """Adopt any `concurrent.futures.Executor`: Dask's `client.get_executor()`, mpi4py's, yours.
 
@@ -402,7 +629,6 @@ class PoolExecutor(BaseExecutor):
         self._started: dict[Future[Any], float] = {}    # when those not yet done were submitted
         self._lock = threading.Lock()       # guards the rest, and which pool it is
         self._histogram = Histogram()
-        self._closed = False
 
     @property
     def histogram(self) -> Histogram:
@@ -427,8 +653,6 @@ class PoolExecutor(BaseExecutor):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False,
                  quiet: bool = False) -> None:
-        with self._lock:
-            self._closed = True
         known = {"cancel_futures": True} if cancel_futures else {}
         self._pool.shutdown(wait, **known)      # not every adopted pool knows that word
         histogram = self._histogram
@@ -471,7 +695,12 @@ class ProcessExecutor(PoolExecutor):
         self._size = _or_environment(max_workers, "EXECUTORS_PROCESSPOOL_SIZE", int)
         self._context = mp_context
         super().__init__(self._make(), title=title)
+        self._max_workers: int = getattr(self._pool, "_max_workers", 1)
         self._pool.shutdown()       # the first submission makes one beside the threads of then
+        self._is_closed = False     # to all but maps that have begun
+        self._is_shut = False
+        self._promised = 0          # items without an outcome, of maps that have begun
+        self._kept = threading.Condition(self._lock)        # for it to be none
 
     def _make(self) -> ProcessPoolExecutor:
         context = self._context
@@ -481,6 +710,49 @@ class ProcessExecutor(PoolExecutor):
         return ProcessPoolExecutor(self._size, context)
 
     def submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> Future[_T]:
+        if self._is_closed:
+            raise RuntimeError(_CLOSED)
+        return self._submit(fn, *args, **kwargs)
+
+    def _submitter(self, fn: Callable[..., _T]) -> Callable[..., Future[_T]]:
+        if self._is_closed:
+            raise RuntimeError(_CLOSED)
+        return functools.partial(self._submit, fn)
+
+    def _has_chunks(self) -> bool:
+        return True
+
+    def _promise(self, number: int, settled: Mapping[int, int] | None = None) -> None:
+        _keep_promises()
+        _promising.add(self)
+        with self._lock:
+            self._promised += number
+            self._kept.notify_all()
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False,
+                 quiet: bool = False) -> None:
+        with self._lock:
+            self._is_closed = True
+            is_kept = cancel_futures or not self._promised
+        end = functools.partial(self._end, wait, cancel_futures, quiet)
+        if wait or is_kept:
+            end()
+        else:
+            threading.Thread(target=end, name=f"{self.title} end").start()
+
+    def _end(self, wait: bool, cancel_futures: bool, quiet: bool) -> None:
+        if not cancel_futures:
+            self._keep()
+        with self._lock:
+            self._is_shut = True
+        super().shutdown(wait, cancel_futures=cancel_futures, quiet=quiet)
+
+    def _keep(self) -> None:
+        """Wait for what maps are still to send."""
+        with self._lock:
+            self._kept.wait_for(lambda: not self._promised)
+
+    def _submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> Future[_T]:
         if kwargs or not wire.is_plain(args) or not wire.reference(fn):
             call: Any = wire.run_shipped, wire.Shipped((fn, args, kwargs))
         else:
@@ -489,12 +761,29 @@ class ProcessExecutor(PoolExecutor):
         with contextlib.suppress(RuntimeError):     # it is broken, or it is the one of __init__
             return self._watch(pool.submit(*call))
         with self._lock:
-            if self._closed:
-                raise RuntimeError("cannot schedule new futures after shutdown")
+            if self._is_shut:
+                raise RuntimeError(_CLOSED)
             if self._pool is pool:      # otherwise another thread has replaced it already
                 self._pool = self._make()
         pool.shutdown(wait=False)
         return self._watch(self._pool.submit(*call))
+
+
+_CLOSED = "cannot schedule new futures after shutdown"
+_promising: weakref.WeakSet[ProcessExecutor] = weakref.WeakSet()
+
+
+@functools.cache
+def _keep_promises() -> None:
+    """Have maps that have begun send all they have, at exit, before the pools' own threads end."""
+    pid = os.getpid()
+
+    def keep() -> None:
+        for pool in [*_promising] if os.getpid() == pid else ():
+            pool._keep()
+
+    with contextlib.suppress(RuntimeError):     # it is too late for that
+        _at_exit(keep)
 
 
 def _or_environment(given: Any, name: str, convert: Any, default: Any = None) -> Any:
@@ -812,6 +1101,7 @@ class _Tally:
 
     def __init__(self) -> None:
         self.settled = dict.fromkeys((wire.RESULT, wire.ERROR, _FAILED, _CANCELLED), 0)
+        self.promised = 0       # items of maps that have no outcome yet
         self.retried = 0
         self.backups = 0
         self.spans: deque[Any] = deque(maxlen=SPANS)        # what _Spans are made of
@@ -860,7 +1150,7 @@ class _Scheduler:
     def __init__(self, policy: RemoteWorkerSelectionPolicy, rules: _Rules,
                  jitter: Callable[[], float] = random.random) -> None:
         self._policy = policy
-        self._rules = rules
+        self.rules = rules
         self._jitter = jitter
         self.now = 0.0
         self._actions: list[Any] = []
@@ -998,7 +1288,7 @@ class _Scheduler:
                 bundle.losses += ((worker, cause),)
                 number = len(bundle.losses)
                 of_all = sum(one.losses for one in {one for one, _ in bundle.losses})
-                is_enough = number > self._rules.max_bundle_failures
+                is_enough = number > self.rules.max_bundle_failures
                 if was_alone and is_enough and 2 * of_all < 3 * number:
                     self._convict(bundle)
 
@@ -1051,19 +1341,32 @@ class _Scheduler:
 
     # Bundles
 
-    def check_open(self) -> None:
+    def check_open(self, is_promised: bool = False) -> None:
         """Raise RuntimeError after `close`, NoWorkersError if no worker can ever take a bundle."""
-        if self.mode is not _OPEN:
-            raise RuntimeError("cannot schedule new futures after shutdown")
+        is_late = self.mode is not _OPEN
+        if is_late and not (is_promised and self.tally.promised and self.mode is _DRAINING):
+            raise RuntimeError(_CLOSED)
         if not self.up and self._is_hopeless():
             raise self._no_workers()
 
-    def submit(self, bundle: _Bundle) -> None:
+    def promise(self, number: int, settled: Mapping[int, int]) -> None:
+        """So many items more are without an outcome, of maps that have begun.
+
+        Arguments:
+            settled: outcomes beyond those of bundles, by kind.
+        """
+        self.tally.promised += number
+        for kind, count in settled.items():
+            self.tally.settled[kind] += count
+        if self.is_over():
+            self._act(_FINISH)
+
+    def submit(self, bundle: _Bundle, is_promised: bool = False) -> None:
         """Queue a bundle; where that is in vain by now, settle it with what `check_open` raises."""
         if bundle.phase is not _NEW:
             return      # cancelled before it got here
         try:
-            self.check_open()
+            self.check_open(is_promised)
         except (RuntimeError, NoWorkersError) as error:
             self._settle(bundle, _FAILED, error)
             return
@@ -1104,7 +1407,8 @@ class _Scheduler:
 
     def is_over(self) -> bool:
         """Tell whether it was closed, and every bundle is settled."""
-        return self.mode is not _OPEN and not self.unfinished
+        is_kept = not self.tally.promised or self.mode is _CANCELLING
+        return self.mode is not _OPEN and not self.unfinished and is_kept
 
     def _settle_waiting(self, kind: int, body: Any = ()) -> None:
         for queue in (self._queues.suspects, *self._queues.again.values(), self._queues.new):
@@ -1215,7 +1519,7 @@ class _Scheduler:
         Long arguments take their time on the way: one call waits in front of each slot at least.
         With a time-out there is nobody, for one must know when each bundle began.
         """
-        if self._rules.bundle_timeout < math.inf:
+        if self.rules.bundle_timeout < math.inf:
             return ()
         median = bundle.function.durations.median
         each, most, least = max(median, 1 / AHEAD_RATE), math.inf, 0
@@ -1295,7 +1599,7 @@ class _Scheduler:
             if attempt in bundle.attempts:
                 worker.died += 1
                 bundle.failures += ((worker.machine, ending, words),)
-                if len(bundle.failures) < self._rules.max_bundle_failures:
+                if len(bundle.failures) < self.rules.max_bundle_failures:
                     self._lose(attempt)
                 else:
                     self._settle(bundle, _FAILED, BundleError(
@@ -1388,7 +1692,7 @@ class _Scheduler:
         running = [(self.now - attempt.since, attempt) for worker in self.up
                    for attempt in worker.running.values()]
         self._time_out(running)
-        if self._rules.schedule_backups and self._idle and not self.waiting:
+        if self.rules.schedule_backups and self._idle and not self.waiting:
             self._back_up(running)
         is_alone = self.waiting and not self.up and not late
         self._alone = self._alone + min(elapsed, 1.0) if is_alone else 0.0
@@ -1397,7 +1701,7 @@ class _Scheduler:
             self._settle_waiting(_FAILED, self._no_workers())
 
     def _time_out(self, running: Iterable[tuple[float, _Attempt]]) -> None:
-        limit = self._rules.bundle_timeout
+        limit = self.rules.bundle_timeout
         for age, attempt in running:
             bundle = attempt.bundle
             if age > limit and bundle.phase is _LIVE:
@@ -2551,8 +2855,9 @@ class _Functions:
         function = self._by_digest.get(hashed.digest())
         if not function:
             name = _name(fn)
-            line = getattr(getattr(fn, "__code__", None), "co_firstlineno", 0)
-            family = getattr(fn, "__module__", ""), name, line
+            inner = fn.func if isinstance(fn, wire.Kept) else fn
+            line = getattr(getattr(inner, "__code__", None), "co_firstlineno", 0)
+            family = getattr(inner, "__module__", ""), name, line
             durations = self._durations.setdefault(family, _Durations())
             function = _Function(next(self._idents), name, packed, durations)
             self._by_digest[hashed.digest()] = function
@@ -2560,8 +2865,9 @@ class _Functions:
 
 
 def _name(fn: Any) -> str:
-    while isinstance(fn, functools.partial):
-        fn = fn.args[0] if fn.func is wire.run_chunk else fn.func
+    while isinstance(fn, (functools.partial, wire.Kept)):
+        is_ours = getattr(fn, "func", ()) in (wire.run_chunk, wire.run_some)
+        fn = fn.args[0] if is_ours else fn.func     # type: ignore[union-attr]
     return getattr(fn, "__qualname__", type(fn).__qualname__)
 
 
@@ -2765,9 +3071,7 @@ class _Supervisor:
                 value = _rebuild(bundle.function.name, value)
         except BaseException as error:
             kind = _FAILED
-            what = f"its result cannot be unpickled here: {wire.describe(error)}"
-            value = BundleError(bundle.function.name, what)
-            value.__cause__ = error
+            value = _unpickling_failed(bundle.function.name, error)
         futures: Sequence[_RemoteFuture] = bundle.future.settle(kind, value)
         bundle.packed = b""
         bundle.future = ()
@@ -2837,15 +3141,15 @@ class _Supervisor:
 
     # What callers want
 
-    def submit(self, function: _Function, args: tuple[Any, ...],
-               kwargs: dict[str, Any]) -> Future[Any]:
+    def submit(self, function: _Function, args: tuple[Any, ...], kwargs: dict[str, Any],
+               is_promised: bool = False) -> Future[Any]:
         """Have a function called. Raises what tells that it cannot be."""
         if os.getpid() != self.pid:
             raise RuntimeError(_FOREIGN)
-        self.scheduler.check_open()
+        self.scheduler.check_open(is_promised)
         bundle = _Bundle(function, wire.pack_call(args, kwargs))
         future = bundle.future = _RemoteFuture(self, bundle)
-        self._enter((self.scheduler.submit, (bundle,), _nobody))
+        self._enter((self.scheduler.submit, (bundle, is_promised), _nobody))
         return future
 
     def cancel(self, bundle: _Bundle) -> bool:
@@ -3081,6 +3385,12 @@ def _ending(status: int) -> str:
     return f"killed by {name}" + " (out of memory?)" * (number == -signal.SIGKILL)
 
 
+def _unpickling_failed(name: str, error: BaseException) -> BundleError:
+    found = BundleError(name, f"its result cannot be unpickled here: {wire.describe(error)}")
+    found.__cause__ = error
+    return found
+
+
 def _rebuild(name: str, body: Any) -> BaseException:
     """Return the exception of an ERROR message, with the remote traceback as its cause.
 
@@ -3216,7 +3526,9 @@ class RemoteExecutor(BaseExecutor):
     @property
     def task_count(self) -> int:
         supervisor = self._supervisor
-        return int(supervisor.decide(lambda: supervisor.scheduler.unfinished))
+        scheduler = supervisor.scheduler
+        # What is promised may be under way already, as a bundle.
+        return int(supervisor.decide(lambda: max(scheduler.unfinished, scheduler.tally.promised)))
 
     @property
     def histogram(self) -> Histogram:
@@ -3258,8 +3570,18 @@ class RemoteExecutor(BaseExecutor):
 
     def _submitter(self, fn: Callable[..., _T]) -> Callable[..., Future[_T]]:
         supervisor = self._supervisor
-        function = supervisor.functions.get(fn)
-        return lambda *args: supervisor.submit(function, args, {})
+        supervisor.scheduler.check_open()
+        function = supervisor.functions.get(fn if wire.reference(fn) else wire.Kept(fn))
+        return lambda *args: supervisor.submit(function, args, {}, True)
+
+    def _has_chunks(self) -> bool:
+        rules = self._supervisor.scheduler.rules
+        return rules.max_bundle_failures > 1 and rules.bundle_timeout == math.inf
+
+    def _promise(self, number: int, settled: Mapping[int, int] | None = None) -> None:
+        supervisor = self._supervisor
+        if number or settled:
+            supervisor.decide(supervisor.scheduler.promise, number, settled or {})
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False,
                  quiet: bool = False) -> None:
@@ -3470,13 +3792,14 @@ def _take_status(title: str, scheduler: _Scheduler, found: Mapping[int, Mapping[
     p50 = total.percentile(50)
     left = None
     youngest = min((now - attempt.since for attempt in running), default=math.inf)
-    if rate and scheduler.up and (scheduler.waiting or youngest < p50):
-        left = scheduler.waiting / rate + max(0.0, p50 - youngest)
+    waiting = scheduler.waiting + max(tally.promised - scheduler.unfinished, 0)
+    if rate and scheduler.up and (waiting or youngest < p50):
+        left = waiting / rate + max(0.0, p50 - youngest)
     spans = [*tally.spans, *((one.worker, wire.NO_SLOT, one.name, one.ident, one.origin, now,
                               now - one.since, "running") for one in running)] if with_spans else []
     done, raised, failed, cancelled = tally.settled.values()
     return RemoteExecutorStatus(
-        title, scheduler.waiting, scheduler.unfinished - scheduler.waiting, done=done,
+        title, waiting, scheduler.unfinished - scheduler.waiting, done=done,
         failed=raised + failed, cancelled=cancelled, retried=tally.retried, backups=tally.backups,
         rate=rate, left=left, p50=p50, p95=total.percentile(95), workers=tuple(
             _take_worker_status(worker, now, found.get(worker.link, worker.found))

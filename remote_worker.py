@@ -72,10 +72,11 @@ if TYPE_CHECKING:       # importing typing would take a tenth of the time to the
     Packed = Any        # from `pack`: bytes, all in one; or lengths and buffers
 
 __all__ = [
-    "NONSENSE", "Contents", "FrameError", "FrameReader", "MessageReader", "Outbox", "Shipped",
-    "describe", "digest_file", "enlarge", "frame", "is_plain", "main", "message", "nameless_file",
-    "pack", "pack_call", "pack_outcome", "process_tree", "reference", "run_call", "run_chunk",
-    "run_plain", "run_shipped", "serve", "signal_tree", "unpack", "write_all",
+    "NONSENSE", "Contents", "FrameError", "FrameReader", "Kept", "MessageReader", "Outbox",
+    "Shipped", "describe", "digest_file", "enlarge", "frame", "is_plain", "main", "message",
+    "nameless_file", "pack", "pack_call", "pack_outcome", "process_tree", "reference", "run_call",
+    "run_chunk", "run_plain", "run_shipped", "run_some", "serve", "signal_tree", "unpack",
+    "write_all",
 ]
 
 MAX_FRAME = 1 << 20     # bytes of payload; a longer one on the wire means a garbled stream
@@ -632,6 +633,58 @@ def run_chunk(function: Callable[..., Any], chunk: Iterable[tuple[Any, ...]]) ->
     return [function(*args) for args in chunk]
 
 
+class Kept:
+    """A function that a slot unpickles once and keeps, with what its calls leave in it.
+
+    So it is with the function of a `map`. Each is another one, if it is the same function.
+    """
+
+    def __init__(self, func: Callable[..., Any]) -> None:
+        self.func = func
+        self._number = os.urandom(8)
+
+    def __call__(self, *args: Any) -> Any:
+        return self.func(*args)
+
+
+def run_some(function: Callable[..., Any], packed: bytes, seconds: float) -> tuple[Any, ...]:
+    """Call a function on the items of a chunk, in order, until one raises or the time is up.
+
+    This is what `map` sends that chooses its chunks itself.
+
+    Arguments:
+        packed: a list of columns: first arguments, second arguments...
+
+    Returns the seconds it took; the values so far, packed if they are short; and what the next item
+    raised, as ERROR has it, or b"". What cannot be pickled is that item's, too. It raises only if
+    the arguments cannot be unpickled.
+    """
+    rows = zip(*unpack((packed,)))
+    values: list[Any] = []
+    raised: Packed = b""
+    started = time.perf_counter()
+    until = started + seconds
+    try:
+        for args in rows:
+            values.append(function(*args))
+            if getattr(sys.stdout, "is_in_line", False) or getattr(sys.stderr, "is_in_line", False):
+                _end_lines()
+            if time.perf_counter() > until:
+                break
+    except BaseException as error:
+        raised = pack_outcome(False, error)[1]
+    took = time.perf_counter() - started
+    kind, found = pack_outcome(True, tuple(values))
+    if kind == ERROR:
+        outcomes = [pack_outcome(True, value) for value in values]
+        bad = next((n for n, (kind, _) in enumerate(outcomes) if kind == ERROR), 0)
+        raised = outcomes[bad][1] if outcomes[bad][0] == ERROR else found
+        del values[bad:]
+        found = pack(tuple(values))
+    return (took, found if type(found) is bytes else tuple(values),
+            raised if type(raised) is bytes else b"".join(raised[1]))
+
+
 class Shipped:
     """Wrap an object so that plain pickle carries it as cloudpickle would; it arrives unwrapped."""
 
@@ -674,6 +727,8 @@ def pack_outcome(ok: bool, value: Any, stage: str = "run") -> tuple[int, Packed]
             value = error
     import traceback
     kind = type(value)
+    for explain in _explanations:
+        explain(value)
     try:
         text = "".join(traceback.format_exception(kind, value, _below(value.__traceback__)))
     except BaseException as error:      # a __str__ or __repr__ that raises
@@ -686,6 +741,9 @@ def pack_outcome(ok: bool, value: Any, stage: str = "run") -> tuple[int, Packed]
     except BaseException:      # a constructor that does not fit its arguments, for one
         pass
     return ERROR, pack((stage, pickled, kind.__name__, _text(value), text))
+
+
+_explanations: list[Callable[[BaseException], object]] = []     # what a slot has to add to errors
 
 
 def _text(value: object) -> str:
@@ -938,6 +996,8 @@ class _Function:
 
     def get(self) -> Any:
         """Return the function. Runs what the pickle names: may raise anything."""
+        if isinstance(self._object, Kept):
+            return self._object
         if not self._contents or not self._contents.is_of(self._object):
             buffers = []
             if self._places:
@@ -966,6 +1026,17 @@ class _Stream(io.TextIOWrapper):
         if text:
             self.is_in_line = not text.endswith("\n")
         return count
+
+
+def _end_lines() -> None:
+    """Let what a call has printed end with a line."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if getattr(stream, "is_in_line", False):
+                stream.write("\n")
+            stream.flush()
+        except (OSError, ValueError, AttributeError):
+            pass        # the user closed or replaced it
 
 
 class _Slot:
@@ -1012,13 +1083,7 @@ class _Slot:
             self._initialize(ident)
         started = monotonic()
         kind, packed = self._outcome(ident, data)
-        for stream in (sys.stdout, sys.stderr):
-            try:
-                if getattr(stream, "is_in_line", False):
-                    stream.write("\n")
-                stream.flush()
-            except (OSError, ValueError, AttributeError):
-                pass        # the user closed or replaced it
+        _end_lines()
         tag = (self._number << SLOT_SHIFT) + int((monotonic() - started) * 1e6)
         write_all(_RESULTS, message(kind, ident, tag, packed))
 
@@ -1031,7 +1096,7 @@ class _Slot:
             import traceback
             *_, place = traceback.extract_tb(error.__traceback__)
             words = "%s (%s, line %s, in %s)" % (
-                describe(self._explain(error)), place.filename, place.lineno, place.name)
+                describe(self.explain(error)), place.filename, place.lineno, place.name)
             packed = words.encode("utf-8", "replace")[:LAST_WORDS]
             write_all(_RESULTS, message(UNFIT, ident, 0, packed))
             while os.read(_CALLS, READ_SIZE):
@@ -1049,15 +1114,15 @@ class _Slot:
             args, kwargs = unpack(body)
             del body
         except BaseException as error:
-            return pack_outcome(False, self._explain(error), "arguments")
+            return pack_outcome(False, error, "arguments")
         owner = os.getpid()
         ok, value = run_call(function, args, kwargs or {})
         if os.getpid() != owner:        # a child that the call forked and that came back here
             os._exit(0 if ok or isinstance(value, SystemExit) and not value.code else 1)
         del args, kwargs
-        return pack_outcome(ok, value if ok else self._explain(value))
+        return pack_outcome(ok, value)
 
-    def _explain(self, error: BaseException) -> BaseException:
+    def explain(self, error: BaseException) -> BaseException:
         """Say on a missing third-party module where it is missing and what to do."""
         if isinstance(error, ModuleNotFoundError) and error.name:
             remedy = self._finder.why_not(error.name) or (
@@ -1098,7 +1163,9 @@ def _be_slot(scratch: str, shim: int, number: int, ends: Sequence[int], high: in
     finder = ModuleFinder(pull, scratch)
     sys.meta_path.insert(0, finder)
     if os.getppid() == shim:        # otherwise it died before its death could be ours
-        _Slot(number, pull, finder, config).run()
+        slot = _Slot(number, pull, finder, config)
+        _explanations.append(slot.explain)
+        slot.run()
         import atexit
         atexit._run_exitfuncs()
 

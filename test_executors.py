@@ -40,6 +40,7 @@ import time
 import unittest
 import weakref
 import zipfile
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, closing, contextmanager
 from operator import neg
 from queue import SimpleQueue
@@ -643,6 +644,172 @@ class TestContract:
         result = pool.submit(lambda a: a * 2, array).result(PATIENCE)
         assert (result == array * 2).all()
         result[0] = 0       # as it could be, had it been computed here
+
+
+class TestChunks:
+    """A map that chooses its chunks itself is like one that sends each item alone."""
+
+    @pytest.fixture(params=["process", "pipe", "ssh"])
+    def pool(self, request, shared):
+        yield shared(request.param)
+
+    @pytest.mark.parametrize("seconds", [
+        [0.0] * 5000, [0.0] * 200 + [0.05] * 12, [n / 3000 for n in range(60)],
+        [0.2 * (n % 500 == 250) for n in range(2500)], []])
+    def test_whatever_the_items_take(self, pool, seconds):
+        def work(n, wait):
+            if wait:
+                time.sleep(wait)
+            return n * n
+        assert list(pool.map(work, itertools.count(), seconds)) == [
+            n * n for n in range(len(seconds))]
+        assert pool.task_count == 0
+
+    @pytest.mark.parametrize("bad", [0, 1, 777, 2999])
+    @pytest.mark.parametrize("how", ["raises", "argument", "result", "unpickling"])
+    def test_what_fails_is_its_item(self, pool, bad, how, tmp_path):
+        """With the values before it, and once."""
+        if how == "unpickling" and isinstance(pool, executors.ProcessExecutor):
+            pytest.skip("the standard library's processes die of that")
+
+        def work(n, extra):
+            if n == bad:
+                open(f"{tmp_path}/{time.monotonic_ns()}", "w").close()
+                return threading.Lock() if how == "result" else 1 // 0
+            return -n
+        extras = [None] * 3000
+        extras[bad] = {"argument": threading.Lock(),
+                       "unpickling": Bomb(raise_it, KeyError())}.get(how)
+        found, results = [], None
+        with pytest.raises((ZeroDivisionError, BundleError, TypeError, LookupError)) as caught:
+            results = pool.map(work, range(3000), extras)
+            found.extend(results)
+        assert found == [-n for n in range(bad)], caught.value
+        started = how in ("raises", "result")
+        assert len(os.listdir(tmp_path)) == started
+        if how == "raises":
+            assert "in work" in str(caught.value.__cause__)
+
+    def test_a_missing_module_is_explained(self, remote):
+        def work(n):
+            return n if n < 50 else importlib.import_module("no_such_module")
+        with pytest.raises(ModuleNotFoundError) as caught:
+            list(remote.map(work, range(100)))
+        text = " ".join([str(caught.value), *getattr(caught.value, "__notes__", ())])
+        assert sys.executable in text
+
+    def test_who_kills_its_slot_is_convicted(self, remote, tmp_path):
+        """The item, that is; the others come to their ends, more than once perhaps."""
+        def work(n):
+            if n == 600:
+                crash()
+            open(f"{tmp_path}/{n}", "w").close()
+            return n
+        results = remote.map(work, range(1000))
+        assert list(itertools.islice(results, 600)) == [*range(600)]
+        with pytest.raises(BundleError, match="killed the process that ran it") as caught:
+            next(results)
+        assert len(caught.value.attempts) == 3 and "work" in str(caught.value)
+
+    def test_a_dead_process_breaks_the_pool_as_ever(self):
+        with executors.ProcessExecutor(2) as pool:
+            with pytest.raises(BrokenProcessPool):
+                list(pool.map(lambda n: crash() if n == 600 else n, range(1000)))
+            assert list(pool.map(neg, range(100))) == [-n for n in range(100)]
+
+    def test_one_at_a_time_where_that_was_asked_for(self, local, tmp_path):
+        """So that it starts once; or to have each its time."""
+        def work(n):
+            open(f"{tmp_path}/{n}-{time.monotonic_ns()}", "w").close()
+            return crash() if n == 30 else n
+        pool = local("2/:", max_bundle_failures=1, schedule_backups=False)
+        results = pool.map(work, range(60))
+        assert list(itertools.islice(results, 30)) == [*range(30)]
+        with pytest.raises(BundleError):
+            next(results)
+        names = [name.partition("-")[0] for name in os.listdir(tmp_path)]
+        assert len(names) == len(set(names))
+        assert not local("2/:", bundle_timeout=9)._has_chunks()
+
+    def test_it_is_finished_after_a_shutdown(self, own_pool, tmp_path):
+        """What was mapped is done, whether anybody looks at it or not."""
+        def work(n):
+            time.sleep(0.001)
+            open(f"{tmp_path}/{n}", "w").close()
+            return n
+        with own_pool:
+            own_pool.map(work, range(1000, 1500))
+            results = own_pool.map(work, range(500))
+        assert list(results) == [*range(500)]
+        assert len(os.listdir(tmp_path)) == 1000
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            own_pool.map(work, range(10))
+
+    def test_a_shutdown_that_does_not_wait_or_cancels(self, own_pool):
+        results = own_pool.map(time.sleep, [0.001] * 500)
+        own_pool.shutdown(wait=False)
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            own_pool.submit(neg, 1)
+        assert list(results) == [None] * 500
+
+    def test_a_shutdown_that_cancels(self, own_pool):
+        results = own_pool.map(time.sleep, [0.01] * 5000)
+        own_pool.shutdown(cancel_futures=True)
+        with pytest.raises(cf.CancelledError):
+            list(results)
+
+    @pytest.mark.parametrize("kind", ["pipe", "process"])
+    def test_nobody_looks_and_the_program_ends(self, kind, tmp_path):
+        make = {"pipe": "RemoteExecutor('2/:')", "process": "ProcessExecutor(2)"}[kind]
+        done = run(f"""
+            import executors, time
+            def work(n):
+                time.sleep(0.001)
+                open(f"{tmp_path}/{{n}}", "w").close()
+            if __name__ == "__main__":
+                pool = executors.{make}
+                pool.map(work, range(700))
+            """)
+        assert not done.stderr and len(os.listdir(tmp_path)) == 700, done
+
+    def test_who_leaves_early_cancels_the_rest(self, pool, tmp_path):
+        def work(n):
+            time.sleep(0.002)
+            open(f"{tmp_path}/{n}", "w").close()
+            return n
+        results = pool.map(work, range(5000))
+        assert next(results) == 0
+        results.close()
+        until(lambda: not pool.task_count)
+        assert len(os.listdir(tmp_path)) < 2500
+
+    def test_it_times_out(self, pool, tmp_path):
+        results = pool.map(lambda n: wait_for(str(tmp_path / "go")) if n == 400 else n, range(900),
+                           timeout=1.5)
+        with pytest.raises(TimeoutError):
+            list(results)
+        (tmp_path / "go").touch()
+
+    def test_arguments_that_are_long_go_alone(self, remote):
+        blocks = [numpy.full(30_000, n) for n in range(60)]
+        found = remote.map(lambda n, block: n + int(block[0]), range(60), blocks)
+        assert list(found) == [2 * n for n in range(60)]
+
+    def test_what_is_told_of_it(self, local, tmp_path):
+        """Items are counted, not what they travel in; and what is left is known."""
+        pool = local("2/:")
+        assert sum(pool.map(abs, range(3000))) == sum(range(3000))
+        assert pool.status.done == 3000 and pool.status.waiting == pool.task_count == 0
+        results = pool.map(lambda n: wait_for(str(tmp_path / "go")) if n == 2000 else n, range(4000))
+        until(lambda: pool.status.running and pool.status.done > 4000)
+        assert pool.status.waiting + pool.status.done + pool.status.running in range(6900, 7001)
+        (tmp_path / "go").touch()
+        assert len(list(results)) == 4000 and pool.status.done == 7000
+
+    def test_several_at_once_and_inside_callbacks(self, pool):
+        with cf.ThreadPoolExecutor(4) as threads:
+            sums = threads.map(lambda n: sum(pool.map(abs, range(n, n + 2000))), range(8))
+            assert list(sums) == [sum(range(n, n + 2000)) for n in range(8)]
 
 
 def test_a_broken_process_pool_is_replaced():
@@ -2258,7 +2425,7 @@ class TestBlame:
     def test_innocents_in_the_same_pipe_are_not_charged(self, local):
         """Short calls are sent ahead into a slot's pipe; if one kills it, the next lose nothing."""
         pool = local("1/:", max_bundle_failures=1, schedule_backups=False)
-        list(pool.map(neg, range(100)))
+        list(pool.map(neg, range(100), chunksize=1))
         futures = [pool.submit(neg, n) if n % 50 else pool.submit(os._exit, 7) for n in range(300)]
         outcomes = [future.exception(PATIENCE) for future in futures]
         assert [n for n, error in enumerate(outcomes) if error] == [0, 50, 100, 150, 200, 250]
@@ -2269,7 +2436,7 @@ class TestBlame:
             return n
 
         pool = local("1/:", max_bundle_failures=1)
-        list(pool.map(work, range(20)))
+        list(pool.map(work, range(20), chunksize=1))
         futures = [pool.submit(work, n) for n in (None, None, *range(20))]
         is_well = [future.exception(PATIENCE) is None for future in futures]
         assert is_well == [False, False, *[True] * 20]
@@ -2285,7 +2452,7 @@ class TestBlame:
 
     def test_short_and_long_calls_mixed(self, local):
         pool = local("2/:")
-        list(pool.map(len, ["x"] * 20))
+        list(pool.map(len, ["x"] * 20, chunksize=1))
         arguments = [numpy.zeros(200_001) if n % 5 == 0 else "x" * n for n in range(200)]
         futures = [pool.submit(len, x) for x in arguments]
         assert [future.result(PATIENCE) for future in futures] == [*map(len, arguments)]
@@ -2301,7 +2468,7 @@ class TestBlame:
                 return len(array)
             return use
 
-        list(pool.map(make(numpy.zeros(10)), [None] * 20))
+        list(pool.map(make(numpy.zeros(10)), [None] * 20, chunksize=1))
         busy = pool.submit(make(numpy.zeros(11)), str(tmp_path / "go"))
         behind = pool.submit(make(numpy.zeros(2_000_000)))
         channel, = pool._supervisor.channels.values()
@@ -2400,8 +2567,10 @@ class TestState:
             "a builtin method": [1, 1, 1].pop, "a partial": functools.partial(remember, seen=[]),
             "a function that another one calls": indirect}[habit]
         pool = local("1/:")
-        assert list(pool.map(call, [0] * 10)) == [1] * 10
-        assert [pool.submit(call, 0).result(PATIENCE) for _ in range(3)] == [1] * 3
+        assert [pool.submit(call, 0).result(PATIENCE) for _ in range(9)] == [1] * 9
+        for chunksize in (None, 1, 3):      # a map has one function in each slot, and no more
+            found = list(pool.map(call, [0] * 3, chunksize=chunksize))
+            assert found == [1, 2, 3] or habit == "a builtin method" and found == [1] * 3
 
     def test_what_is_kept(self, local, by_name):
         """A function of which nothing can have changed is unpickled once."""
@@ -2628,7 +2797,7 @@ class TestCancel:
             return wait_for(path) if path else 0
 
         pool = local("1/:", schedule_backups=False)
-        list(pool.map(work, [None] * 50))       # it is known to be short
+        list(pool.map(work, [None] * 50, chunksize=1))       # it is known to be short
         first = pool.submit(work, str(tmp_path / "go"))
         others = [pool.submit(work) for _ in range(20)]
         until(lambda: pool.status.workers[0].ahead, "sending ahead")
@@ -2879,7 +3048,7 @@ class TestLostMachines:
             machine = Machine.of(pool)
             future = pool.submit(len, bytes(20_000_000 * (n % 2)))
             os.kill(machine.ssh, signal.SIGKILL)
-            os.kill(machine.guardian, signal.SIGKILL)
+            wire._signal(machine.guardian, signal.SIGKILL)      # it may have seen it already
             pool.submit(neg, n)
             until(lambda: pool.status.retried or pool.status.workers[0].state == "up")
             assert future.result(PATIENCE) in (0, 20_000_000)
@@ -3004,7 +3173,7 @@ class TestLostMachines:
     def test_what_our_own_callbacks_take_is_charged_to_nobody(self, local):
         """The reader thread is held up; `bundle_timeout` counts what tasks take."""
         pool = local("4/:", bundle_timeout=1.0, schedule_backups=False)
-        list(pool.map(neg, range(8)))
+        list(pool.map(neg, range(8), chunksize=1))
         first = pool.submit(neg, 1)
         first.add_done_callback(lambda _: time.sleep(2.5))
         futures = [pool.submit(time.sleep, 0.4) for _ in range(3)]
@@ -3058,7 +3227,7 @@ class TestLostMachines:
                     return "backup"
                 time.sleep(1000)
 
-        list(pool.map(work, [mark] * 4, range(4)))
+        list(pool.map(work, [mark] * 4, range(4), chunksize=1))
         assert pool.submit(work, mark, 99).result(PATIENCE) == "backup"
         assert pool.status.backups == 1
         until(lambda: not any(worker.busy for worker in pool.status.workers), "the straggler's end")
@@ -3175,7 +3344,7 @@ class TestFrozen:
 
         pool = local("1/:", heartbeat_seconds=5)
         slot = pool.submit(ring).result(PATIENCE)
-        list(pool.map(bytes, [100] * 50))       # it is known to be short, and so is sent ahead
+        list(pool.map(bytes, [100] * 50, chunksize=1))      # it is known to be short: sent ahead
         machine = Machine.of(pool)
         os.kill(machine.guardian, signal.SIGSTOP)
         futures = [pool.submit(bytes, 60_000) for _ in range(60)]
@@ -4460,7 +4629,7 @@ class TestOutput:
             subprocess.run(["echo", "child", str(n)])
 
         with ssh("2/alpha", "2/beta") as pool:
-            list(pool.map(talk, range(20)))
+            list(pool.map(talk, range(20), chunksize=1))
         out, err = capfd.readouterr()
         lines = [line.partition(": ") for line in out.splitlines()]
         assert {machine for machine, _, _ in lines} <= {"alpha", "beta"}
@@ -4575,7 +4744,7 @@ class TestOutput:
             child.wait()
 
         with ssh("2/alpha", "2/beta") as pool:
-            list(pool.map(talk, "abcd"))
+            list(pool.map(talk, "abcd", chunksize=1))
         out, err = (text.splitlines() for text in capfd.readouterr())
         out, err = ([line.partition(": ")[2] for line in lines] for lines in (out, err))
         for who in "abcd":
@@ -4883,7 +5052,7 @@ class TestScoreboard:
 class TestTrace:
     def test_every_attempt_is_a_span_per_machine_and_slot(self, ssh, tmp_path):
         pool = ssh("2/alpha", "1/beta", max_bundle_failures=2)
-        list(pool.map(time.sleep, [0.001] * 200))
+        list(pool.map(time.sleep, [0.001] * 200, chunksize=1))
         pool.submit(crash).exception(PATIENCE)
         future = pool.submit(touch_and_wait, str(tmp_path / "began"))
         until((tmp_path / "began").exists)
@@ -4929,9 +5098,9 @@ class TestTrace:
 
     def test_its_memory_is_bounded_and_a_snapshot_stands_still(self, local, tmp_path, monkeypatch):
         pool = local("2/:")
-        list(pool.map(neg, range(10)))
+        list(pool.map(neg, range(10), chunksize=1))
         early = pool.status
-        list(pool.map(neg, range(executors.SPANS + 1000)))
+        list(pool.map(neg, range(executors.SPANS + 1000), chunksize=1))
         assert len(pool.status._spans) == executors.SPANS
         early.trace(tmp_path / "run.json")
         events = json.loads(read(tmp_path / "run.json"))["traceEvents"]
