@@ -1900,8 +1900,11 @@ def _candidates(record: RemoteWorkerRecord) -> str:
         return record.python or shlex.quote(sys.executable)
     is_environment = (sys.prefix != sys.base_prefix
                       or os.path.exists(os.path.join(sys.prefix, "conda-meta")))
-    own = [sys.executable] * (is_environment and bool(_PLAIN_PATH.fullmatch(sys.executable)))
-    return " ".join((*own, *_PLACES))
+    path = sys.executable
+    if not is_environment or not _PLAIN_PATH.fullmatch(path):
+        return " ".join(_PLACES)
+    # A shared home may hold it for machines of another kind: it must run.
+    return " ".join((f'$({path} -c "" 2>/dev/null && echo {path})', *_PLACES))
 
 
 @functools.cache
@@ -1990,7 +1993,8 @@ class _Login:
         self.guardian = 0
         self._shim_fd = -1                  # stands for a local shim, where the platform lets us
         self.facts: Sequence[str] = ()      # its wire.platform_facts
-        self.copies: list[str] = []         # what is copied to it now
+        self.copies: list[str] = []         # what is copied to it now, or is to be
+        self.over = threading.Event()
         self.processes: list[Any] = []      # that have been started: ssh, and scp while it copies
         self._errors = wire.nameless_file()         # ssh's stderr
         self._noise = b""                   # what came before the magic: the login shell's
@@ -2108,40 +2112,37 @@ class _Login:
             if not wanted:
                 self.found["scp"] = "ok"
             for name, target in wanted.items():
+                self.copies.append(f"{name} ({files[name].size / 1e6:.3g} MB)")
                 self.copy(files[name], target)
+                self.copies.clear()
             arrived = wanted
 
     def copy(self, file: _File, target: str) -> None:
         """Copy one file there, from any thread. Raises _Down, with scp's own words."""
-        what = f"{file.name} ({file.size / 1e6:.3g} MB)"
-        self.copies.append(what)
-        try:
-            if self._is_local:
-                shutil.copyfile(file.source, os.path.join(os.path.expanduser("~"), target))
-            else:
-                self._scp(file, target)
-        finally:
-            self.copies.remove(what)
+        if self._is_local:
+            shutil.copyfile(file.source, os.path.join(os.path.expanduser("~"), target))
+        else:
+            self._scp(file, target)
 
     def _scp(self, file: _File, target: str) -> None:
         seconds = self._allow(f"scp of {file.name}", file.size)
         argv = _TIED + _scp_argv(self.record, self._ssh_options, file.source, target)
-        copier = self._run(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        stdin, copier.stdin = copier.stdin, None        # to communicate would close it, and kill it
-        try:
-            _, said = copier.communicate(timeout=seconds + CLOSE_SECONDS)
-        except subprocess.TimeoutExpired:
-            _kill(copier, [(-copier.pid, signal.SIGKILL)])
-            copier.communicate()
-            raise _Down(f"scp of {file.name} was not done after {seconds:.0f} s") from None
-        finally:
-            stdin.close()
-            self.processes.remove(copier)
+        with wire.nameless_file() as errors:
+            copier = self._run(argv, stdout=subprocess.DEVNULL, stderr=errors)
+            try:
+                copier.wait(seconds + CLOSE_SECONDS)
+            except subprocess.TimeoutExpired:
+                _kill(copier, [(-copier.pid, signal.SIGKILL)])
+                copier.wait()
+                raise _Down(f"scp of {file.name} was not done after {seconds:.0f} s") from None
+            finally:
+                copier.stdin.close()
+                self.processes.remove(copier)
+            said = os.pread(errors.fileno(), 1 << 16, 0).decode("utf-8", "replace")
         if self._cause:
             raise _Down(self._cause)
         if copier.returncode:
-            words = _without_chatter(said.decode("utf-8", "replace"))
-            cause, permanent = self._judge(words, _SCP_DIAGNOSES)
+            cause, permanent = self._judge(_without_chatter(said), _SCP_DIAGNOSES)
             raise _Down(f"scp of {file.name} failed: {cause}", permanent)
 
     def progress(self) -> dict[str, str]:
@@ -2182,6 +2183,7 @@ class _Login:
     def end(self) -> None:
         """See to it that ssh ends, now that nobody reads from it; release everything."""
         self._cause = self._cause or "the link has ended"       # also to those who still copy
+        self.over.set()
         for process in self.processes[1:]:
             _kill(process, [(-process.pid, signal.SIGKILL)])
         for process in self.processes[:1]:
@@ -2522,8 +2524,12 @@ class _Packages:
         self._made = contextlib.ExitStack()
         self.cleanup = self._made.close
 
-    def offer(self, module: str) -> Any:
-        """Return what `wire.ModuleFinder` is told of an installed module, if it may follow."""
+    def offer(self, module: str, facts: Sequence[str]) -> Any:
+        """Return what `wire.ModuleFinder` is told of an installed module, if it may follow.
+
+        Arguments:
+            facts: the machine's `wire.platform_facts`.
+        """
         try:
             spec = _find_spec(module) if self._is_on else None
         except (ImportError, ValueError, AttributeError):
@@ -2533,19 +2539,17 @@ class _Packages:
         if not spec.has_location:
             is_namespace = bool(spec.submodule_search_locations)
             return (wire.ModuleFinder.NAMESPACE, "", True) if is_namespace else None
-        found = _owner(module, spec.origin)
+        found, *others = _owners_of(module, spec) or [None]
         if not found or self._names and _normal(found.name) not in self._names:
             return None
         if found.name not in self._known:
-            self._known[found.name] = _examine(found)
+            self._known[found.name] = _examine(found, *others)
         one = self._known[found.name]
-        return wire.ModuleFinder.INSTALLED, (one.name, one.version, one.info, one.key), False
+        key = "" if _misfit(one.tags, facts) else one.key
+        return wire.ModuleFinder.INSTALLED, (one.name, one.version, one.info, key), False
 
     def pack(self, name: str, facts: Sequence[str]) -> _File:
         """Return a distribution as a file for `scp`. Raises ValueError if a machine cannot have it.
-
-        Arguments:
-            facts: the machine's `wire.platform_facts`.
         """
         one = self._known[name]
         problem = one.problem or _misfit(one.tags, facts)
@@ -2562,7 +2566,8 @@ class _Packages:
                 size = os.path.getsize(source)
                 mine.set_result(_File(f"{name} {one.version}", source, wire.digest_file(source),
                                       size, True))
-            except OSError as error:
+            except BaseException as error:      # it may be better next time
+                del self._tars[one.key]
                 mine.set_exception(error)
         return future.result()
 
@@ -2578,44 +2583,56 @@ def _owners(_state: tuple[Any, ...]) -> dict[str, list[Any]]:
     from importlib import metadata
     owners: dict[str, list[Any]] = {}
     for found in metadata.distributions():
-        tops = {*(found.read_text("top_level.txt") or found.name.replace("-", "_")).split()}
-        for file in found.files or ():
-            tops.add(file.parts[0] if len(file.parts) > 1 else file.name.partition(".")[0])
+        try:
+            tops = {*(found.read_text("top_level.txt") or found.name.replace("-", "_")).split()}
+            for file in found.files or ():
+                tops.add(file.parts[0] if len(file.parts) > 1 else file.name.partition(".")[0])
+        except Exception:       # what a failed installation has left
+            continue
         for top in tops:
             owners.setdefault(top, []).append(found)
     return owners
 
 
-def _owner(module: str, origin: str) -> Any:
-    """Return the distribution that a module's file belongs to; None if there is none."""
+def _owners_of(module: str, spec: Any) -> list[Any]:
+    """Return the distribution that a module's file belongs to, and others with parts of it."""
     state = tuple((folder, os.stat(folder).st_mtime_ns) for folder in sys.path
-                  if os.path.isdir(folder))     # what is installed later is found, too
+                  if folder.endswith("-packages") and os.path.isdir(folder))    # pip may have run
     candidates = _owners(state).get(module.partition(".")[0], ())
+    owners: list[Any] = []
     for found in candidates:
-        path = os.path.relpath(origin, str(found.locate_file("")))
-        if any(str(file) == path for file in found.files or ()):
-            return found
-    return next((found for found in candidates if not found.files), None)
+        path = os.path.relpath(spec.origin, str(found.locate_file("")))
+        files = [str(file) for file in found.files or ()]
+        if path in files:
+            owners.insert(0, found)
+        elif spec.submodule_search_locations and any(
+                file.startswith(os.path.dirname(path) + os.sep) for file in files):
+            owners.append(found)
+    return owners or [found for found in candidates if not found.files][:1]
 
 
-def _examine(found: Any) -> _Distribution:
-    """Find out what a distribution consists of, and whether it can follow."""
+def _examine(found: Any, *others: Any) -> _Distribution:
+    """Find out what a distribution consists of, and whether it can follow, with its others."""
     name, version = found.metadata["Name"], found.version
     try:
-        if (found.read_text("INSTALLER") or "").strip() == "conda":
-            raise ValueError("conda has installed it here, with libraries outside of it")
-        if not found.read_text("RECORD"):
-            raise ValueError("its installer here has left no list of its files")
-        files = [file for file in found.files if ".." not in file.parts
-                 and not file.is_absolute() and file.suffix != ".pyc"]
+        files, tags = [], []
+        for one in (found, *others):
+            if (one.read_text("INSTALLER") or "").strip() == "conda":
+                raise ValueError("conda has installed it here, with libraries outside of it")
+            if not one.read_text("RECORD"):
+                raise ValueError("its installer here has left no list of its files")
+            files += [file for file in one.files if ".." not in file.parts
+                      and not file.is_absolute() and file.suffix != ".pyc"
+                      and os.path.exists(file.locate())]
+            wheel = one.read_text("WHEEL") or ""
+            found_tags = re.findall(r"^Tag: *\S+?-\S+?-(\S+)", wheel, re.MULTILINE)
+            tags += [tag for tag in found_tags if tag != "any"]
+        if not tags and any(file.suffix == ".so" for file in files):
+            tags = ["unknown"]
         sizes = [os.path.getsize(file.locate()) for file in files]
         hashed = hashlib.sha256()
         for file, size in zip(files, sizes):
             hashed.update(f"{file}\0{file.hash and file.hash.value}\0{size}\n".encode())
-        tags = []
-        if any(file.suffix in (".so", ".dylib") or ".so." in file.name for file in files):
-            wheel = found.read_text("WHEEL") or ""
-            tags = re.findall(r"^Tag: *\S+?-\S+?-(\S+)", wheel, re.MULTILINE) or ["unknown"]
         return _Distribution(
             name, version, found._path.name, hashed.hexdigest(), sum(sizes),
             [(os.path.realpath(file.locate()), str(file)) for file in files], tags)
@@ -3206,6 +3223,7 @@ class _Reader:
         self._login = supervisor.logins[link]
         self._asked: set[str] = set()       # modules and packages
         self._copiers: list[threading.Thread] = []
+        self._told: set[str] = set()        # why packages do not follow
         self._on: dict[int, Callable[[int, Any], None]] = {
             wire.OUTPUT: self._on_output, wire.DIED: self._on_died, wire.KILLED: self._on_killed,
             wire.RECALLED: self._on_recalled, wire.WANTED: self._on_wanted,
@@ -3321,7 +3339,8 @@ class _Reader:
         baggage = self._supervisor.baggage
         found = None
         try:
-            found = baggage.modules and _find_source(name) or baggage.packages.offer(name)
+            found = (baggage.modules and _find_source(name)
+                     or baggage.packages.offer(name, self._login.facts))
         except Exception:       # users' import hooks raise what they like; it is not the machine's
             _log.exception("%s: the module %s cannot be looked for", self._supervisor.title, name)
         self._answer(ident, found)
@@ -3341,6 +3360,7 @@ class _Reader:
         name, own, target = self._ask(body).split("\n")
         if not _PLAIN_PATH.fullmatch(target):
             raise ValueError(f"a path like {target!r}")
+        self._login.copies.append(name)
         self._copiers.append(self._supervisor.start_thread(
             f"{self._worker.machine} copier", self._send_package, ident, name, own, target))
 
@@ -3355,21 +3375,30 @@ class _Reader:
             answer = down.cause
         except Exception as error:
             answer = str(error) or wire.describe(error)
-        if isinstance(answer, str):
+        finally:
+            self._login.copies.remove(name)
+        is_news = f"{name} {answer}" not in self._told and not self._login.over.is_set()
+        if isinstance(answer, str) and is_news:
+            self._told.add(f"{name} {answer}")      # other slots ask, too
             self._log(logging.WARNING, f"{name} does not follow: {answer}; "
                                        f"it has {own or 'none'}")
         self._answer(ident, answer)
 
     def _copy(self, file: _File, target: str) -> None:
+        over, copying = self._login.over, self._supervisor.copying
         for seconds in COPY_TRIES:
+            while not copying.acquire(timeout=TICK_SECONDS):
+                if over.is_set():
+                    raise _Down("the link has ended")
             try:
-                with self._supervisor.copying:
-                    self._login.copy(file, target)
+                self._login.copy(file, target)      # which fails if it is over
                 return
             except _Down as down:
-                if down.permanent or not seconds or self._link not in self._supervisor.channels:
+                if down.permanent or not seconds or over.is_set():
                     raise
-            self._supervisor.ended.wait(seconds * random.uniform(0.5, 1.5))
+            finally:
+                copying.release()
+            over.wait(seconds * random.uniform(0.5, 1.5))
 
 
 def _ending(status: int) -> str:

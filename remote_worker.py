@@ -376,8 +376,8 @@ def reference(obj: Any) -> tuple[str, ...]:
     """
     if not isinstance(obj, (types.FunctionType, types.BuiltinFunctionType, type, _CACHED)):
         return ()
-    module = obj.__module__
-    name = obj.__qualname__
+    module = getattr(obj, "__module__", "")
+    name = getattr(obj, "__qualname__", "")     # what is cached need not be a function
     is_there = getattr(sys.modules.get(module), name, None) is obj
     return (module, name) if is_there and not _goes_by_value(module) else ()
 
@@ -523,34 +523,58 @@ def _dumps(obj: object, pickler: Any = None) -> bytes:
 
 
 @functools.cache
-def _pickler(opened: tuple[Any, ...] = ()) -> Any:
-    """Return cloudpickle's pickler, taught about caches; `opened` are those being pickled."""
+def _pickler() -> Any:
+    return _make_pickler(_reduce_cached)
+
+
+def _make_pickler(reduce_cached: Callable[[Any], Any]) -> Any:
+    """Return cloudpickle's pickler, taught about caches."""
     import cloudpickle
 
     class Pickler(cloudpickle.CloudPickler):    # type: ignore[misc]
         dispatch_table = cloudpickle.CloudPickler.dispatch_table.new_child({
-            _CACHED: functools.partial(_reduce_cached, opened),
+            _CACHED: reduce_cached,
             functools.cached_property: lambda one: (    # before Python 3.12, there is a lock in it
                 functools.cached_property, (one.func,), {"attrname": one.attrname})})
 
     return Pickler
 
 
-def _reduce_cached(opened: tuple[Any, ...], cached: Any) -> Any:
+def _reduce_cached(cached: Any) -> Any:
     """Carry a cached function: by name if that finds it, else by value, with its settings.
 
-    There, all pickles of the same contents share one, so that what is cached outlives a call. The
-    function may refer to itself.
+    There, all pickles of the same contents share one, so that what is cached outlives a call.
     """
-    if "<locals>" not in cached.__qualname__ and not _goes_by_value(cached.__module__):
-        return cached.__qualname__
-    if cached in opened:
-        return str, ("itself",)
+    return _path_of(cached) or (
+        _share_cached, (_digest_cached(cached), cached.cache_parameters(), cached.__wrapped__))
+
+
+def _path_of(cached: Any) -> str:
+    """Return the name by which a cached function or method is found in its module, or ""."""
+    module, path = (getattr(cached, name, "") for name in ("__module__", "__qualname__"))
+    try:
+        is_there = operator.attrgetter(path)(sys.modules.get(module)) is cached
+    except AttributeError:
+        is_there = False
+    return path if is_there and not _goes_by_value(module) else ""
+
+
+def _digest_cached(cached: Any) -> bytes:
+    """Tell the contents of a cached function, and of all those that it uses, itself perhaps."""
     import hashlib
-    function = cached.__wrapped__
-    settings = cached.cache_parameters()
-    text = _dumps((function, settings), _pickler.__wrapped__((*opened, cached)))
-    return _share_cached, (hashlib.sha256(text).digest(), settings, function)
+    found = [cached]
+
+    def number(one: Any) -> Any:
+        if path := _path_of(one):
+            return path
+        if one not in found:
+            found.append(one)
+        return int, (found.index(one),)
+
+    pickler, hashed = _make_pickler(number), hashlib.sha256()
+    for one in found:       # grows
+        hashed.update(_dumps((one.__wrapped__, one.cache_parameters()), pickler))
+    return hashed.digest()
 
 
 _caches: dict[bytes, Any] = {}
@@ -601,14 +625,21 @@ def _unpack_with_globals(segments: Sequence[Any]) -> tuple[Any, list[dict[str, A
 
 
 def run_initializer(segments: Sequence[Any]) -> None:
-    """Run a pickled `(function, args)`; have what it sets found by all that is unpickled later."""
+    """Run a pickled `(function, args)`; have what it sets found by all that is unpickled later.
+
+    That is what it has bound, and what it could have changed.
+    """
     (function, args), spaces = _unpack_with_globals(segments)
     before = [{**space} for space in spaces]
     function(*args)
     for space, old in zip(spaces, before):
         _initialized.setdefault(space.get("__name__"), {}).update(
-            (name, value) for name, value in space.items()
-            if name != "__builtins__" and old.get(name, space) is not value)
+            (name, value) for name, value in space.items() if name != "__builtins__"
+            and (old.get(name, space) is not value or _can_change(value)))
+
+
+def _can_change(value: Any) -> bool:
+    return not (is_plain(value) or callable(value) or _is_lasting(value))
 
 
 def _unpack_own(packed: Packed) -> Any:
@@ -806,9 +837,9 @@ class ModuleFinder:
             return None
         filename, source, is_package = found
         if filename == self.INSTALLED:
-            place = self._packages.get(*source)
+            place = self._packages.get(name.partition(".")[0], *source)
             if place and path is not None:      # in a namespace, which has found its parts before
-                path.append(os.path.join(place, *name.split(".")[:-1]))
+                path.insert(0, os.path.join(place, *name.split(".")[:-1]))
             return None
         loader: Any = SourceLoader(filename, source)
         spec: Any = machinery.ModuleSpec(name, loader, origin=filename, is_package=is_package)
@@ -842,19 +873,25 @@ class _Packages:
         self._places: dict[str, str] = {}       # by distribution; so are these
         self.problems: dict[str, str] = {}
 
-    def get(self, name: str, version: str, info: str, key: str) -> str:
+    def get(self, top: str, name: str, version: str, info: str, key: str) -> str:
         """Return where a distribution is now, in `sys.path`; "" if what is here must do."""
         if name not in self._places:
-            self._places[name] = self._find(name, version, info, key)
+            self._places[name] = self._find(top, name, version, info, key)
         return self._places[name]
 
-    def _find(self, name: str, version: str, info: str, key: str) -> str:
-        if any(os.path.exists(os.path.join(folder, info)) for folder in sys.path):
-            return ""
+    def _find(self, top: str, name: str, version: str, info: str, key: str) -> str:
+        here = machinery.PathFinder.find_spec(top)
+        origin = here and here.has_location and here.origin or ""
+        folder = os.path.dirname(origin)
+        if here and here.submodule_search_locations:
+            folder = os.path.dirname(folder)
+        if origin and os.path.exists(os.path.join(folder, info)):
+            return ""       # this is what it would have found, a tenth of a second later
         from importlib import metadata
         own = ""
         try:
-            own = metadata.version(name) or ""
+            found = metadata.distribution(name)
+            own, folder = found.version or "", str(found.locate_file(""))
         except metadata.PackageNotFoundError:
             pass
         if own.partition("+")[0] == version.partition("+")[0]:
@@ -867,7 +904,7 @@ class _Packages:
                     name, version, str(error) or describe(error),
                     "it has %s" % own if own else "it has none", sys.executable, name, version))
             return ""
-        at = [n for n, folder in enumerate(sys.path) if folder.endswith("-packages")]
+        at = [n for n, one in enumerate(sys.path) if one.endswith("-packages") or one == folder]
         sys.path.insert((*at, len(sys.path))[0], place)
         return place
 
@@ -887,7 +924,8 @@ class _Packages:
         return os.path.join(place, "content", "site-packages")
 
     def _copy(self, cache: str, place: str, name: str, own: str) -> None:
-        target = _incoming(cache, self._scratch, os.path.basename(place))
+        # Another path each time: an answer to who has died since is none to us.
+        target = _incoming(cache, self._scratch, os.urandom(8).hex())
         question = "%s\n%s\n%s" % (name, own, target)
         answer = unpack(self._pull(PACKAGE, question.encode()))
         if isinstance(answer, str):
@@ -1177,10 +1215,10 @@ def _environment(number: int, config: Mapping[str, Any]) -> dict[str, str]:
     machine can do.
     """
     threads = str(max(1, _count_cores() // config["slots"]))
-    place = {"slot": str(number), "machine": config["machine"]}
+    place = {"slot": number, "machine": config["machine"]}
     return {
         **{name: threads for name in _THREADS if name not in os.environ},
-        **{"EXECUTORS_" + name.upper(): value for name, value in place.items()},
+        **{"EXECUTORS_" + name.upper(): str(value) for name, value in place.items()},
         **{name: value.format(**place) for name, value in config["env"].items()}}
 
 

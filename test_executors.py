@@ -4089,7 +4089,10 @@ def installed(tmp_path_factory):
         make_wheel(folder, "space_one", "1", {"space/inner/one.py": "NAME = 'one'\n"}),
         make_wheel(folder, "space_two", "1", {
             "space/inner/two/__init__.py": "from space.inner.one import NAME\n",
-            "space/other.py": "NAME = 'other'\n"}),
+            "space/other.py": "NAME = 'other'\n",
+            "space/further.py": "NAME = 'further'\n"}),
+        make_wheel(folder, "duo", "1", {"duo/__init__.py": "", "duo/main.py": "PART = 'main'\n"}),
+        make_wheel(folder, "duo_extra", "1", {"duo/extra.py": "from .main import PART\n"}),
         make_wheel(folder, "withdata", "1", {"withdata/__init__.py": "", "withdata/text": "data"}),
         make_wheel(folder, "withentry", "1", {
             "withentry.py": script, "withentry-1.dist-info/entry_points.txt":
@@ -4103,11 +4106,14 @@ def installed(tmp_path_factory):
     ]
     site = install(str(tmp_path_factory.mktemp("controller") / "site-packages"), *wheels)
     os.unlink(f"{site}/lost-1.dist-info/RECORD")
+    os.unlink(f"{site}/space/other.py")         # an image that was made slim
+    os.mkdir(f"{site}/left_by_pip-1.dist-info")
     with open(f"{site}/condas-7.dist-info/INSTALLER", "w") as file:
         file.write("conda\n")
     theirs = [make_wheel(folder, "ours", "2.0", {"ours.py": "VERSION = '2.0'\n"}),
               make_wheel(folder, "labelled", "2.1+cu121", {"labelled.py": "WHOSE = 'mine'\n"}),
-              make_wheel(folder, "condas", "6", {"condas.py": "VERSION = 6\n"})]
+              make_wheel(folder, "condas", "6", {"condas.py": "VERSION = 6\n"}),
+              make_wheel(folder, "space_one", "0.9", {"space/inner/one.py": "NAME = 'old'\n"})]
     return site, theirs
 
 
@@ -4160,18 +4166,21 @@ class TestPackages:
             import purething
             import withdata
             import withentry
-            from space import other
+            from duo import extra
+            from space import further
             from space.inner import two
             entry, = metadata.entry_points(group="things")
-            return (purething.VERSION, purething.helper.VALUE, two.NAME, other.NAME,
+            return (purething.VERSION, purething.helper.VALUE, two.NAME,
+                    further.NAME, extra.PART,
                     (importlib.resources.files(withdata) / "text").read_text(), entry.load()(),
                     metadata.version("pure-thing"), withentry.__file__)
         caplog.set_level("INFO", "executors")
         *found, where = on_bare().submit(use).result(PATIENCE)
-        assert found == [1.5, "helped", "one", "other", "data", "from the entry point", "1.5"]
+        assert found == [1.5, "helped", "one", "further", "main", "data", "from the entry point",
+                         "1.5"]
         assert where.startswith(bare.cache)
-        assert copies(caplog) == ["Pure.Thing 1.5", "helper 3", "space_one 1", "space_two 1",
-                                  "withdata 1", "withentry 1"]
+        assert copies(caplog) == ["Pure.Thing 1.5", "duo 1", "helper 3", "space_one 1",
+                                  "space_two 1", "withdata 1", "withentry 1"]
 
     def test_versions(self, on_bare, caplog):
         """The controller's counts; a local label makes no difference, and needs no copy."""
@@ -4352,6 +4361,7 @@ class TestPackages:
 
 
 LEVEL = None        # what an initializer sets
+LEVELS = {}         # and what it changes
 
 
 class TestSlots:
@@ -4363,17 +4373,18 @@ class TestSlots:
             time.sleep(0.1)
             found = [os.environ.get(name) for name in names]
             return os._exit(1) if end else found
-        pool = ssh("2/alpha nice=7", env={"GPU": "{slot}@{machine}", "MKL_NUM_THREADS": "5"},
+        pool = ssh("2/alpha nice=7", env={"GPU": "{slot:02d}@{machine}", "MKL_NUM_THREADS": "5"},
                    max_bundle_failures=1)
         threads = str(max(1, len(os.sched_getaffinity(0)) // 2))
-        expected = [[n, "alpha", f"{n}@alpha", threads, "5"] for n in "01"]
+        expected = [[n, "alpha", f"0{n}@alpha", threads, "5"] for n in "01"]
         assert sorted(pool.map(look, [False] * 2)) == expected
         assert isinstance(pool.submit(look, True).exception(PATIENCE), BundleError)
         assert sorted(pool.map(look, [False] * 2)) == expected
         assert pool.submit(os.nice, 0).result(PATIENCE) == os.nice(0) + 7
 
     @pytest.mark.parametrize("env", [
-        {"A": "{gpu}"}, {"A": "{"}, {"A": 1}, {"A=B": ""}, {"": ""}, {"A": "\0"}, {"A": "{0}"}])
+        {"A": "{gpu}"}, {"A": "{"}, {"A": 1}, {"A=B": ""}, {"": ""}, {"A": "\0"}, {"A": "{0}"},
+        {"A": "{machine:02d}"}])
     def test_bad_environments(self, env):
         with pytest.raises(ValueError, match=r"^env: "):
             RemoteExecutor(":", env=env)
@@ -4384,6 +4395,8 @@ class TestSlots:
         if how == "by name":
             request.getfixturevalue("by_name")
         pool = local("2/:", initializer=set_level, initargs=([how],))
+        if how == "by value":
+            assert pool.submit(lambda: LEVELS).result(PATIENCE) == {"level": [how]}
         found = list(pool.map(get_level, [0.02] * 10))
         assert {level for level, _, _ in found} == {how}
         assert len({pid for _, pid, _ in found}) == len({ident for _, _, ident in found}) == 2
@@ -4447,6 +4460,9 @@ class TestSlots:
             assert settings.result(PATIENCE) == (6765, {"maxsize": 2, "typed": True})
             assert pool.submit(lambda: (Model().size, Model().double(4))).result(PATIENCE) == (5, 8)
 
+            cached = [functools.cache(one) for one in (abs, json.loads, Bomb)]
+            assert pool.submit(lambda: cached[0](-3) + cached[1]("4")).result(PATIENCE) == 7
+
             def other():
                 @functools.cache
                 def load(name):
@@ -4459,7 +4475,7 @@ class TestSlots:
 def set_level(level):
     global LEVEL
     assert LEVEL is None
-    LEVEL = level
+    LEVEL = LEVELS["level"] = level
 
 
 def get_level(seconds):
