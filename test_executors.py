@@ -800,10 +800,11 @@ class TestChunks:
         pool = local("2/:")
         assert sum(pool.map(abs, range(3000))) == sum(range(3000))
         assert pool.status.done == 3000 and pool.status.waiting == pool.task_count == 0
-        results = pool.map(lambda n: wait_for(str(tmp_path / "go")) if n == 2000 else n, range(4000))
+        path = str(tmp_path / "go")
+        results = pool.map(lambda n: wait_for(path) if n == 2000 else n, range(4000))
         until(lambda: pool.status.running and pool.status.done > 4000)
         assert pool.status.waiting + pool.status.done + pool.status.running in range(6900, 7001)
-        (tmp_path / "go").touch()
+        open(path, "w").close()
         assert len(list(results)) == 4000 and pool.status.done == 7000
 
     def test_several_at_once_and_inside_callbacks(self, pool):
