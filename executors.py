@@ -115,7 +115,7 @@ MISSED_BEATS = 3                # unanswered pings after which a link is lost
 LEASE_BEATS = 12                # heartbeats a shim lives on without hearing from us
 HELLO_SECONDS = 30.0            # from starting ssh to the shim's greeting, login files included
 CLOSE_SECONDS = 3.0             # for ssh to end after its input was closed
-HANDSHAKES = 8                  # at once; sshd's MaxStartups (10:30:100) refuses crowds
+HANDSHAKES = 8, 64              # at once: at first, for sshd's MaxStartups (10:30:100); at most
 QUARANTINE_SECONDS = 1.0, 60.0  # after the first failure; at most
 GRAVE = 6                       # failures at once: for a machine whose words make no sense
 GIVE_UP_SECONDS = 60.0          # without any worker, however transient the causes
@@ -981,6 +981,7 @@ _NEW, _LIVE, _OVER = _Phase
 # How a bundle is settled, besides wire.RESULT and wire.ERROR; then its body is an exception, or ().
 _FAILED, _CANCELLED = -1, -2
 _MICROSECONDS = (1 << wire.SLOT_SHIFT) - 1
+_CROWDED = "sshd hung up: too many logins at once (its MaxStartups)"
 
 
 class _Durations(Histogram):
@@ -1133,6 +1134,33 @@ class _Rules(NamedTuple):
     bundle_timeout: float = math.inf        # seconds
 
 
+class _Handshakes:
+    """Logins under way: how many there may be is found out, as TCP finds it out (RFC 5681).
+
+    One more for each that works, so twice as many in a round; half as many when an sshd has hung
+    up, once for those that were under way by then.
+    """
+
+    def __init__(self) -> None:
+        self.links: set[int] = set()        # until they are up or have ended
+        self._limit = HANDSHAKES[0]
+        self._halved = 0                    # the last link that had begun then
+
+    def is_full(self) -> bool:
+        return len(self.links) >= self._limit
+
+    def worked(self, link: int) -> None:
+        """A login is through."""
+        self.links.discard(link)
+        self._limit = min(self._limit + 1, HANDSHAKES[1])
+
+    def refused(self, link: int) -> None:
+        """An sshd has hung up: too many came to it at once."""
+        if link > self._halved:
+            self._halved = max(self.links, default=link)
+            self._limit = max(self._limit // 2, 2)
+
+
 class _Queues(NamedTuple):
     """The bundles that wait, in the order in which they are looked at."""
 
@@ -1157,7 +1185,7 @@ class _Scheduler:
         self._idents = itertools.count(1)       # of attempts, and of links
         self._queues = _Queues(deque(), {}, deque())
         self.workers: list[_Worker] = []
-        self._connecting: set[int] = set()          # links, until they are up or have ended
+        self._handshakes = _Handshakes()
         self.up: list[_Worker] = []
         self._idle: dict[_Worker, RemoteWorkerRecord] = {}      # those up with a free slot
         self._ahead = 0                         # attempts that wait on workers
@@ -1199,12 +1227,12 @@ class _Scheduler:
 
     def _connect(self) -> None:
         for worker in () if self.is_over() else self.workers:
-            if len(self._connecting) >= HANDSHAKES:
+            if self._handshakes.is_full():
                 break
             if worker.state is _WAITING and worker.retry_at <= self.now:
                 worker.state = _CONNECTING
                 worker.link = next(self._idents)
-                self._connecting.add(worker.link)
+                self._handshakes.links.add(worker.link)
                 self._act(_CONNECT, worker, worker.link)
 
     def hear(self, worker: _Worker, link: int, report: Callable[..., Any], *operands: Any) -> Any:
@@ -1213,12 +1241,12 @@ class _Scheduler:
 
     def ended(self, link: int) -> None:
         """A link is no more, whosever it was."""
-        self._connecting.discard(link)
+        self._handshakes.links.discard(link)
         self._connect()
 
     def is_up(self, worker: _Worker, cores: int) -> None:
         """A machine is ready to work."""
-        self._connecting.discard(worker.link)
+        self._handshakes.worked(worker.link)
         worker.up_since = self.now
         worker.state = _UP
         worker.was_up = True
@@ -1233,7 +1261,9 @@ class _Scheduler:
 
     def down(self, worker: _Worker, cause: str, permanent: bool, gravity: int = 1) -> bool:
         """A link has ended, or could not be made: leave the machine alone. Return if it is news."""
-        self._connecting.discard(worker.link)
+        if _CROWDED in cause:
+            self._handshakes.refused(worker.link)
+        self._handshakes.links.discard(worker.link)
         if gravity == 1:        # otherwise it is the machine, beyond doubt
             self._suspect(worker, cause)
         self.left(worker)
@@ -1763,13 +1793,13 @@ _SSH_DIAGNOSES = (
     ("timed out|no route to host|network is unreachable", False,
      "is the machine up, and reachable from here?"),
     ("connection closed|connection reset|kex_exchange_identification|broken pipe", False,
-     "sshd hung up: too many logins at once (its MaxStartups)? its own log knows; tried again"),
+     f"{_CROWDED}? its own log knows; tried again"),
     ("", False, "try `ssh {login}`"),
 )
 # The same for scp, after a login that worked.
 _SCP_DIAGNOSES = (
     ("kex_exchange|closed by remote|connection (reset|refused)|timed out|broken pipe", False,
-     "sshd hung up: too many logins at once (its MaxStartups)? this is tried again"),
+     f"{_CROWDED}? this is tried again"),
     ("message too long|produces no output", True,
      "a login file there prints something, which SFTP does not bear: no output without a terminal"),
     ("permission denied|read-only", True, "~/.cache/executors must be writable there"),
@@ -2934,7 +2964,7 @@ class _Supervisor:
         self.logins: dict[int, _Login] = {}         # by link, from its start to its end
         self.channels: dict[int, _Channel] = {}     # by link, while it works
         self._threads: Any = weakref.WeakSet()
-        self.copying = threading.Semaphore(HANDSHAKES)      # each scp is a login
+        self.copying = threading.Semaphore(HANDSHAKES[0])       # each scp is a login
         self._performers: dict[_Act, Callable[[Any, Any], Sequence[_RemoteFuture]]] = {
             _CONNECT: self._connect, _SETTLE: self._settle, _LEAVE: self._leave,
             _FINISH: self._finish, _WARN: self._warn}
@@ -4249,7 +4279,7 @@ class _Checkup(threading.Thread):
     """
 
     STAGES = "name", "TCP", "login", "shell", "python", "start", "cores", "trip", "MB/s", "scp"
-    _handshakes = threading.Semaphore(HANDSHAKES)
+    _handshakes = threading.Semaphore(HANDSHAKES[0])
 
     def __init__(self, record: RemoteWorkerRecord, ssh_options: list[str]) -> None:
         super().__init__(name=f"check of {record.machine}")

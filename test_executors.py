@@ -1407,14 +1407,27 @@ class TestScheduler:
             if worker in farm.connects:
                 farm.up(worker)
 
-    def test_no_more_than_eight_handshakes(self):
+    def test_how_many_handshakes_there_may_be_is_found_out(self):
+        """One more for each that works; half as many, once, when an sshd hangs up."""
         farm = Farm()
-        for n in range(20):
+        for n in range(500):
             record = RemoteWorkerRecord(None, f"m{n}", count=1)
             farm.decide(farm.scheduler.add_worker, record)
-        assert len(farm.connects) == 8
-        farm.up(farm.connects[0])
-        assert len(farm.connects) == 8
+        connecting = farm.scheduler._handshakes.links
+        rounds = []
+        for _ in range(4):
+            rounds.append(len(connecting))
+            for worker in [worker for worker in farm.connects if worker.link in connecting]:
+                farm.up(worker)
+        assert rounds == [8, 16, 32, 64] and len(connecting) == 64
+        for worker in [worker for worker in farm.connects if worker.link in connecting][:20]:
+            farm.decide(farm.scheduler.hear, worker, worker.link, executors._Scheduler.down,
+                        f"closed -- {executors._CROWDED}", False)
+        assert len(connecting) == 44        # none has been added
+        for worker in [worker for worker in farm.connects if worker.link in connecting][:20]:
+            farm.decide(farm.scheduler.hear, worker, worker.link, executors._Scheduler.down,
+                        "timed out", False)
+        assert len(connecting) == 32
 
     def test_hopeless_at_once_when_every_cause_is_permanent(self):
         farm = Farm()
@@ -1746,10 +1759,10 @@ class TestScheduler:
             record = RemoteWorkerRecord.parse(f"m{n}")
             farm.decide(farm.scheduler.add_worker, record)
             farm.decide(farm.scheduler.remove_worker, record)
-        assert len(farm.connects) == executors.HANDSHAKES == len([*filter(bool, farm.left)])
+        assert len(farm.connects) == 8 == len([*filter(bool, farm.left)])
         record = RemoteWorkerRecord.parse("late")
         farm.decide(farm.scheduler.add_worker, record)
-        assert len(farm.connects) == executors.HANDSHAKES
+        assert len(farm.connects) == 8
         farm.decide(farm.scheduler.ended, farm.left[0])
         assert farm.connects[-1].record == record
 
