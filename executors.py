@@ -106,7 +106,8 @@ __all__ = [
     "Histogram", "Method", "NoWorkersError", "PoolExecutor", "ProcessExecutor", "RemoteExecutor",
     "RemoteExecutorStatus", "RemoteWorkerRecord", "RemoteWorkerSelectionPolicy",
     "RoundRobinRemoteWorkerSelectionPolicy", "ThreadExecutor",
-    "WeightedRandomRemoteWorkerSelectionPolicy", "WorkerStatus", "parallelize", "wait_all",
+    "WeightedRandomRemoteWorkerSelectionPolicy", "WorkerStatus", "joblib_backend", "parallelize",
+    "wait_all",
 ]
 
 SSH, SCP = "/usr/bin/ssh", "/usr/bin/scp"
@@ -134,6 +135,7 @@ SPANS = 1 << 15                 # attempts that the trace remembers, a quarter o
 REPORT_BEATS = 3                # heartbeats between two reports in the log
 RATE_TICKS = 40                 # in which something was settled, that a rate is measured by
 CHUNK_SECONDS = 0.03            # of work that travels together, of a map that is free to choose
+SHARED_ARRAYS = 8               # sets of arrays that calls of joblib share and that are kept
 
 _T = TypeVar("_T")
 _log = logging.getLogger("executors")
@@ -2913,7 +2915,7 @@ class _Functions:
 
 def _name(fn: Any) -> str:
     while isinstance(fn, (functools.partial, wire.Kept)):
-        is_ours = getattr(fn, "func", ()) in (wire.run_chunk, wire.run_some)
+        is_ours = fn.func in (wire.run_chunk, wire.run_some)
         fn = fn.args[0] if is_ours else fn.func     # type: ignore[union-attr]
     return getattr(fn, "__qualname__", type(fn).__qualname__)
 
@@ -4191,6 +4193,78 @@ def wait_all(futures: Iterable[Future[_T]]) -> list[_T]:
         if future in done:
             future.result()
     return [future.result() for future in futures]
+
+
+# ────────────────────────────────────────── integrations ──────────────────────────────────────────
+
+
+class _SharingCalls:
+    """Calls that share large arrays, which go over once per machine; the last few are kept."""
+
+    def __init__(self, pool: BaseExecutor) -> None:
+        self._pool = pool
+        self._submitters: OrderedDict[tuple[int, ...], Any] = OrderedDict()     # by their arrays
+        self._futures: weakref.WeakSet[Future[Any]] = weakref.WeakSet()
+
+    def submit(self, call: Callable[[], Any]) -> Future[Any]:
+        pickled, arrays = wire.pack_apart(call)
+        key = tuple(map(id, arrays))        # the submitter keeps them alive
+        if key not in self._submitters:
+            submitter = self._pool._submitter(functools.partial(wire.run_with, arrays))
+            self._submitters[key] = submitter
+            if len(self._submitters) > SHARED_ARRAYS:
+                self._submitters.popitem(last=False)
+        future: Future[Any] = self._submitters[key](pickled)
+        self._futures.add(future)
+        return future
+
+    def cancel(self) -> None:
+        for future in [*self._futures]:
+            future.cancel()
+
+
+def joblib_backend(pool: BaseExecutor) -> Any:
+    """Return a joblib backend that runs on an executor; and so does scikit-learn, then.
+
+        with joblib.parallel_config(backend=executors.joblib_backend(pool)):
+            GridSearchCV(model, grid).fit(X, y)
+
+    Arrays from a megabyte on that calls of one `Parallel` share go over once per machine. What runs
+    in a slot and uses joblib itself stays there, one call after the other.
+    """
+    from joblib.parallel import AutoBatchingMixin, ParallelBackendBase, SequentialBackend
+
+    class Backend(AutoBatchingMixin, ParallelBackendBase):      # type: ignore[misc]
+        supports_retrieve_callback = True
+        default_n_jobs = -1
+
+        def effective_n_jobs(self, n_jobs: int | None) -> int:
+            slots = max(1, getattr(pool, "_max_workers", os.cpu_count() or 1))
+            number = self.default_n_jobs if n_jobs is None else n_jobs
+            return number if number > 0 else max(1, slots + 1 + number)
+
+        def start_call(self) -> None:
+            self._calls = _SharingCalls(pool)
+
+        def submit(self, func: Callable[[], Any], callback: Any = None) -> Future[Any]:
+            future = self._calls.submit(func)
+            future.add_done_callback(callback)
+            return future
+
+        def retrieve_result_callback(self, out: Future[Any]) -> Any:
+            return out.result()
+
+        def abort_everything(self, ensure_ready: bool = True) -> None:
+            self._calls.cancel()
+
+        def stop_call(self) -> None:
+            del self._calls
+            self.reset_batch_stats()
+
+        def get_nested_backend(self) -> tuple[Any, None]:
+            return SequentialBackend(nesting_level=(self.nesting_level or 0) + 1), None
+
+    return Backend()
 
 
 # ────────────────────────────────────────── command line ──────────────────────────────────────────

@@ -74,9 +74,9 @@ if TYPE_CHECKING:       # importing typing would take a tenth of the time to the
 __all__ = [
     "NONSENSE", "Contents", "FrameError", "FrameReader", "Kept", "MessageReader", "Outbox",
     "Shipped", "describe", "digest_file", "enlarge", "frame", "is_plain", "main", "message",
-    "nameless_file", "pack", "pack_call", "pack_outcome", "process_tree", "reference", "run_call",
-    "run_chunk", "run_plain", "run_shipped", "run_some", "serve", "signal_tree", "unpack",
-    "write_all",
+    "nameless_file", "pack", "pack_apart", "pack_call", "pack_outcome", "process_tree", "reference",
+    "run_call", "run_chunk", "run_plain", "run_shipped", "run_some", "run_with", "serve",
+    "signal_tree", "unpack", "write_all",
 ]
 
 MAX_FRAME = 1 << 20     # bytes of payload; a longer one on the wire means a garbled stream
@@ -714,6 +714,30 @@ def run_some(function: Callable[..., Any], packed: bytes, seconds: float) -> tup
         found = pack(tuple(values))
     return (took, found if type(found) is bytes else tuple(values),
             raised if type(raised) is bytes else b"".join(raised[1]))
+
+
+def pack_apart(obj: object) -> tuple[bytes, list[Any]]:
+    """Pickle `obj` without the large NumPy arrays in it; return these, too. See `run_with`."""
+    arrays: dict[int, Any] = {}
+    array_type = getattr(sys.modules.get("numpy"), "ndarray", ())
+
+    class Pickler(_pickler()):      # type: ignore[misc]
+        def persistent_id(self, one: Any) -> Any:
+            if type(one) is not array_type or one.nbytes < MAX_FRAME or one.dtype.hasobject:
+                return None
+            arrays.setdefault(id(one), one)
+            return [*arrays].index(id(one))
+
+    return _dumps(obj, Pickler), [*arrays.values()]
+
+
+def run_with(arrays: Sequence[Any], pickled: bytes) -> Any:
+    """Call what `pack_apart` has pickled."""
+    class Unpickler(pickle.Unpickler):
+        def persistent_load(self, number: int) -> Any:
+            return arrays[number]
+
+    return Unpickler(io.BytesIO(pickled)).load()()
 
 
 class Shipped:

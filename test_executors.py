@@ -47,6 +47,7 @@ from queue import SimpleQueue
 from typing import NamedTuple
 
 import cloudpickle
+import joblib
 import numpy
 import pyte
 import pytest
@@ -5351,6 +5352,67 @@ class TestReadme:
                             print(program(pool), pool.histogram.count)
         """, *sshds[0].ssh_options, env={"PYTHONWARNINGS": "ignore"})
         assert done.stdout.split() == ["1429", "1429", "1429", "1429", "4"], done
+
+
+# ────────────────────────────────────────── integrations ──────────────────────────────────────────
+
+
+class TestJoblib:
+    @pytest.fixture
+    def parallel(self, remote):
+        with joblib.parallel_config(backend=executors.joblib_backend(remote)):
+            yield lambda function, *columns, **options: joblib.Parallel(**options)(
+                joblib.delayed(function)(*row) for row in zip(*columns))
+
+    def test_results_errors_and_batches(self, parallel, remote):
+        def work(n):
+            return n * n if n < 900 else 1 // 0
+        assert parallel(work, range(800)) == [n * n for n in range(800)]
+        assert parallel(work, range(10), n_jobs=2) == [n * n for n in range(10)]
+        with pytest.raises(ZeroDivisionError):
+            parallel(work, range(890, 910))
+        assert sorted(parallel(work, range(50), return_as="generator_unordered")) == [
+            n * n for n in range(50)]
+
+    def test_the_rest_is_aborted(self, parallel, remote, tmp_path):
+        def work(path, n):
+            return wait_for(path) if n else 1 // 0
+        with pytest.raises(ZeroDivisionError):
+            parallel(work, [str(tmp_path / "never")] * 50, range(50))
+        until(lambda: not remote.task_count)
+
+    def test_what_is_nested_stays_in_its_slot(self, parallel):
+        def outer(n):
+            inner = joblib.Parallel(n_jobs=-1)(joblib.delayed(os.getpid)() for _ in range(5))
+            return {*inner} == {os.getpid()}
+        assert parallel(outer, range(4)) == [True] * 4
+
+    def test_shared_arrays_go_over_once(self, local):
+        """Wherever in the arguments they are; and others do not stand in line."""
+        shared = numpy.arange(300_000)
+
+        def look(n, where, own):
+            return os.getpid(), where["array"][0].ctypes.data, int(where["array"][0][n]), own[0]
+
+        pool = local("2/:")
+        with joblib.parallel_config(backend=executors.joblib_backend(pool)):
+            found = joblib.Parallel()(joblib.delayed(look)(n, {"array": [shared]}, [n])
+                                      for n in range(40))
+            assert [one[2:] for one in found] == [(n, n) for n in range(40)]
+            assert len({one[:2] for one in found}) == len({one[0] for one in found}) <= 2
+            sums = joblib.Parallel()(joblib.delayed(numpy.sum)(numpy.full(200_000, n))
+                                     for n in range(40))
+        assert sums == [200_000 * n for n in range(40)]
+
+    def test_threads_and_processes_too(self, shared):
+        for kind in ("thread", "process"):
+            with joblib.parallel_config(backend=executors.joblib_backend(shared(kind))):
+                assert joblib.Parallel()(joblib.delayed(abs)(-n) for n in range(9)) == [*range(9)]
+
+    def test_numbers_of_jobs(self, local):
+        backend = executors.joblib_backend(local("3/:"))
+        numbers = (-1, -2, -9, 1, 5, None)
+        assert [backend.effective_n_jobs(n) for n in numbers] == [3, 2, 1, 1, 5, 3]
 
 
 # ──────────────────────────────────────────── the house ───────────────────────────────────────────
