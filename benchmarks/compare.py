@@ -11,8 +11,14 @@ the table holds medians.
 
     calls/s     20 000 calls of an importable function that does nothing, submitted one by one, all
                 awaited (slow ones: fewer)
+    CPU         microseconds of this process's own processor time for each of these calls, which
+                other programs do not touch
     trip        microseconds for one such call, submitted and awaited, one at a time
     first       seconds from making the pool to its first result
+    item        microseconds for an item of `sum(pool.map(neg, range(1_000_000)))`, or of fewer, as
+                the pool does it if nobody says a chunksize
+    mixed       5000 naps of 0.2 ms and eight of 0.3 s by `map`, as a multiple of what two slots need
+    shared      seconds for 20 joblib tasks on one array of 64 MiB
     back, there megabytes a second of a NumPy array of 256 MiB as a result, and as an argument
 """
 
@@ -42,7 +48,8 @@ sys.path.insert(0, os.path.dirname(HERE))
 import executors
 
 CALLS, ARRAY = 20_000, 256 << 20
-MEASURES = "calls/s", "trip", "first", "back", "there"
+MEASURES = "calls/s", "CPU", "trip", "first", "item", "mixed", "shared", "back", "there"
+MORE_IS_BETTER = "calls/s", "back", "there"
 SECONDS = 60        # for one contestant, once
 
 
@@ -80,8 +87,12 @@ def multiprocessing_pool() -> Iterator[Any]:
         def __init__(self, result: Any) -> None:
             self.result = result.get
 
+    def submit(fn: Any, *args: Any) -> Result:
+        return Result(pool.apply_async(fn, args))
+
     with multiprocessing.Pool(2) as pool:
-        yield lambda fn, *args: Result(pool.apply_async(fn, args))
+        submit.map = pool.map       # type: ignore[attr-defined]
+        yield submit
 
 
 @contextlib.contextmanager
@@ -331,8 +342,42 @@ class Submitting:
     def there(self, block: Any) -> None:
         assert self._submit(measure_array, block).result() == block.nbytes
 
+    @property
+    def map(self) -> Any:
+        pool = getattr(self._submit, "__self__", self._submit)
+        return getattr(pool, "map", None)
+
+    def backend(self, name: str) -> Any:
+        """Return what joblib is to run on; None if it does not know this one."""
+        if name.startswith("ours"):
+            return executors.joblib_backend(self._submit.__self__)
+        return {"loky": "loky", "dask": "dask", "ThreadPoolExecutor(2)": "threading"}.get(
+            name.partition(",")[0])
+
     def close(self) -> None:
         self._context.__exit__(None, None, None)
+
+
+def measure_maps(one: Submitting, name: str) -> Iterator[tuple[str, float]]:
+    """Yield what is measured of those that have a `map`, or run under joblib."""
+    if one.map and "Executor(2)" not in name or one.map and "Process" in name:
+        number, seconds = 1000, 0.0
+        while seconds < 1 and number < 1_000_000:
+            number = min(1_000_000, number * 10)
+            seconds = timed(lambda: sum(one.map(operator.neg, range(number))))
+        yield "item", 1e6 * seconds / number
+        naps = [0.0002] * 5000
+        naps[::625] = [0.3] * 8
+        yield "mixed", timed(lambda: list(one.map(time.sleep, naps))) / (sum(naps) / 2)
+    if backend := one.backend(name):
+        import joblib
+        block = make_array(64 << 20)
+        block += 1
+        with joblib.parallel_config(backend=backend, n_jobs=2):
+            run = joblib.Parallel()
+            run(joblib.delayed(measure_array)(block[:1000]) for _ in range(20))
+            yield "shared", timed(
+                lambda: run(joblib.delayed(measure_array)(block) for _ in range(20)))
 
 
 def timed(run: Callable[..., Any], *args: Any) -> float:
@@ -354,9 +399,13 @@ def measure(name: str, number: int, size: int) -> dict[str, float]:
         found["calls/s"] = fit / timed(one.calls, fit)
         if fit < number and found["calls/s"] * 3 > fit:
             fit = min(number, int(found["calls/s"] * 3))
-            found["calls/s"] = fit / timed(one.calls, fit)
+        spent = time.process_time()
+        found["calls/s"] = fit / timed(one.calls, fit)
+        found["CPU"] = 1e6 * (time.process_time() - spent) / fit
         trips = sorted(timed(one.trip) for _ in range(max(3, min(500, int(1 / timed(one.trip))))))
         found["trip"] = 1e6 * statistics.median(trips)
+        if isinstance(one, Submitting) and number == CALLS:
+            found.update(measure_maps(one, name))
         if size and hasattr(one, "back"):
             block = make_array(size)
             block += 1
@@ -431,7 +480,7 @@ def table(report: dict[str, Any]) -> str:
             value = found[what]
             text = f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
             if what in base and found is not base:
-                ratio = base[what] / value if what in ("trip", "first") else value / base[what]
+                ratio = value / base[what] if what in MORE_IS_BETTER else base[what] / value
                 text += f" ({ratio:.2g}×)" if ratio < 100 else f" ({ratio:.0f}×)"
             cells.append(text)
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
