@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Run work on threads, on processes, and on every machine you can `ssh` into.
 
     import executors
@@ -10,42 +11,36 @@
             print(result)
 
 All of them are `concurrent.futures.Executor`. A worker needs Python of this minor version, a login
-by key, and nothing else. How a call travels:
+by key, and nothing else. What there is, in the order of use:
 
-     caller ── submit ──► pickle ──► Bundle                              worker machine
-                                       │                            ┌──────────────────────────┐
-                                ┌──────▼──────┐ launch ┌───────┐ ssh│ shim ──► slot (child)    │
-     heartbeat ── tick ────────►│  Scheduler  ├───────►│Channel├───►│  │  ◄── run, pickle      │
-                                │ (pure state)│◄───────┤       │◄───┤  └──► slot (child)       │
-                                └──────┬──────┘ outcome└───▲───┘    └──────────────────────────┘
-                                    settle                 │ returns
-                                       ▼                 Login: ssh, interpreter, files
-                                    Future
+    ThreadExecutor, ProcessExecutor     threads and processes of this machine
+    RemoteExecutor                      slots on machines; its arguments and defaults stand there
+    PoolExecutor                        the same face for any other executor, Dask's for one
+    RemoteWorkerRecord                  one machine, as an object or as a text: 8/me@bigbox nice=5
+    parallelize, Method, wait_all       a decorator whose calls are futures; DefaultExecutors
+    joblib_backend                      joblib and scikit-learn on any of these
+    RemoteExecutorStatus, Histogram     how things stand: `print(pool.status)`, `pool.histogram`
+    RemoteWorkerSelectionPolicy         who gets the next task
 
-Every thread enters through one door: it takes the supervisor's lock, lets the scheduler decide,
-queues what is to be sent in the order of the decisions, releases the lock, and only then performs
-what was decided: send, settle, connect, leave, finish.
+What a future or a call may raise, besides what your function raises:
 
-    thread             waits for                      enters the door to
-    the callers'       nothing; results               submit, cancel, shut down
-    one reader a link  its machine's frames           say how attempts ended, its machine is up...
-    one writer a link  room in its machine's pipe     (never: it writes what did not go at once)
-    one heartbeat      the clock; the main thread     find stragglers and time-outs, connect, give
-                                                      up; and whatever the main thread wants, which
-                                                      Ctrl-C might interrupt half-way
-    one scoreboard     something to print             (never)
+    BundleError             a task cannot be completed, by its own fault: it says why, and where
+    BundleTimeoutError      it ran longer than `bundle_timeout` (both are ExecutorError)
+    NoWorkersError          no machine can be used, each with its cause (a BrokenExecutor)
+    ValueError              an argument, at once, with the remedy
 
-    state                                      who writes it           guarded by
-    queues, attempts, workers, quarantine      _Scheduler              the supervisor's one lock
-    what is to be sent to a machine, and how   who holds its channel's baton, which is passed on and
-    far that is; functions known there         never waited for
-    a login: its process, what was found       its reader              -
-    a future                                   who performs its settle, once; or its own condition
+What lives how long on a worker:
+
+    the globals of a module; what functools.cache keeps,    as long as the slot: until it dies or is
+    in a module or in the script; what an initializer sets  killed, or the pool ends
+    the function of one `map`, with all that it refers to   as long as that map, in each slot
+    the function of `submit`: its defaults, its closure,    one call, if anything in it can change;
+    the classes and globals of the script that it uses      longer if it can make no difference
 
 An execution is *at least once*: a bundle is retried if its machine is lost, and raced by a backup
 if it straggles. With `schedule_backups=False, max_bundle_failures=1` it starts at most once unless
 its machine is lost. Pickles run code, in both directions: connect only to machines you trust. Logs
-are under the logger `executors`.
+are under the logger `executors`. How it is built is drawn where RemoteExecutor begins, below.
 """
 
 from __future__ import annotations
@@ -58,6 +53,7 @@ import dataclasses
 import enum
 import functools
 import hashlib
+import importlib
 import importlib.util
 import itertools
 import json
@@ -97,10 +93,14 @@ from concurrent.futures import (
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING
 from queue import Empty, SimpleQueue
 from time import monotonic, monotonic_ns
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, ParamSpec, TypeVar
 
-import remote_worker as wire
+if TYPE_CHECKING:
+    import remote_worker as wire
+else:       # which stands beside this file, in somebody's package perhaps
+    wire = importlib.import_module(f"{__package__ or ''}.remote_worker".lstrip("."))
 
+__version__ = "0.2.0"
 __all__ = [
     "BaseExecutor", "BundleError", "BundleTimeoutError", "DefaultExecutors", "ExecutorError",
     "Histogram", "Method", "NoWorkersError", "PoolExecutor", "ProcessExecutor", "RemoteExecutor",
@@ -133,11 +133,13 @@ BACKUP_SHARE = 0.1              # of all slots that backups may hold
 SCP_RATE = 1e5                  # bytes a second; what is slower than that is stuck
 SPANS = 1 << 15                 # attempts that the trace remembers, a quarter of a kilobyte each
 REPORT_BEATS = 3                # heartbeats between two reports in the log
+LINE_SECONDS = 60.0             # between two lines on stderr, where that is no terminal
 RATE_TICKS = 40                 # in which something was settled, that a rate is measured by
 CHUNK_SECONDS = 0.03            # of work that travels together, of a map that is free to choose
 SHARED_ARRAYS = 8               # sets of arrays that calls of joblib share and that are kept
 
 _T = TypeVar("_T")
+_P = ParamSpec("_P")
 _log = logging.getLogger("executors")
 
 
@@ -312,7 +314,10 @@ class BaseExecutor(Executor):
 
     @property
     def histogram(self) -> Histogram:
-        """How many seconds tasks took: on their workers, or, for others, from their submission."""
+        """How many seconds tasks ran; of an adopted pool, how many passed from their submission.
+
+        Items of a `map` that have travelled together count as one.
+        """
         raise NotImplementedError
 
     @property
@@ -381,11 +386,15 @@ class BaseExecutor(Executor):
         """
         raise NotImplementedError
 
-    def shutdown_if_idle(self) -> bool:
-        """Shut down if no task is pending or running; return whether it was so."""
+    def shutdown_if_idle(self, quiet: bool = False) -> bool:
+        """Shut down if no task is pending or running; return whether it was so.
+
+        Arguments:
+            quiet: as for `shutdown`.
+        """
         if self.task_count:
             return False
-        self.shutdown()
+        self.shutdown(quiet=quiet)
         return True
 
 
@@ -640,7 +649,7 @@ class PoolExecutor(BaseExecutor):
     def task_count(self) -> int:
         return len(self._started)
 
-    def submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> Future[_T]:
+    def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
         return self._watch(self._pool.submit(fn, *args, **kwargs))
 
     def _watch(self, future: Future[_T]) -> Future[_T]:
@@ -649,7 +658,9 @@ class PoolExecutor(BaseExecutor):
         return future
 
     def _count(self, future: Future[Any]) -> None:
-        seconds = monotonic() - self._started.pop(future)
+        self._add(monotonic() - self._started.pop(future))
+
+    def _add(self, seconds: float) -> None:
         with self._lock:
             self._histogram.add(seconds)
 
@@ -673,6 +684,19 @@ class ThreadExecutor(PoolExecutor):
     def __init__(self, max_workers: int | None = None, *, title: str = "") -> None:
         super().__init__(ThreadPoolExecutor(
             _or_environment(max_workers, "EXECUTORS_THREADPOOL_SIZE", int)), title=title)
+
+    def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
+        return self._watch(self._pool.submit(self._run, fn, args, kwargs))
+
+    def _run(self, fn: Callable[..., _T], args: Any, kwargs: Any) -> _T:
+        started = monotonic()
+        try:
+            return fn(*args, **kwargs)
+        finally:
+            self._add(monotonic() - started)
+
+    def _count(self, future: Future[Any]) -> None:
+        del self._started[future]
 
 
 class ProcessExecutor(PoolExecutor):
@@ -711,7 +735,7 @@ class ProcessExecutor(PoolExecutor):
             context = multiprocessing.get_context("forkserver")
         return ProcessPoolExecutor(self._size, context)
 
-    def submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> Future[_T]:
+    def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
         if self._is_closed:
             raise RuntimeError(_CLOSED)
         return self._submit(fn, *args, **kwargs)
@@ -741,6 +765,12 @@ class ProcessExecutor(PoolExecutor):
             end()
         else:
             threading.Thread(target=end, name=f"{self.title} end").start()
+
+    def _count(self, future: Future[Any]) -> None:
+        del self._started[future]
+        seconds: Any = () if future.cancelled() else wire.take_seconds(future.exception())
+        if seconds != ():       # otherwise it has not run to its end
+            self._add(seconds)
 
     def _end(self, wait: bool, cancel_futures: bool, quiet: bool) -> None:
         if not cancel_futures:
@@ -935,7 +965,13 @@ class RoundRobinRemoteWorkerSelectionPolicy(RemoteWorkerSelectionPolicy):
 def _parse_workers(workers: Iterable[RemoteWorkerRecord | str]) -> list[RemoteWorkerRecord]:
     if isinstance(workers, str):
         workers = workers.split(",")
-    return [RemoteWorkerRecord.parse(one) if isinstance(one, str) else one for one in workers]
+    records = []
+    for one in workers:
+        if not isinstance(one, (str, RemoteWorkerRecord)):
+            raise ValueError(f"workers: {one!r} is neither a text like '8/me@bigbox' nor a "
+                             "RemoteWorkerRecord")
+        records.append(RemoteWorkerRecord.parse(one) if isinstance(one, str) else one)
+    return records
 
 
 def _default_workers() -> list[RemoteWorkerRecord]:
@@ -1009,6 +1045,7 @@ class _Function:
     name: str
     packed: Any
     durations: _Durations
+    lacking: frozenset[str] = frozenset()       # machines without a module that it needs
 
 
 def _size(packed: Any) -> int:
@@ -1031,6 +1068,12 @@ class _Bundle:
     def is_running(self) -> bool:
         """Tell whether an attempt has started, as far as one can tell from here."""
         return any(attempt.ident in attempt.worker.running for attempt in self.attempts)
+
+    def machines_to_avoid(self) -> frozenset[str]:
+        """Return where it has killed a process, or lacks a module."""
+        if not self.failures:
+            return self.function.lacking
+        return self.function.lacking.union(machine for machine, _, _ in self.failures)
 
     def is_suspect(self) -> bool:
         """Tell whether it is to run alone: two machines were lost, or one twice, while it ran."""
@@ -1475,7 +1518,9 @@ class _Scheduler:
             self._fill_from(queue, avoid, room)
             if not queue:
                 del self._queues.again[avoid]
-        self._fill_from(self._queues.new, (), room)
+        while self._fill_from(self._queues.new, (), room):
+            for avoid, queue in [*self._queues.again.items()]:
+                self._fill_from(queue, avoid, room)
         if self._ahead and self._idle:
             self._recall()
 
@@ -1503,20 +1548,26 @@ class _Scheduler:
             self._launch(bundle, worker)
 
     def _fill_from(self, queue: deque[_Bundle], avoid: Container[str],
-                   room: Sequence[_Worker]) -> None:
+                   room: Sequence[_Worker]) -> bool:
+        """Launch from one queue; return whether some were put aside, for machines lack a module."""
+        is_aside = False
         while queue:
             bundle = queue[0]
-            if bundle.phase is _LIVE:
+            if bundle.phase is _LIVE and bundle.function.lacking and not avoid:
+                self._put_aside(bundle)
+                is_aside = True
+            elif bundle.phase is _LIVE:
                 worker: Any = ()
                 if self._idle:
                     worker = self._pick_idle(avoid)
                 elif not avoid:
                     worker = self._pick_ahead(bundle, room or self.up)
                 if not worker:
-                    return
+                    return is_aside
                 self.waiting -= 1
                 self._launch(bundle, worker)
             queue.popleft()
+        return is_aside
 
     def _pick_idle(self, avoid: Container[str]) -> Any:
         """Choose among the idle; none, while there is hope for one that is not to be avoided."""
@@ -1608,7 +1659,8 @@ class _Scheduler:
         """Attempts have ended with a value or an exception.
 
         Arguments:
-            results: `(kind, identifier, slot and microseconds, body)` of each.
+            results: `(kind, identifier, slot and microseconds, body)` of each; the body of MISSING
+                is a module, whether we have it, and the body of the error.
         """
         for kind, ident, tag, body in results:
             for attempt in self._release(worker, ident):
@@ -1617,11 +1669,30 @@ class _Scheduler:
                 outcome = "returned" if kind == wire.RESULT else "raised"
                 self._trace(attempt, tag >> wire.SLOT_SHIFT, outcome, seconds)
                 worker.durations.add(seconds)
-                if bundle.phase is _LIVE:
+                if kind == wire.MISSING:
+                    self._lacks(worker, attempt, *body)
+                elif bundle.phase is _LIVE:
                     bundle.function.durations.add(seconds)
                     self._settle(bundle, kind, body)
         worker.failures = 0
         self._has_room(worker)
+
+    def _lacks(self, worker: _Worker, attempt: _Attempt, module: str, is_ours: bool,
+               body: Any) -> None:
+        """A machine has not got a module. If that is its fault, the function runs elsewhere."""
+        bundle = attempt.bundle
+        function = bundle.function
+        lacking = function.lacking | {worker.machine}
+        is_elsewhere = any(other.is_hopeful() and other.machine not in lacking
+                           for other in self.workers)
+        if attempt in bundle.attempts and is_elsewhere and (is_ours or function.durations.count):
+            if worker.machine not in function.lacking:
+                self._act(_WARN, (), f"{worker.machine} has no module {module}: it gets no more "
+                                     f"tasks of {function.name}")
+            function.lacking = lacking
+            self._lose(attempt)
+        elif bundle.phase is _LIVE:
+            self._settle(bundle, wire.ERROR, body)
 
     def died(self, worker: _Worker, ident: int, slot: int, ending: str, words: str) -> None:
         """A slot has died under an attempt: the bundle's fault, unless we meant to kill it."""
@@ -1685,11 +1756,13 @@ class _Scheduler:
         self.tally.retried += 1
         if bundle.is_suspect():
             self._queues.suspects.append(bundle)
-        elif bundle.failures:
-            avoid = frozenset(machine for machine, _, _ in bundle.failures)
-            self._queues.again.setdefault(avoid, deque()).append(bundle)
+        elif bundle.machines_to_avoid():
+            self._put_aside(bundle)
         else:
             self._queues.new.appendleft(bundle)
+
+    def _put_aside(self, bundle: _Bundle) -> None:
+        self._queues.again.setdefault(bundle.machines_to_avoid(), deque()).append(bundle)
 
     def _has_room(self, worker: _Worker) -> None:
         """Account for what has left a worker, then use the room."""
@@ -1846,12 +1919,12 @@ exec(r(int(c+r(15))))
 # over.
 _SECOND_STAGE = '''import pickle,sys,types
 from importlib.machinery import ModuleSpec
-file,text,modules=pickle.loads(r(int(r(16))))
-module=sys.modules["remote_worker"]=types.ModuleType("remote_worker")
+name,file,text,modules=pickle.loads(r(int(r(16))))
+module=sys.modules[name]=types.ModuleType(name)
 module.__file__=file
 exec(compile(text,file,"exec"),module.__dict__)
 module.__loader__=module.SourceLoader(file,text)
-module.__spec__=ModuleSpec("remote_worker",module.__loader__,origin=file)
+module.__spec__=ModuleSpec(name,module.__loader__,origin=file)
 module.serve(modules)
 '''
 _OTHER_PYTHON = "executors: another python:"
@@ -1996,14 +2069,20 @@ def _scp_argv(record: RemoteWorkerRecord, ssh_options: list[str], source: str,
 
 @functools.cache
 def _bootstrap() -> bytes:
-    """Return what makes a shim of a waiting first stage: our own text and cloudpickle's."""
-    file, text, _ = _find_source("remote_worker")
-    names = ["cloudpickle"]
-    for folder in _find_spec("cloudpickle").submodule_search_locations or ():
-        names += [f"cloudpickle.{name[:-3]}" for name in os.listdir(folder)
-                  if name.endswith(".py") and name[0] != "_"]
-    modules = {name: wire.pack(_find_source(name)) for name in names}
-    payload = pickle.dumps((file, text, modules))
+    """Return what makes a shim of a waiting first stage: our own text and cloudpickle's.
+
+    Raises RuntimeError if they are not to be had.
+    """
+    places = getattr(_find_spec("cloudpickle"), "submodule_search_locations", ())
+    names = ["cloudpickle", *(f"cloudpickle.{one.name}" for one in pkgutil.iter_modules(places))]
+    found = {name: _find_source(name) for name in (wire.__name__, *names)}
+    missing = [name for name, one in found.items() if not one]
+    if missing:
+        raise RuntimeError(f"workers need the source of {' and '.join(missing)}, which cannot be "
+                           "read here: is this a frozen program, or one without .py files?")
+    file, text, _ = found[wire.__name__]
+    modules = {name: wire.pack(found[name]) for name in names}
+    payload = pickle.dumps((wire.__name__, file, text, modules))
     stage = _SECOND_STAGE.encode()
     return b"%16d%s%16d%s" % (len(stage), stage, len(payload), payload)
 
@@ -2188,7 +2267,7 @@ class _Login:
         if now > self._until:
             login = self.record.login
             self.abort(f"{self._complaint} (last came {_last_line(self._noise)!r}) -- does `ssh "
-                       f"{login} true` end by itself, and does `sftp {login}` work?")
+                       f"{login} echo hello` print hello and end, and does `sftp {login}` work?")
 
     def limit(self) -> None:
         """Keep no more than a megabyte of what ssh and the shim say."""
@@ -2259,7 +2338,8 @@ class _Login:
             return _Down(self._no_python(words), True)
         said = said or _last_line(self._noise) or "nothing was said"
         return _Down(f"the login ended with status {status} before Python started: {said} -- does "
-                     f"`ssh {self.record.login} true` work, without a word?", status != "unknown")
+                     f"`ssh {self.record.login} echo hello` print hello, and no more?",
+                     status != "unknown")
 
     def _no_python(self, words: str) -> str:
         """Say what was tried, what was found, and how there can be one that fits."""
@@ -2467,7 +2547,7 @@ _FRAMES: dict[_Act, Callable[[_Channel, Any], Iterable[Any]]] = {
 
 # ────────────────────────────────────── what follows the code ─────────────────────────────────────
 
-_SHIPPABLE = {"executors", "remote_worker", "cloudpickle"}      # wherever they are installed
+_SHIPPABLE = __name__, wire.__name__, "cloudpickle"     # wherever they are installed
 
 
 @functools.cache
@@ -2517,9 +2597,11 @@ def _find_source(name: str) -> Any:
         if not spec.has_location:
             is_ours = not all(map(_is_installed, spec.submodule_search_locations or ()))
             return (wire.ModuleFinder.NAMESPACE, "", True) if is_ours else None
-        is_theirs = _is_installed(origin) and name.partition(".")[0] not in _SHIPPABLE
-        if is_theirs or not origin.endswith(".py"):
+        is_ours = name in _SHIPPABLE or name.startswith("cloudpickle.")
+        if _is_installed(origin) and not is_ours or not origin.endswith(".py"):
             return None
+        if hasattr(spec.loader, "get_source"):      # which finds it in a zip, too
+            return origin, spec.loader.get_source(name), is_package
         with open(origin, "rb") as file:
             return origin, importlib.util.decode_source(file.read()), is_package
     except (ImportError, OSError, ValueError, AttributeError, SyntaxError):
@@ -2760,6 +2842,39 @@ def _tar(members: Iterable[tuple[str, str]], place: str = "content") -> Iterator
 
 
 # ───────────────────────────────────────── RemoteExecutor ─────────────────────────────────────────
+#
+# How a call travels:
+#
+#      caller ── submit ──► pickle ──► Bundle                              worker machine
+#                                        │                            ┌──────────────────────────┐
+#                                 ┌──────▼──────┐ launch ┌───────┐ ssh│ shim ──► slot (child)    │
+#      heartbeat ── tick ────────►│  Scheduler  ├───────►│Channel├───►│  │  ◄── run, pickle      │
+#                                 │ (pure state)│◄───────┤       │◄───┤  └──► slot (child)       │
+#                                 └──────┬──────┘ outcome└───▲───┘    └──────────────────────────┘
+#                                     settle                 │ returns
+#                                        ▼                 Login: ssh, interpreter, files
+#                                     Future
+#
+# Every thread enters through one door: it takes the supervisor's lock, lets the scheduler decide,
+# queues what is to be sent in the order of the decisions, releases the lock, and only then performs
+# what was decided: send, settle, connect, leave, finish.
+#
+#     thread             waits for                      enters the door to
+#     the callers'       nothing; results               submit, cancel, shut down
+#     one reader a link  its machine's frames           say how attempts ended, its machine is up...
+#     one writer a link  room in its machine's pipe     (never: it writes what did not go at once)
+#     copiers            scp of an installed package    (never: they answer the slot that asked)
+#     one heartbeat      the clock; the main thread     find stragglers and time-outs, connect, give
+#                                                       up; and what the main thread wants, for
+#                                                       Ctrl-C might interrupt that half-way
+#     one scoreboard     something to print             (never)
+#
+#     state                                      who writes it           guarded by
+#     queues, attempts, workers, quarantine      _Scheduler              the supervisor's one lock
+#     what is to be sent to a machine, and how   who holds its channel's baton, which is passed on
+#     far that is; functions known there         and never waited for
+#     a login: its process, what was found       its reader              -
+#     a future                                   who performs its settle, once; or its own condition
 
 
 class _Condition(threading.Condition):
@@ -3313,6 +3428,8 @@ class _Reader:
                 for kind, group in itertools.groupby(messages, operator.itemgetter(0)):
                     if kind in (wire.RESULT, wire.ERROR):
                         self._tell(_Scheduler.finish, [*group])
+                    elif kind == wire.MISSING:
+                        self._tell(_Scheduler.finish, [*map(self._look_for, group)])
                     else:
                         for _, ident, _, body in group:
                             self._hear(kind, ident, body)
@@ -3325,8 +3442,19 @@ class _Reader:
     def _is_expected(self, kind: int, ident: int) -> bool:
         """Tell whether a message may come: a result, even of what is to be killed."""
         worker = self._worker
-        is_result = kind in (wire.RESULT, wire.ERROR, wire.UNFIT)
+        is_result = kind in (wire.RESULT, wire.ERROR, wire.MISSING, wire.UNFIT)
         return is_result and (ident in worker.ahead or ident in worker.running)
+
+    def _look_for(self, message: tuple[int, int, int, Any]) -> tuple[int, int, int, Any]:
+        """Say of a module that a machine has not got whether we have it."""
+        kind, ident, tag, body = message
+        name, _, pickled = bytes(body[0]).partition(b"\0")
+        module = name.decode("utf-8", "replace")
+        try:
+            is_ours = bool(_find_spec(module))
+        except Exception:
+            is_ours = False
+        return kind, ident, tag, (module, is_ours, (pickled,))
 
     def _hear(self, kind: int, ident: int, body: bytes) -> None:
         try:
@@ -3515,8 +3643,9 @@ class RemoteExecutor(BaseExecutor):
             BundleTimeoutError.
         heartbeat_seconds: between pings; a machine that leaves three unanswered is lost.
         show_status: False shows nothing; by default a scoreboard stands at the bottom of the
-            terminal while tasks run, if stderr is one; True prints the status every few heartbeats
-            if it is not. The log has it at INFO in any case.
+            terminal while tasks run, if stderr is one, and if it is not, a line is printed every
+            minute; True then prints the status every few heartbeats. The log has it at INFO in any
+            case.
         modules: whether tasks may import the modules of this project, whose source a worker then
             asks for. Any module of it can be asked for: one with passwords, too.
         packages: whether tasks may import what is installed here with pip, if their machine has not
@@ -3559,8 +3688,7 @@ class RemoteExecutor(BaseExecutor):
         records = _parse_workers(workers)
         if not records:
             raise ValueError("workers is empty: name at least one machine, or ':' for this one")
-        if sys.is_finalizing():
-            raise RuntimeError("it is too late to make an executor: the interpreter shuts down")
+        _check_process()
         [*_parse_options(ssh_options)]
         rules = _Rules(
             bool(_or_environment(
@@ -3570,9 +3698,9 @@ class RemoteExecutor(BaseExecutor):
         for name, value in (*rules._asdict().items(), ("heartbeat_seconds", heartbeat_seconds)):
             if not (isinstance(value, bool) or value > 0):
                 raise ValueError(f"{name} is {value!r}; it must be more than 0")
-        scheduler = _Scheduler(policy or WeightedRandomRemoteWorkerSelectionPolicy(), rules)
+        scheduler = _Scheduler(_checked_policy(policy), rules)
         call = wire.pack((initializer, initargs)) if initializer else ()
-        config = {"lease": LEASE_BEATS * heartbeat_seconds, "output": bool(output),
+        config = {"lease": LEASE_BEATS * heartbeat_seconds, "output": bool(_checked_output(output)),
                   "env": _checked_env(env or {}), "initializer": bool(call)}
         baggage = _Baggage(_Files(files), modules, _Packages(packages), call, config)
         self._supervisor = _Supervisor(scheduler, self.title, [*ssh_options], baggage,
@@ -3603,6 +3731,15 @@ class RemoteExecutor(BaseExecutor):
 
     _max_workers = slots        # which Dask's scheduler, among others, looks at
 
+    def __repr__(self) -> str:
+        scheduler = self._supervisor.scheduler
+        machines = f"{len(scheduler.up)} of {len(scheduler.workers)} machines up"
+        return (f"<{type(self).__name__} {self.title!r}: {machines}, {self.slots} slots, "
+                f"{self.task_count} tasks>")
+
+    def _repr_html_(self) -> str:
+        return self.status._repr_html_()
+
     @property
     def status(self) -> RemoteExecutorStatus:
         """A snapshot of the pool; `print(pool.status)` shows it."""
@@ -3625,7 +3762,7 @@ class RemoteExecutor(BaseExecutor):
             self._supervisor.decide(self._supervisor.scheduler.give_up)
         self.shutdown()
 
-    def submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> Future[_T]:
+    def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
         supervisor = self._supervisor
         return supervisor.submit(supervisor.functions.get(fn), args, kwargs)
 
@@ -3647,6 +3784,29 @@ class RemoteExecutor(BaseExecutor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False,
                  quiet: bool = False) -> None:
         self._supervisor.shutdown(wait, cancel_futures, quiet)
+
+
+def _check_process() -> None:
+    """Raise RuntimeError if this process can have no workers: it ends, or lacks our source."""
+    if sys.is_finalizing():
+        raise RuntimeError("it is too late to make an executor: the interpreter shuts down")
+    _bootstrap()
+
+
+def _checked_policy(policy: Any) -> RemoteWorkerSelectionPolicy:
+    if policy is None:
+        return WeightedRandomRemoteWorkerSelectionPolicy()
+    if isinstance(policy, type) or not callable(getattr(policy, "choose", None)):
+        raise ValueError(f"policy is {policy!r}, not a RemoteWorkerSelectionPolicy, like "
+                         "RoundRobinRemoteWorkerSelectionPolicy()")
+    return policy       # type: ignore[no-any-return]
+
+
+def _checked_output(output: Any) -> Any:
+    if not isinstance(output, bool) and not callable(output):
+        raise ValueError(f"output is {output!r}; it must be True, False, or a function of "
+                         "(machine, stream, line)")
+    return output
 
 
 def _checked_env(env: Mapping[str, str]) -> dict[str, str]:
@@ -3748,6 +3908,15 @@ class RemoteExecutorStatus:
 
     def __str__(self) -> str:
         return "\n".join(self._lines(1 << 20, 1 << 20))
+
+    def _repr_html_(self) -> str:
+        """Return a table, for notebooks."""
+        import html
+        rows = [[worker.worker, *worker._parts()] for worker in self.workers]
+        body = "".join("<tr>" + "".join(f"<td>{html.escape(cell.strip())}</td>" for cell in row)
+                       + "</tr>" for row in rows)
+        head = html.escape(", ".join(self._head))
+        return f"<table><caption>{head}</caption>{body}</table>"
 
     @property
     def _head(self) -> list[str]:
@@ -3979,6 +4148,8 @@ class _Scoreboard:
             if may_draw and sys.stderr.isatty():
                 self._terminal = _Terminal(sys.stderr.fileno())
         self._beats = 0
+        self._told = monotonic()        # when a line was last written where there is no terminal
+        self._is_told = False           # one was
         # Functions, each with its arguments; an empty one at the end.
         self._queue: SimpleQueue[tuple[Any, ...]] = SimpleQueue()
         self._done = 0                  # of these
@@ -4008,7 +4179,8 @@ class _Scoreboard:
         self._beats += is_beat
         is_due = is_beat and self._beats % REPORT_BEATS == 0
         terminal = self._terminal if self._queue.empty() else None
-        if self.quiet or not (is_due or terminal):
+        is_time = monotonic() - self._told > LINE_SECONDS and self._show is not False
+        if self.quiet or not (is_due or terminal or is_time):
             return
         status = take()
         is_busy = status.running or status.waiting
@@ -4016,8 +4188,15 @@ class _Scoreboard:
             _log.info("%s", status)
         if terminal:
             self._queue.put((terminal.draw, status) if is_busy else (terminal.clear,))
-        elif is_due and is_busy and self._show and not self._terminal and self._queue.qsize() < 99:
-            self._queue.put((self._write, "stderr", f"{status}\n"))
+        elif is_busy and not self._terminal and self._queue.qsize() < 99:
+            if self._show and is_due:
+                self._queue.put((self._write, "stderr", f"{status}\n"))
+            elif is_time:       # nobody may be looking: a line, not a picture
+                self._told = monotonic()
+                self._is_told = True
+                self._queue.put((self._write, "stderr", f"{', '.join(status._head)}\n"))
+        elif not is_busy:
+            self._told = monotonic()
 
     def finish(self, status: RemoteExecutorStatus, histogram: Histogram) -> None:
         """Leave a line and the histogram behind, and end."""
@@ -4026,7 +4205,7 @@ class _Scoreboard:
         if not self.quiet and status.done + status.failed:
             summary = ", ".join(status._head)
             _log.info("%s", summary)
-            if self._terminal or self._show:
+            if self._terminal or self._show or self._is_told:
                 counted = f"{histogram}\n" if status.done else ""
                 self._queue.put((self._write, "stderr", f"{summary}\n{counted}"))
         self._queue.put(())
@@ -4355,11 +4534,14 @@ class _Checkup(threading.Thread):
     STAGES = "name", "TCP", "login", "shell", "python", "start", "cores", "trip", "MB/s", "scp"
     _handshakes = threading.Semaphore(HANDSHAKES[0])
 
-    def __init__(self, record: RemoteWorkerRecord, ssh_options: list[str]) -> None:
+    def __init__(self, record: RemoteWorkerRecord, ssh_options: list[str],
+                 modules: Sequence[str]) -> None:
         super().__init__(name=f"check of {record.machine}")
         self.record = record
         self.found: dict[str, str] = {}
         self.failure = ""
+        self._modules = modules
+        self.stages = (*self.STAGES, *modules)
         self._ssh_options = [*ssh_options, "-v"]
         self._pools = contextlib.ExitStack()
         self.start()
@@ -4376,12 +4558,15 @@ class _Checkup(threading.Thread):
                 self.found["MB/s"] = f"{4.2 / there:.3g}/{4.2 / back:.3g}"
                 if self.record.machine == ":":
                     self.found["scp"] = "-"
-                    return
-                file.write(os.urandom(1000))
-                file.flush()
-                self._time(self._connect(file.name), _uncache, os.path.basename(file.name))
+                else:
+                    file.write(os.urandom(1000))
+                    file.flush()
+                    self._time(self._connect(file.name), _uncache, os.path.basename(file.name))
+                for module in self._modules:
+                    self.found[module] = pool.submit(_version_of, module).result()
         except Exception as error:
-            self.failure = str(error) or wire.describe(error)
+            notes = getattr(error, "__notes__", ())
+            self.failure = "\n".join([str(error) or wire.describe(error), *notes])
 
     def _connect(self, *files: str) -> RemoteExecutor:
         """Make a pool of the machine, and wait until it is up. Raises ExecutorError."""
@@ -4412,12 +4597,17 @@ class _Checkup(threading.Thread):
     @property
     def stage(self) -> str:
         """The stage that it is at, or where it failed; "" if it has passed all."""
-        return next((stage for stage in self.STAGES if stage not in self.found), "")
+        return next((stage for stage in self.stages if stage not in self.found), "")
 
     def cells(self) -> list[str]:
         """One for each stage."""
         found = {self.stage: "FAIL" if self.failure else "...", **self.found}
-        return [found.get(stage, "") for stage in self.STAGES]
+        return [found.get(stage, "") for stage in self.stages]
+
+
+def _version_of(module: str) -> str:
+    """Import a module; return its version, if it tells one. Raises what importing raises."""
+    return str(getattr(importlib.import_module(module), "__version__", "ok"))
 
 
 def _uncache(name: str) -> None:
@@ -4427,7 +4617,7 @@ def _uncache(name: str) -> None:
 
 def _check_lines(checkups: Sequence[_Checkup], columns: int) -> list[str]:
     """Lay out what is known as a table, or as a list where that is too wide; below, failures."""
-    rows = [["", *_Checkup.STAGES], *([one.record.login, *one.cells()] for one in checkups)]
+    rows = [["", *checkups[0].stages], *([one.record.login, *one.cells()] for one in checkups)]
     widths = [max(map(len, column)) for column in zip(*rows)]
     gap = "  " if sum(widths) + 2 * len(widths) <= columns else " "
     widths[0] = min(widths[0], max(12, columns - sum(widths[1:]) - len(gap * len(widths))))
@@ -4436,7 +4626,7 @@ def _check_lines(checkups: Sequence[_Checkup], columns: int) -> list[str]:
     if max(map(len, lines)) > columns:
         lines = []
         for name, *cells in rows[1:]:
-            parts = [f"{stage} {cell}" for stage, cell in zip(_Checkup.STAGES, cells) if cell]
+            parts = [f"{stage} {cell}" for stage, cell in zip(checkups[0].stages, cells) if cell]
             lines += _wrap_parts([f"{name}: {parts[0]}", *parts[1:]], columns)
     users: dict[str, list[str]] = {}
     for one in checkups:
@@ -4451,9 +4641,10 @@ def _check_lines(checkups: Sequence[_Checkup], columns: int) -> list[str]:
     return lines
 
 
-def _check(records: Sequence[RemoteWorkerRecord], ssh_options: list[str]) -> bool:
+def _check(records: Sequence[RemoteWorkerRecord], ssh_options: list[str],
+           modules: Sequence[str]) -> bool:
     """Diagnose every machine side by side, as a table while it happens; return if all are fit."""
-    checkups = [_Checkup(record, ssh_options) for record in records]
+    checkups = [_Checkup(record, ssh_options, modules) for record in records]
     late = checkups
     drawn = 0
     try:
@@ -4486,14 +4677,17 @@ def _main(arguments: Sequence[str] | None = None) -> int:
                         help="log in to each worker and say what is wrong with it")
     parser.add_argument("--workers", metavar="TEXT[,TEXT...]", default="",
                         help="the machines, like 8/me@bigbox,4/lab2")
-    parser.add_argument("--ssh_options", metavar="WORDS", default="",
+    parser.add_argument("--import", dest="modules", metavar="NAME[,NAME...]", default="",
+                        help="what --check is to import on each machine, like numpy,scipy")
+    parser.add_argument("--ssh_options", "--ssh-options", metavar="WORDS", default="",
                         help="further arguments for ssh, like '-F my_config'")
     options = parser.parse_args(arguments)
     _log.addHandler(logging.NullHandler())      # what it would say is in what we print
     try:
         ssh_options = shlex.split(options.ssh_options)
         if options.check:
-            fit = _check(_parse_workers(options.workers or _default_workers()), ssh_options)
+            fit = _check(_parse_workers(options.workers or _default_workers()), ssh_options,
+                         [name for name in options.modules.split(",") if name])
         elif options.selftest:
             fit = _selftest(options.workers, ssh_options)
         else:
@@ -4511,6 +4705,4 @@ def _main(arguments: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     # So that tasks are functions of a module that workers can import, not of __main__.
-    import executors
-
-    sys.exit(executors._main())
+    sys.exit(importlib.import_module(f"{__package__ or ''}.executors".lstrip("."))._main())

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The worker's side of `executors`: unpickle, run, pickle; and the wire format both sides speak.
 
 Nothing of this is installed anywhere. `executors.py` sends this file's own text over ssh to a bare
@@ -71,12 +72,13 @@ if TYPE_CHECKING:       # importing typing would take a tenth of the time to the
     Buffer = Any        # bytes, bytearray or memoryview
     Packed = Any        # from `pack`: bytes, all in one; or lengths and buffers
 
+__version__ = "0.2.0"      # of executors, which this file belongs to
 __all__ = [
     "NONSENSE", "Contents", "FrameError", "FrameReader", "Kept", "MessageReader", "Outbox",
     "Shipped", "describe", "digest_file", "enlarge", "frame", "is_plain", "main", "message",
     "nameless_file", "pack", "pack_apart", "pack_call", "pack_outcome", "process_tree", "reference",
     "run_call", "run_chunk", "run_plain", "run_shipped", "run_some", "run_with", "serve",
-    "signal_tree", "unpack", "write_all",
+    "signal_tree", "take_seconds", "unpack", "write_all",
 ]
 
 MAX_FRAME = 1 << 20     # bytes of payload; a longer one on the wire means a garbled stream
@@ -104,10 +106,10 @@ FIRST_MODULE = 1 << 63
 
 # Controller to shim; slots get CALL and FORGET, and what they ask for with CALL, FUNCTION, WANTED.
 CONFIG, CALL, FUNCTION, FORGET, KILL, RECALL, PING, MODULE, FILES, PRINTED = range(1, 11)
-# Shim to controller; RESULT, ERROR, UNFIT and PART come from slots.
+# Shim to controller; RESULT, ERROR, MISSING, UNFIT and PART come from slots.
 HELLO, RESULT, ERROR, DIED, KILLED, RECALLED, PONG, WANTED, OUTPUT, STORED, SLOTS = range(32, 43)
-UNFIT, PACKAGE, PART = range(43, 46)
-_MESSAGES = {CALL, FUNCTION, MODULE, RESULT, ERROR, UNFIT}
+UNFIT, PACKAGE, PART, MISSING = range(43, 47)
+_MESSAGES = {CALL, FUNCTION, MODULE, RESULT, ERROR, MISSING, UNFIT}
 
 
 # ──────────────────────────────────────────── frames ──────────────────────────────────────────────
@@ -688,7 +690,7 @@ def run_some(function: Callable[..., Any], packed: bytes, seconds: float) -> tup
 
     Returns the seconds it took; the values so far, packed if they are short; and what the next item
     raised, as ERROR has it, or b"". What cannot be pickled is that item's, too. It raises only if
-    the arguments cannot be unpickled.
+    the arguments cannot be unpickled, or the first item finds no module.
     """
     rows = zip(*unpack((packed,)))
     values: list[Any] = []
@@ -702,6 +704,9 @@ def run_some(function: Callable[..., Any], packed: bytes, seconds: float) -> tup
                 _end_lines()
             if time.perf_counter() > until:
                 break
+    except ModuleNotFoundError:
+        if not values:      # perhaps another machine has it
+            raise
     except BaseException as error:
         raised = pack_outcome(False, error)[1]
     took = time.perf_counter() - started
@@ -751,10 +756,42 @@ class Shipped:
 
 
 def run_shipped(call: Any) -> Any:
-    """Run `(function, args, kwargs)` in a process pool."""
+    """Run `(function, args, kwargs)` in a process pool; let it be known there how long it ran."""
     function, args, kwargs = call
-    value = function(*args, **kwargs)
-    return value if is_plain(value) else Shipped(value)
+    started = monotonic()
+    try:
+        value = function(*args, **kwargs)
+    except BaseException as error:
+        vars(error)[_SECONDS] = monotonic() - started
+        raise
+    return _Timed(monotonic() - started, value if is_plain(value) else Shipped(value))
+
+
+_SECONDS = "_executors_seconds"     # of an exception: how long it took to be raised
+
+
+class _Timed:
+    """A value on its way home. It arrives unwrapped, while its seconds stay with `take_seconds`."""
+
+    def __init__(self, *parts: Any) -> None:
+        self._parts = parts
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unwrap_timed, self._parts
+
+
+_times: dict[int, float] = {}       # by thread, of what it has unpickled last
+
+
+def _unwrap_timed(seconds: float, value: Any) -> Any:
+    _times[_thread.get_ident()] = seconds
+    return value
+
+
+def take_seconds(error: BaseException | None) -> Any:
+    """Return how long the call ran whose outcome this thread has just unpickled, or ()."""
+    seconds = _times.pop(_thread.get_ident(), ())
+    return seconds if error is None else vars(error).pop(_SECONDS, ())
 
 
 def run_plain(function: Callable[..., Any], *args: Any) -> Any:
@@ -803,7 +840,7 @@ _explanations: list[Callable[[BaseException], object]] = []     # what a slot ha
 
 def _text(value: object) -> str:
     try:
-        return str(value)
+        return "\n".join([str(value), *getattr(value, "__notes__", ())])
     except BaseException as error:
         return "(%s in __str__)" % type(error).__name__
 
@@ -1176,13 +1213,13 @@ class _Slot:
             args, kwargs = unpack(body)
             del body
         except BaseException as error:
-            return pack_outcome(False, error, "arguments")
+            return _pack_failure(error, "arguments")
         owner = os.getpid()
         ok, value = run_call(function, args, kwargs or {})
         if os.getpid() != owner:        # a child that the call forked and that came back here
             os._exit(0 if ok or isinstance(value, SystemExit) and not value.code else 1)
         del args, kwargs
-        return pack_outcome(ok, value)
+        return pack_outcome(ok, value) if ok else _pack_failure(value)
 
     def explain(self, error: BaseException) -> BaseException:
         """Say on a missing third-party module where it is missing and what to do."""
@@ -1195,6 +1232,14 @@ class _Slot:
             elif isinstance(error.msg, str):        # before Python 3.11
                 error.args = ("%s (%s)" % (error.msg, note),)
         return error
+
+
+def _pack_failure(error: BaseException, stage: str = "run") -> tuple[int, Packed]:
+    """Pack what a call raised; what it is for want of a module may be the machine's fault."""
+    kind, packed = pack_outcome(False, error, stage)
+    if isinstance(error, ModuleNotFoundError) and error.name and type(packed) is bytes:
+        return MISSING, error.name.encode() + b"\0" + packed
+    return kind, packed
 
 
 def _be_slot(scratch: str, shim: int, number: int, ends: Sequence[int], high: int,

@@ -618,6 +618,21 @@ class TestContract:
         assert own_pool.get_task_count() == 0
         assert own_pool.histogram.count == 1
 
+    def test_the_histogram_is_of_what_ran(self, own_pool):
+        """Not of what waited; of what raised, too."""
+        def work(n):
+            time.sleep(0.05)
+            return n or 1 // 0
+        cf.wait([own_pool.submit(work, n) for n in range(24)])
+        until(lambda: own_pool.histogram.count == 24)
+        assert 0.05 <= own_pool.histogram.minimum and own_pool.histogram.percentile(50) < 0.12
+
+    def test_shutdown_if_idle_is_quiet_if_asked(self, own_pool, caplog):
+        caplog.set_level("INFO", "executors")
+        own_pool.submit(neg, 1).result(PATIENCE)
+        until(lambda: own_pool.shutdown_if_idle(quiet=True))
+        assert "p50" not in caplog.text
+
     def test_shutdown_if_idle(self, own_pool, tmp_path):
         future = own_pool.submit(wait_for, str(tmp_path / "go"))
         assert own_pool.shutdown_if_idle() is False
@@ -1154,6 +1169,15 @@ class TestRecords:
         with pytest.raises(ValueError):
             RemoteExecutor(**{"workers": ["1/:"], **options})
         assert threading.active_count() == before
+
+    @pytest.mark.parametrize("workers, options, words", [
+        ([5], {}, "workers: 5 is neither a text"), ("eight/host", {}, "eight/host"),
+        (":", {"policy": "round"}, "policy is 'round', not a RemoteWorkerSelectionPolicy"),
+        (":", {"policy": executors.RoundRobinRemoteWorkerSelectionPolicy}, "not a Remote"),
+        (":", {"output": "yes"}, "output is 'yes'; it must be True, False, or a function")])
+    def test_bad_arguments_are_quoted(self, workers, options, words):
+        with pytest.raises(ValueError, match=re.escape(words)):
+            RemoteExecutor(workers, **options)
 
     def test_a_missing_file_is_told_at_once(self):
         before = threading.active_count()
@@ -2334,6 +2358,15 @@ class TestCommandLine:
         done = self.run("--check", "--workers", worker, "--ssh_options", f"{options} -F {config}")
         assert done.returncode == 1 and f"alpha: {stage}: " in done.stdout, done.stdout
         assert words in " ".join(done.stdout.split()), done.stdout
+
+    def test_check_imports(self, sshds):
+        done = self.run("--check", "--workers", f"alpha python={sys.executable}", "--import",
+                        "numpy,no_such_module", "--ssh-options", f"-F {sshds[0].path('config')}",
+                        env={"COLUMNS": "200"})
+        head, row, *_ = done.stdout.splitlines()
+        assert head.split()[-2:] == ["numpy", "no_such_module"]
+        assert row.split()[-2:] == [numpy.__version__, "FAIL"] and done.returncode == 1
+        assert "alpha: no_such_module: No module named 'no_such_module'" in done.stdout
 
     def test_check_interrupted(self):
         """One line, and no ssh is left behind, not even where a login leads nowhere."""
@@ -4170,8 +4203,9 @@ class TestPackages:
                 assert solution == [0.5, 0.25] and where.startswith(bare.cache)
                 array = pool.submit(numpy.arange, 3).result(PATIENCE)
                 assert array.tolist() == [0, 1, 2]
-        assert copies(caplog) == [f"numpy {numpy.__version__}",
-                                  f"scipy {importlib.metadata.version('scipy')}"]
+        copied = copies(caplog)     # they look for others, too, which may be here
+        scipy = f"scipy {importlib.metadata.version('scipy')}"
+        assert len(copied) == len({*copied}) and {f"numpy {numpy.__version__}", scipy} <= {*copied}
         assert not bare.incoming()
 
     def test_kinds(self, bare, on_bare, caplog):
@@ -4272,6 +4306,32 @@ class TestPackages:
             PATIENCE) == 6
         assert "condas does not follow: conda has installed it here" in caplog.text
         assert "it has 6" in caplog.text
+
+    @pytest.mark.parametrize("how", ["submit", "map"])
+    def test_a_machine_without_a_module_gets_no_tasks_that_need_it(self, bare, how, tmp_path):
+        """It would fail quickly, and so be given nearly all. It is told once."""
+        config = tmp_path / "config"
+        config.write_text(read(bare.sshd.path("config")).replace("Host bare", "Host bare full"))
+
+        def work(n):
+            import ours, purething      # the machine has the first alone
+            return purething.VERSION, os.environ["EXECUTORS_MACHINE"]
+        with open(os.path.join(tmp_path, "full"), "w") as file:
+            file.write(f"#!/bin/sh\nPYTHONPATH={bare.site} exec {bare.python} \"$@\"\n")
+        os.chmod(file.name, 0o755)
+        with maker(["-F", str(config)]) as make:
+            pool = make(f"2/bare python={bare.python}", f"1/full python={file.name}",
+                        packages=False)
+            if how == "map":
+                found = list(pool.map(work, range(300)))
+            else:
+                found = [one.result(PATIENCE) for one in [pool.submit(work, n) for n in range(100)]]
+            assert {*found} == {(1.5, "full")}
+            assert isinstance(pool.submit(neg, 1).result(PATIENCE), int)
+            pool.remove_worker(f"1/full python={file.name}")
+            error = pool.submit(work, 1).exception(PATIENCE)        # now it is nobody's fault
+            said = " ".join([str(error), *getattr(error, "__notes__", ())])
+            assert "No module named 'purething'" in said and "on bare, with" in said
 
     def test_names(self, on_bare, monkeypatch):
         monkeypatch.setattr(executors, "MOST_UNASKED", 40)
@@ -4431,7 +4491,7 @@ class TestSlots:
             assert ", in fail)" in str(error)
         with pytest.raises(NoWorkersError):
             pool.submit(neg, 1)
-        assert caplog.text.count("no GPU") == 1
+        until(lambda: caplog.text.count("no GPU") == 1)
 
     def test_an_initializer_that_raises_on_one_machine(self, ssh):
         def fail():
@@ -5080,6 +5140,29 @@ class TestScoreboard:
         assert len(bundles) == status().done + status().running + status().waiting
 
 
+class TestNotebooks:
+    def test_what_a_pool_says_it_is(self, local):
+        pool = local("2/:", "1/no-such-host.invalid", title="<farm>")
+        assert pool.submit(neg, 1).result(PATIENCE) == -1
+        until(lambda: pool.status.workers[1].state == "failed")
+        until(lambda: not pool.task_count)
+        assert repr(pool) == "<RemoteExecutor '<farm>': 1 of 2 machines up, 2 slots, 0 tasks>"
+        table = pool._repr_html_()
+        assert table.count("<tr>") == 2 and "&lt;farm&gt;: 1 done" in table
+        assert "Could not resolve hostname" in table
+
+    def test_where_there_is_no_terminal_a_line_is_written_now_and_then(self, tmp_path):
+        done = run(f"""
+            import executors, time
+            executors.LINE_SECONDS = 0.4
+            for show in None, False:
+                with executors.RemoteExecutor("1/:", show_status=show, heartbeat_seconds=9) as pool:
+                    pool.submit(time.sleep, 1.5).result()
+            """)
+        assert "RemoteExecutor: 0 done, 1 running\n" in done.stderr, done.stderr
+        assert done.stderr.count("RemoteExecutor: 1 done") == 1 == done.stderr.count("count 1")
+
+
 class TestTrace:
     def test_every_attempt_is_a_span_per_machine_and_slot(self, ssh, tmp_path):
         pool = ssh("2/alpha", "1/beta", max_bundle_failures=2)
@@ -5210,7 +5293,7 @@ class TestLoginShells:
                             show_status=False) as pool:
             with pytest.raises(NoWorkersError, match=words) as caught:
                 pool.submit(neg, 1).result(PATIENCE)
-            assert "does `ssh odd true` work" in str(caught.value)
+            assert "does `ssh odd echo hello` print hello" in str(caught.value)
 
     @pytest.mark.parametrize("shell", ["bash", "zsh"])
     def test_noise_is_quoted_when_it_is_all_there_is(self, login, ssh, shell):
@@ -5352,6 +5435,117 @@ class TestReadme:
                             print(program(pool), pool.histogram.count)
         """, *sshds[0].ssh_options, env={"PYTHONWARNINGS": "ignore"})
         assert done.stdout.split() == ["1429", "1429", "1429", "1429", "4"], done
+
+
+# ───────────────────────────────────── copies in other projects ───────────────────────────────────
+
+
+class TestCopies:
+    MAIN = """
+        from myproj.vendor import executors
+
+        def work(n):
+            return n + 1
+
+        def nested():
+            with executors.RemoteExecutor("1/:", show_status=False) as pool:
+                return pool.submit(lambda: executors.__name__).result()
+
+        def fail():
+            raise executors.BundleError("a", "b")
+
+        if __name__ == "__main__":
+            with executors.RemoteExecutor("2/:", show_status=False) as pool:
+                print(*pool.map(work, range(3)), pool.submit(nested).result())
+                print(type(pool.submit(fail).exception()) is executors.BundleError)
+            with executors.ProcessExecutor(1) as pool:
+                print(pool.submit(lambda: 5).result())
+        """
+
+    @pytest.fixture
+    def project(self, tmp_path):
+        """A project with a copy in a package that imports nothing of it."""
+        vendor = tmp_path / "myproj/vendor"
+        vendor.mkdir(parents=True)
+        for folder in (vendor.parent, vendor):
+            (folder / "__init__.py").touch()
+        for name in ("executors.py", "remote_worker.py"):
+            shutil.copy(os.path.join(HERE, name), vendor)
+        (tmp_path / "main.py").write_text(textwrap.dedent(self.MAIN))
+        return tmp_path
+
+    def check(self, done):
+        expected = ["1", "2", "3", "myproj.vendor.executors", "True", "5"]
+        assert done.stdout.split() == expected and not done.stderr, done
+
+    def test_in_a_package(self, project):
+        self.check(run([sys.executable, "main.py"], cwd=project))
+        done = run([sys.executable, "-m", "myproj.vendor.executors", "--selftest"], cwd=project)
+        assert done.returncode == 0 and "all is well" in done.stdout, done
+
+    def test_in_a_zip(self, project):
+        with zipfile.ZipFile(project / "all.pyz", "w") as file:
+            for path in [*project.rglob("*.py")]:
+                file.write(path, path.relative_to(project))
+            file.writestr("__main__.py", textwrap.dedent(self.MAIN))
+            for path in os.scandir(os.path.dirname(cloudpickle.__file__)):
+                if path.name.endswith(".py"):
+                    file.write(path, f"cloudpickle/{path.name}")
+        self.check(run([sys.executable, "-I", "-S", project / "all.pyz"], cwd="/"))
+
+    def test_without_its_source(self, project):
+        """It is told at once, as ours: no machine could be blamed for it."""
+        run([sys.executable, "-m", "compileall", "-q", "-b", "myproj"], cwd=project, check=True,
+            env={"PYTHONDONTWRITEBYTECODE": ""})
+        (project / "myproj/vendor/remote_worker.py").unlink()
+        done = run([sys.executable, "main.py"], cwd=project)
+        assert "RuntimeError: workers need the source of myproj.vendor.remote_worker" in done.stderr
+
+    def test_several_at_once(self, project):
+        """Of two versions, one of them not in a package; each is its own, here and there."""
+        text = read(project / "myproj/vendor/executors.py")
+        version = f'__version__ = "{executors.__version__}"'
+        assert version in text and executors.__version__ == wire.__version__
+        (project / "myproj/vendor/executors.py").write_text(
+            text.replace(version, '__version__ = "9"'))
+        done = run("""
+            import executors as outer
+            from myproj.vendor import executors as inner
+
+            def versions():
+                import executors as outer
+                from myproj.vendor import executors as inner
+                error = outer.BundleError("a", "b")
+                return inner.__version__, outer.__version__, error, inner.Method
+
+            if __name__ == "__main__":
+                for one, other in (inner, outer), (outer, inner):
+                    with one.RemoteExecutor("1/:", show_status=False) as pool:
+                        *found, error, method = pool.submit(versions).result()
+                        print(*found, type(error) is outer.BundleError, method is inner.Method)
+        """, cwd=project, env={"PYTHONPATH": f"{project}:{HERE}"})
+        expected = f"9 {executors.__version__} True True\n" * 2
+        assert done.stdout == expected, done
+
+    def test_what_a_type_checker_sees(self, tmp_path):
+        """A script with a mistake in a call, against the copy that it imports."""
+        (tmp_path / "script.py").write_text(textwrap.dedent("""
+            import executors
+
+            def simulate(n: int, scale: float = 1.0) -> float:
+                return n * scale
+
+            with executors.RemoteExecutor(["2/:"]) as pool:
+                total: float = pool.submit(simulate, 3, scale=2.0).result()
+                wrong: str = pool.submit(simulate, 3).result()
+                pool.submit(simulate, "three")
+                pool.submit(simulate, 3, m=4)
+                print(sum(pool.map(simulate, range(3))))
+            """))
+        done = run([sys.executable, "-m", "mypy", "--strict", "--cache-dir", os.devnull,
+                    "script.py"], cwd=tmp_path, env={"MYPYPATH": HERE})
+        lines = re.findall(r"^script.py:(\d+): error", done.stdout, re.MULTILINE)
+        assert lines == ["9", "10", "11"], done.stdout
 
 
 # ────────────────────────────────────────── integrations ──────────────────────────────────────────

@@ -17,7 +17,8 @@ the table holds medians.
     first       seconds from making the pool to its first result
     item        microseconds for an item of `sum(pool.map(neg, range(1_000_000)))`, or of fewer, as
                 the pool does it if nobody says a chunksize
-    mixed       5000 naps of 0.2 ms and eight of 0.3 s by `map`, as a multiple of what two slots need
+    mixed       5000 naps of 0.2 ms and eight of 0.3 s by `map`, as a multiple of what two slots
+                need
     shared      seconds for 20 joblib tasks on one array of 64 MiB
     back, there megabytes a second of a NumPy array of 256 MiB as a result, and as an argument
 """
