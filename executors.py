@@ -4099,7 +4099,7 @@ class _Terminal:
             text += f"\x1b7\x1b[{row};1H\x1b[K{line}\x1b8"
         self._write(text)
 
-    def clear(self) -> None:
+    def clear(self, _status: Any = ()) -> None:
         """Give the lines back."""
         if self._undertaker:
             self._write(self._RESET)
@@ -4126,6 +4126,37 @@ class _Terminal:
         wire.write_all(self._fd, [text.encode()])
 
 
+class _Notebook:
+    """The status in the output of a cell, where a Jupyter kernel runs us, about once a second."""
+
+    def __init__(self) -> None:
+        self._handle: Any = ()
+        self._drawn = 0.0
+
+    @staticmethod
+    def is_there() -> bool:
+        """Tell whether this process is such a kernel."""
+        shell = getattr(sys.modules.get("IPython"), "get_ipython", bool)()
+        return hasattr(shell, "kernel")
+
+    def draw(self, status: RemoteExecutorStatus) -> None:
+        """Show a status in place of the one before, which stands where work began."""
+        if monotonic() - self._drawn < 1.0 and self._handle:
+            return
+        display: Any = importlib.import_module("IPython.display").display
+        self._drawn = monotonic()
+        if self._handle:
+            self._handle.update(status)
+        else:
+            self._handle = display(status, display_id=True)
+
+    def clear(self, status: RemoteExecutorStatus) -> None:
+        """Leave the last one there; what comes next stands elsewhere."""
+        if self._handle:
+            self._handle.update(status)
+            self._handle = ()
+
+
 class _Scoreboard:
     """Bring tasks' output home, and tell how things stand: on a terminal in place, and in the log.
 
@@ -4142,7 +4173,9 @@ class _Scoreboard:
         self.quiet = False
         self._show = show
         self._output = output
-        self._terminal: _Terminal | None = None
+        self._terminal: _Terminal | _Notebook | None = None
+        if show is not False and _Notebook.is_there():
+            self._terminal = _Notebook()
         may_draw = show is not False and os.environ.get("TERM", "dumb") != "dumb"
         with contextlib.suppress(OSError, ValueError, AttributeError):  # it is closed, or no file
             if may_draw and sys.stderr.isatty():
@@ -4187,7 +4220,7 @@ class _Scoreboard:
         if is_due and is_busy:
             _log.info("%s", status)
         if terminal:
-            self._queue.put((terminal.draw, status) if is_busy else (terminal.clear,))
+            self._queue.put((terminal.draw if is_busy else terminal.clear, status))
         elif is_busy and not self._terminal and self._queue.qsize() < 99:
             if self._show and is_due:
                 self._queue.put((self._write, "stderr", f"{status}\n"))
@@ -4201,7 +4234,7 @@ class _Scoreboard:
     def finish(self, status: RemoteExecutorStatus, histogram: Histogram) -> None:
         """Leave a line and the histogram behind, and end."""
         if self._terminal:
-            self._queue.put((self._terminal.clear,))
+            self._queue.put((self._terminal.clear, status))
         if not self.quiet and status.done + status.failed:
             summary = ", ".join(status._head)
             _log.info("%s", summary)

@@ -5151,6 +5151,36 @@ class TestNotebooks:
         assert table.count("<tr>") == 2 and "&lt;farm&gt;: 1 done" in table
         assert "Could not resolve hostname" in table
 
+    def test_in_a_kernel(self, tmp_path):
+        """The status stands in the cell that has work done, and what tasks print below it."""
+        import nbclient
+        import nbformat
+        book = nbformat.v4.new_notebook()
+        book.cells = [nbformat.v4.new_code_cell(textwrap.dedent(cell)) for cell in (
+            f"""
+            import sys, time
+            sys.path.insert(0, {HERE!r})
+            import executors
+            pool = executors.RemoteExecutor("2/:", title="one")""",
+            "print(sum(1 for _ in pool.map(time.sleep, [0.5] * 6)))",
+            "time.sleep(1.5)",
+            "pool",
+            """
+            def say(n):
+                print("said")
+                time.sleep(1)
+            pool.submit(say, 1).result()
+            pool.shutdown(quiet=True)""")]
+        nbclient.NotebookClient(book, timeout=60, kernel_name="python3").execute()
+        first, idle, pool, last = ([(one.output_type, str(one.get("data", one.get("text"))))
+                                    for one in cell.outputs] for cell in book.cells[1:])
+        kinds = [kind for kind, _ in first]
+        assert sorted(kinds) == ["display_data", "stream"] and not idle
+        assert "<caption>one: 6 done" in dict(first)["display_data"]
+        assert "1 of 1 machines up" in str(pool) and "<table>" in str(pool)
+        assert "<caption>one: 7 done" in dict(last)["display_data"]
+        assert ": said" in dict(last)["stream"]
+
     def test_where_there_is_no_terminal_a_line_is_written_now_and_then(self, tmp_path):
         done = run(f"""
             import executors, time
