@@ -1864,7 +1864,8 @@ _SSH_DIAGNOSES = (
      "is the name right? try `ssh {login}`"),
     ("bad configuration option|no such file or directory|unknown option|usage: ssh|invalid", True,
      "look at ssh_options and at your ~/.ssh/config"),
-    ("connection refused", False, "is sshd running there, on that port?"),
+    ("connection refused", False, ("is sshd running there, on that port? It is tried again, for "
+                                   f"{GIVE_UP_SECONDS:.0f} s if no other machine works")),
     ("timed out|no route to host|network is unreachable", False,
      "is the machine up, and reachable from here?"),
     ("connection closed|connection reset|kex_exchange_identification|broken pipe", False,
@@ -3012,7 +3013,14 @@ class _Functions:
         return function
 
     def _pickle(self, fn: Callable[..., Any], key: Any = ()) -> _Function:
-        packed: Any = pickle.dumps(fn, 5) if key else wire.pack(fn)
+        try:
+            packed: Any = pickle.dumps(fn, 5) if key else wire.pack(fn)
+        except Exception as error:
+            culprit = _find_unpicklable(fn)
+            if not culprit:
+                raise
+            raise TypeError(f"{_name(fn)} cannot be sent: {culprit}, which it uses, cannot be "
+                            f"pickled ({wire.describe(error)})") from error
         hashed = hashlib.sha256()
         for buffer in [packed] if type(packed) is bytes else packed[1]:
             hashed.update(buffer)
@@ -3026,6 +3034,26 @@ class _Functions:
             function = _Function(next(self._idents), name, packed, durations)
             self._by_digest[hashed.digest()] = function
         return function     # type: ignore[no-any-return]
+
+
+def _find_unpicklable(fn: Any) -> str:
+    """Return the name of the variable that keeps a function from being pickled, or ""."""
+    fn = fn.func if isinstance(fn, wire.Kept) else fn
+    owner = getattr(fn, "__self__", None)
+    used = {f"self.{name}": value for name, value in getattr(owner, "__dict__", {}).items()}
+    code = getattr(fn, "__code__", None)
+    if code:
+        space = fn.__globals__
+        used.update((name, space[name]) for name in code.co_names if name in space)
+        cells = zip(code.co_freevars, getattr(fn, "__closure__", None) or ())
+        with contextlib.suppress(ValueError):       # one is empty
+            used.update((name, cell.cell_contents) for name, cell in cells)
+    for name, value in used.items():
+        try:
+            wire.pack(value)
+        except Exception:
+            return name
+    return ""
 
 
 def _name(fn: Any) -> str:
@@ -4527,12 +4555,13 @@ def _selftest_one(label: str, pool: BaseExecutor) -> bool:
     print(f"{label}\n{'-' * len(label)}")
     try:
         with pool:
-            counts, hosts, pids = zip(*pool.map(_count_primes, limits, timeout=120))
+            counts, hosts, pids = zip(*pool.map(_count_primes, limits, timeout=120, chunksize=1))
             right = pool.submit(lambda n: n + offset, 41).result(timeout=60) == 42
     except Exception as error:
         print(f"FAILED: {wire.describe(error)}\n")
         return False
-    print(f"counted primes below {len(limits)} limits in {monotonic() - started:.2f} s, on "
+    print(f"counted primes below {len(limits)} limits and called a lambda, in "
+          f"{monotonic() - started:.2f} s, on "
           f"{', '.join(sorted({*hosts}))}, in {len({*zip(hosts, pids)})} process(es)")
     right &= [*counts] == [_count_primes(limit)[0] for limit in limits]
     print(f"{pool.histogram}\n{'right' if right else 'WRONG RESULTS'}\n")

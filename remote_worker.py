@@ -1223,6 +1223,15 @@ class _Slot:
 
     def explain(self, error: BaseException) -> BaseException:
         """Say on a missing third-party module where it is missing and what to do."""
+        if isinstance(error, FileNotFoundError) and hasattr(error, "add_note"):
+            folder = os.path.dirname(os.path.abspath(str(error.filename)))
+            for module in [*sys.modules.values()]:
+                loader = getattr(getattr(module, "__spec__", None), "loader", None)
+                if isinstance(loader, SourceLoader) and folder.startswith(
+                        os.path.dirname(loader.filename)):
+                    error.add_note("the modules of a project are sent without their data: name it "
+                                   "in files=")
+                    break
         if isinstance(error, ModuleNotFoundError) and error.name:
             remedy = self._finder.why_not(error.name) or (
                 "install it there, or name another interpreter in the worker's record (python=...)")

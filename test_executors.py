@@ -2445,6 +2445,27 @@ class TestBlame:
             remote.submit(neg, threading.Lock())
         assert remote.task_count == before
 
+    @pytest.mark.parametrize("how, name", [
+        ("closure", "lock"), ("global", "LOCK"), ("method", "self.pool"), ("map", "lock")])
+    def test_what_cannot_be_pickled_is_named_by_its_variable(self, remote, how, name):
+        lock = threading.Lock()
+
+        class Holder:
+            def __init__(self):
+                self.pool = remote
+
+            def work(self):
+                return self.pool
+        space = {"__name__": "__main__", "LOCK": lock}
+        exec("def work(): return LOCK", space)
+        call = {"closure": lambda: lock, "map": lambda n: lock, "global": space["work"],
+                "method": Holder().work}[how]
+        with pytest.raises(TypeError, match=f"cannot be sent: {re.escape(name)}, which it uses"):
+            if how == "map":
+                remote.map(call, [1])
+            else:
+                remote.submit(call)
+
     def test_a_missing_module_is_named_with_its_machine_and_the_remedy(self, remote):
         def needs():
             import no_such_module
@@ -3792,6 +3813,20 @@ class TestModules:
         done = run([sys.executable, "main.py"], cwd=folder, env={"PYTHONPATH": HERE})
         assert not done.stderr, done.stderr
         return done.stdout
+
+    @pytest.mark.skipif(sys.version_info < (3, 11), reason="errors have no notes before")
+    def test_data_beside_a_module_gets_a_hint(self, tmp_path):
+        printed = self.project(tmp_path, {"proj/__init__.py": """
+            import pathlib
+            def load():
+                return (pathlib.Path(__file__).parent / "data" / "no_such_file").read_text()
+            """}, """
+            import executors, proj
+            if __name__ == "__main__":
+                with executors.RemoteExecutor("1/:", show_status=False) as pool:
+                    print(pool.submit(proj.load).exception().__notes__)
+            """)
+        assert "name it in files=" in printed
 
     def test_modules_of_the_project(self, tmp_path):
         """Packages, relative and lazy imports, a namespace package; each once, unconfigured."""
