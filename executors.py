@@ -157,6 +157,12 @@ class BundleError(ExecutorError):
         name: the function's name.
         reason: what went wrong, a sentence.
         attempts: `(machine, how it ended, last words on stderr)` of each attempt that failed.
+
+    >>> print(BundleError("simulate", "killed the process that ran it", [
+    ...     ("lab2", "killed by SIGKILL (out of memory?)", "allocating 3 GB")]))
+    simulate: killed the process that ran it
+      on lab2: killed by SIGKILL (out of memory?)
+        | allocating 3 GB
     """
 
     def __init__(self, name: str, reason: str,
@@ -179,7 +185,13 @@ class BundleTimeoutError(BundleError):
 
 
 class NoWorkersError(ExecutorError, BrokenExecutor):
-    """No machine of the pool can be used. `causes` is a list of `(machine, cause)`."""
+    """No machine of the pool can be used. `causes` is a list of `(machine, cause)`.
+
+    >>> print(NoWorkersError([("lab2", "Permission denied (publickey)"), ("bigbox", "timed out")]))
+    no worker can be used:
+      lab2    Permission denied (publickey)
+      bigbox  timed out
+    """
 
     def __init__(self, causes: Sequence[tuple[str, str]]) -> None:
         super().__init__(causes)
@@ -679,6 +691,10 @@ class ThreadExecutor(PoolExecutor):
     Arguments:
         max_workers: the number of threads; by default $EXECUTORS_THREADPOOL_SIZE, else the standard
             library's choice.
+
+    >>> with ThreadExecutor(2) as pool:
+    ...     pool.submit(sum, [1, 2, 3]).result()
+    6
     """
 
     def __init__(self, max_workers: int | None = None, *, title: str = "") -> None:
@@ -714,6 +730,10 @@ class ProcessExecutor(PoolExecutor):
         max_workers: the number of processes; by default $EXECUTORS_PROCESSPOOL_SIZE, else one per
             core.
         mp_context: one of `multiprocessing.get_context`, to choose otherwise.
+
+    >>> with ProcessExecutor(2) as pool:
+    ...     list(pool.map(lambda n: n * n, range(5)))
+    [0, 1, 4, 9, 16]
     """
 
     def __init__(self, max_workers: int | None = None, *, title: str = "",
@@ -922,7 +942,16 @@ class RemoteWorkerRecord:
 
 
 class RemoteWorkerSelectionPolicy(ABC):
-    """Choose who gets the next attempt, among workers that have room. It keeps no count of them."""
+    """Choose who gets the next attempt, among workers that have room. It keeps no count of them.
+
+    >>> class Last(RemoteWorkerSelectionPolicy):
+    ...     def choose(self, ready, avoid=()):
+    ...         fit = [n for n, record in enumerate(ready) if record.machine not in avoid]
+    ...         return max(fit, default=None)
+    >>> with RemoteExecutor("1/:", Last(), show_status=False) as pool:
+    ...     pool.submit(abs, -1).result()
+    1
+    """
 
     @abstractmethod
     def choose(self, ready: Sequence[RemoteWorkerRecord],
@@ -935,7 +964,13 @@ class RemoteWorkerSelectionPolicy(ABC):
 
 
 class WeightedRandomRemoteWorkerSelectionPolicy(RemoteWorkerSelectionPolicy):
-    """Choose at random, in proportion to weight."""
+    """Choose at random, in proportion to weight.
+
+    >>> policy = WeightedRandomRemoteWorkerSelectionPolicy(random.Random(1))
+    >>> ready = _parse_workers("bigbox weight=9,lab2")
+    >>> sum(policy.choose(ready) == 0 for _ in range(1000)) in range(850, 950)
+    True
+    """
 
     def __init__(self, random_source: random.Random | None = None) -> None:
         self._random = random_source or random.Random()
@@ -947,7 +982,12 @@ class WeightedRandomRemoteWorkerSelectionPolicy(RemoteWorkerSelectionPolicy):
 
 
 class RoundRobinRemoteWorkerSelectionPolicy(RemoteWorkerSelectionPolicy):
-    """Choose those that have room in turn."""
+    """Choose those that have room in turn.
+
+    >>> policy = RoundRobinRemoteWorkerSelectionPolicy()
+    >>> [policy.choose(_parse_workers("a,b,c"), avoid={"b"}) for _ in range(4)]
+    [0, 2, 0, 2]
+    """
 
     def __init__(self) -> None:
         self._next = 0
@@ -4317,6 +4357,9 @@ class DefaultExecutors:
 
     At exit they are shut down in the order threads, processes, remote, each finishing what it runs:
     what a thread does may need the others.
+
+    >>> DefaultExecutors().thread_pool() is DefaultExecutors().thread_pool()
+    True
     """
 
     _lock = threading.Lock()        # guards the pools
@@ -4426,7 +4469,12 @@ def _submit_into(outer: Future[_T], submit: Callable[..., Future[_T]], args: Ite
 
 
 def wait_all(futures: Iterable[Future[_T]]) -> list[_T]:
-    """Return the results of futures in their order, or raise the first failure at once."""
+    """Return the results of futures in their order, or raise the first failure at once.
+
+    >>> with ThreadExecutor(2) as pool:
+    ...     wait_all(pool.submit(abs, n) for n in (-1, 2, -3))
+    [1, 2, 3]
+    """
     futures = list(futures)
     done, _ = wait(futures, return_when=FIRST_EXCEPTION)
     for future in futures:
@@ -4471,6 +4519,12 @@ def joblib_backend(pool: BaseExecutor) -> Any:
 
     Arrays from a megabyte on that calls of one `Parallel` share go over once per machine. What runs
     in a slot and uses joblib itself stays there, one call after the other.
+
+    >>> import joblib
+    >>> with RemoteExecutor("2/:", show_status=False) as pool:
+    ...     with joblib.parallel_config(backend=joblib_backend(pool)):
+    ...         joblib.Parallel()(joblib.delayed(abs)(-n) for n in range(4))
+    [0, 1, 2, 3]
     """
     from joblib.parallel import AutoBatchingMixin, ParallelBackendBase, SequentialBackend
 
