@@ -48,6 +48,7 @@ from __future__ import annotations
 import _thread
 import atexit
 import base64
+import concurrent.futures
 import contextlib
 import dataclasses
 import enum
@@ -483,7 +484,7 @@ class _Chunks:
                     patience = None if deadline is None else max(deadline - monotonic(), 0)
                     has_come = functools.partial(self._outcomes.__contains__, at)
                     if not self._changed.wait_for(has_come, patience):
-                        raise TimeoutError
+                        raise _TimeoutError
                     found, error = self._outcomes.pop(at)
                 at += len(found)
                 values = deque(found)
@@ -821,6 +822,7 @@ class ProcessExecutor(PoolExecutor):
         return self._watch(self._pool.submit(*call))
 
 
+_TimeoutError = concurrent.futures.TimeoutError      # another than ours before Python 3.11
 _CLOSED = "cannot schedule new futures after shutdown"
 _promising: weakref.WeakSet[ProcessExecutor] = weakref.WeakSet()
 

@@ -802,9 +802,11 @@ class TestChunks:
     def test_it_times_out(self, pool, tmp_path):
         results = pool.map(lambda n: wait_for(str(tmp_path / "go")) if n == 400 else n, range(900),
                            timeout=1.5)
-        with pytest.raises(TimeoutError):
-            list(results)
-        (tmp_path / "go").touch()
+        try:
+            with pytest.raises(cf.TimeoutError):
+                list(results)
+        finally:
+            (tmp_path / "go").touch()
 
     def test_arguments_that_are_long_go_alone(self, remote):
         blocks = [numpy.full(30_000, n) for n in range(60)]

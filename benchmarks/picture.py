@@ -3,8 +3,9 @@
     pip install -e '.[test]'
     python benchmarks/picture.py        # writes benchmarks/scoreboard.svg and benchmarks/trace.svg
 
-The run is real: two private sshds on loopback, one of whose links is cut; the program has a terminal
-of its own (a pty), which pyte reads as a person does. The second picture is the trace of that run.
+The run is real: two private sshds on loopback, one of whose links is cut; the program has a
+terminal of its own (a pty), which pyte reads as a person does. The second picture is the trace of
+that run.
 """
 
 from __future__ import annotations
