@@ -212,11 +212,15 @@ def ray() -> Iterator[Any]:
 
 
 class Distex:
-    """A pool over ssh, as its README has it; it must be installed on the worker too."""
+    """A pool over ssh, as its README has it; its program must be on a login shell's PATH there.
 
-    def __init__(self) -> None:
+    Arguments:
+        qsize: calls on their way to each worker.
+    """
+
+    def __init__(self, qsize: int = 2) -> None:
         from distex import Pool
-        self._pool = Pool(0, "ssh://bench/2")
+        self._pool = Pool(0, "ssh://bench/2", qsize=qsize)
 
     def calls(self, number: int) -> None:
         for n, answer in enumerate(self._pool.map(operator.neg, range(number))):
@@ -299,6 +303,7 @@ CONTESTANTS: dict[str, Callable[[], Any]] = {
     "pebble": pebble,
     "execnet, over ssh": Execnet,
     "distex, over ssh": Distex,
+    "distex, over ssh, qsize=100": lambda: Distex(100),
     "mitogen, over ssh": mitogen,
     "dask, local": lambda: dask(False),
     "dask, over ssh": lambda: dask(True),
@@ -515,9 +520,13 @@ def main() -> None:
     from test_executors import Sshd
 
     path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
-    # With a home, for sshd heeds but one SetEnv.
-    with Sshd(["bench"], [f"SetEnv PATH={path}"], has_home=True) as sshd:
-        with tempfile.TemporaryDirectory() as folder:       # for who does not take ssh's options
+    with tempfile.TemporaryDirectory() as folder:
+        for name in (".profile", ".bash_profile", ".bashrc"):   # for who types into a login shell
+            with open(os.path.join(folder, name), "w") as file:
+                file.write(f"export PATH={path}\n")
+        # sshd heeds but one SetEnv.
+        with Sshd(["bench"], [f"SetEnv PATH={path} HOME={folder}"], has_home=True) as sshd:
+            # For who does not take ssh's options.
             ssh, config = os.path.join(folder, "ssh"), sshd.path("config")
             with open(ssh, "w") as file:
                 file.write(f'#!/bin/sh\nexec /usr/bin/ssh -F {config} "$@"\n')
