@@ -448,6 +448,7 @@ class _Chunks:
     def __init__(self, pool: BaseExecutor, fn: Callable[..., Any],
                  items: Iterator[tuple[Any, ...]]) -> None:
         self._pool = pool
+        self._pid = os.getpid()
         self._name = _name(fn)
         self._submit_one = pool._submitter(fn)
         self._submit_some = pool._submitter(functools.partial(wire.run_some, fn))
@@ -496,13 +497,17 @@ class _Chunks:
                 if error is not None:
                     raise error
         finally:        # also when it is left early
-            with self._changed:
-                self._is_over = True
-                left, self._args = len(self._args), {}
-                futures = [*self._under_way.values()]
-            self._pool._promise(-left)
-            for future in futures:
-                future.cancel()
+            if os.getpid() == self._pid:    # in a forked child, others' locks may be held for ever
+                self._close()
+
+    def _close(self) -> None:
+        with self._changed:
+            self._is_over = True
+            left, self._args = len(self._args), {}
+            futures = [*self._under_way.values()]
+        self._pool._promise(-left)
+        for future in futures:
+            future.cancel()
 
     def _feed(self) -> None:
         with self._changed:
@@ -548,7 +553,7 @@ class _Chunks:
         except Exception as error:
             future = Future()
             future.set_exception(error)
-            is_refusal = type(error) is RuntimeError or isinstance(error, BrokenExecutor)
+            is_refusal = _is_closed(error) or isinstance(error, BrokenExecutor)
             way = _REFUSED if is_refusal else _ALONE
         with self._changed:
             if number < len(chunk):
@@ -609,7 +614,7 @@ class _Chunks:
 
     def _drop(self, start: int, number: int, error: BaseException) -> None:
         """The pool takes no more: that is the outcome of a chunk, and of all that waits."""
-        if type(error) is RuntimeError:
+        if _is_closed(error):
             error = CancelledError()
         with self._changed:
             self._under_way.pop(start, None)
@@ -626,6 +631,11 @@ class _Chunks:
         for n in range(start, stop):
             self._args.pop(n, None)
         return before - len(self._args)
+
+
+def _is_closed(error: BaseException) -> bool:
+    """Tell whether this is what a closed pool says, here or in the standard library."""
+    return type(error) is RuntimeError and str(error).startswith("cannot schedule new futures")
 
 
 def _open_chunk(name: str, seconds: float, found: Any,
@@ -773,11 +783,16 @@ class ProcessExecutor(PoolExecutor):
         _keep_promises()
         _promising.add(self)
         with self._lock:
+            if number > 0 and self._is_closed:
+                raise RuntimeError(_CLOSED)
             self._promised += number
             self._kept.notify_all()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False,
                  quiet: bool = False) -> None:
+        # A callback that shuts its pool down cannot wait for itself.
+        manager = getattr(self._pool, "_executor_manager_thread", None)
+        wait = wait and threading.current_thread() is not manager
         with self._lock:
             self._is_closed = True
             is_kept = cancel_futures or not self._promised
@@ -1472,6 +1487,8 @@ class _Scheduler:
         Arguments:
             settled: outcomes beyond those of bundles, by kind.
         """
+        if number > 0 and self.mode is not _OPEN:       # it may be over; a map reads no further
+            raise RuntimeError(_CLOSED)
         self.tally.promised += number
         for kind, count in settled.items():
             self.tally.settled[kind] += count

@@ -443,6 +443,13 @@ class Bomb:
         return self.action, self.args
 
 
+class Unwilling:
+    """Raises what a closed pool raises, when it is pickled."""
+
+    def __reduce__(self):
+        raise RuntimeError("I will not")
+
+
 class BombOnPickle:
     def __init__(self, action, *args):
         self.action, self.args = action, args
@@ -682,7 +689,7 @@ class TestChunks:
         assert pool.task_count == 0
 
     @pytest.mark.parametrize("bad", [0, 1, 777, 2999])
-    @pytest.mark.parametrize("how", ["raises", "argument", "result", "unpickling"])
+    @pytest.mark.parametrize("how", ["raises", "argument", "refusal", "result", "unpickling"])
     def test_what_fails_is_its_item(self, pool, bad, how, tmp_path):
         """With the values before it, and once."""
         if how == "unpickling" and isinstance(pool, executors.ProcessExecutor):
@@ -694,10 +701,11 @@ class TestChunks:
                 return threading.Lock() if how == "result" else 1 // 0
             return -n
         extras = [None] * 3000
-        extras[bad] = {"argument": threading.Lock(),
+        extras[bad] = {"argument": threading.Lock(), "refusal": Unwilling(),
                        "unpickling": Bomb(raise_it, KeyError())}.get(how)
         found, results = [], None
-        with pytest.raises((ZeroDivisionError, BundleError, TypeError, LookupError)) as caught:
+        errors = ZeroDivisionError, BundleError, TypeError, LookupError, RuntimeError
+        with pytest.raises(errors) as caught:
             results = pool.map(work, range(3000), extras)
             found.extend(results)
         assert found == [-n for n in range(bad)], caught.value
@@ -767,6 +775,30 @@ class TestChunks:
         with pytest.raises(RuntimeError, match="after shutdown"):
             own_pool.submit(neg, 1)
         assert list(results) == [None] * 500
+
+    def test_nothing_is_read_after_a_shutdown(self, own_pool):
+        """What has been read is finished; the rest cannot be, and must not be waited for."""
+        results = own_pool.map(neg, range(100), buffersize=3)
+        assert next(results) == 0
+        own_pool.shutdown()
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            list(results)
+
+    def test_a_callback_that_shuts_down(self, own_pool):
+        results = own_pool.map(time.sleep, [0.002] * 200)
+        own_pool.submit(neg, 1).add_done_callback(lambda _: own_pool.shutdown())
+        assert list(results) == [None] * 200
+
+    def test_a_child_that_is_forked_meanwhile_ends(self, own_pool):
+        results = own_pool.map(neg, range(50_000))
+        for n, _ in enumerate(results):
+            if n % 10_000 == 1:
+                child = os.fork()
+                if child == 0:
+                    del results
+                    gc.collect()
+                    os._exit(7)
+                until(lambda: os.waitpid(child, os.WNOHANG)[0])
 
     def test_a_shutdown_that_cancels(self, own_pool):
         results = own_pool.map(time.sleep, [0.01] * 5000)
