@@ -364,7 +364,11 @@ class BaseExecutor(Executor):
         items = zip(*iterables)
         if chunksize is None and self._has_chunks():
             free = _Chunks(self, fn, items)
-            free.read(buffersize)
+            try:
+                free.read(buffersize)
+            except BaseException:       # Ctrl-C: nobody will ask for results
+                free.close()
+                raise
             return free.results(deadline, int(buffersize is not None))
         if chunksize in (None, 1):
             return _in_order(self._submitter(fn), items, buffersize, deadline)
@@ -456,6 +460,7 @@ class _Chunks:
         self._changed = threading.Condition()       # guards the rest
         self._args: dict[int, tuple[Any, ...]] = {}     # of items without an outcome, by number
         self._count = 0                             # items that have been read
+        self._owed = 0                              # of these, those that the pool was promised
         self._ranges: deque[tuple[int, int, bool]] = deque()    # that wait; must each go alone?
         self._is_feeding = False                    # somebody sends them
         self._under_way: dict[int, Any] = {}        # futures, by their first item
@@ -467,6 +472,7 @@ class _Chunks:
     def read(self, number: int | None) -> None:
         """Read so many items more, or all, in the thread of who asks for results; send them."""
         items = [*itertools.islice(self._items, number)]
+        self._owed += len(items)
         self._pool._promise(len(items))
         with self._changed:
             start = self._count
@@ -498,13 +504,16 @@ class _Chunks:
                     raise error
         finally:        # also when it is left early
             if os.getpid() == self._pid:    # in a forked child, others' locks may be held for ever
-                self._close()
+                self.close()
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Cancel what is not done, and forget what is promised."""
         with self._changed:
             self._is_over = True
-            left, self._args = len(self._args), {}
+            args, self._args = self._args, {}       # let go of without the lock
+            left, self._owed = self._owed, 0
             futures = [*self._under_way.values()]
+        del args
         self._pool._promise(-left)
         for future in futures:
             future.cancel()
@@ -630,7 +639,9 @@ class _Chunks:
         before = len(self._args)
         for n in range(start, stop):
             self._args.pop(n, None)
-        return before - len(self._args)
+        count = before - len(self._args)
+        self._owed -= count
+        return count
 
 
 def _is_closed(error: BaseException) -> bool:
@@ -661,7 +672,7 @@ class PoolExecutor(BaseExecutor):
         super().__init__(title)
         self._pool = pool
         self._started: dict[Future[Any], float] = {}    # when those not yet done were submitted
-        self._lock = threading.Lock()       # guards the rest, and which pool it is
+        self._lock = threading.RLock()      # guards the rest, and which pool it is; finalizers come
         self._histogram = Histogram()
 
     @property
@@ -795,7 +806,7 @@ class ProcessExecutor(PoolExecutor):
         wait = wait and threading.current_thread() is not manager
         with self._lock:
             self._is_closed = True
-            is_kept = cancel_futures or not self._promised
+            is_kept = cancel_futures or self._promised <= 0
         end = functools.partial(self._end, wait, cancel_futures, quiet)
         if wait or is_kept:
             end()
@@ -818,7 +829,7 @@ class ProcessExecutor(PoolExecutor):
     def _keep(self) -> None:
         """Wait for what maps are still to send."""
         with self._lock:
-            self._kept.wait_for(lambda: not self._promised)
+            self._kept.wait_for(lambda: self._promised <= 0)
 
     def _submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> Future[_T]:
         if kwargs or not wire.is_plain(args) or not wire.reference(fn):
@@ -1541,7 +1552,7 @@ class _Scheduler:
 
     def is_over(self) -> bool:
         """Tell whether it was closed, and every bundle is settled."""
-        is_kept = not self.tally.promised or self.mode is _CANCELLING
+        is_kept = self.tally.promised <= 0 or self.mode is _CANCELLING
         return self.mode is not _OPEN and not self.unfinished and is_kept
 
     def _settle_waiting(self, kind: int, body: Any = ()) -> None:
@@ -4515,13 +4526,13 @@ class _SharingCalls:
 
     def submit(self, call: Callable[[], Any]) -> Future[Any]:
         pickled, arrays = wire.pack_apart(call)
-        key = tuple(map(id, arrays))        # the submitter keeps them alive
+        key = tuple(map(id, arrays))
         if key not in self._submitters:
             submitter = self._pool._submitter(functools.partial(wire.run_with, arrays))
-            self._submitters[key] = submitter
+            self._submitters[key] = submitter, arrays       # alive, or others get their numbers
             if len(self._submitters) > SHARED_ARRAYS:
                 self._submitters.popitem(last=False)
-        future: Future[Any] = self._submitters[key](pickled)
+        future: Future[Any] = self._submitters[key][0](pickled)
         self._futures.add(future)
         return future
 

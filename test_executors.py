@@ -784,6 +784,29 @@ class TestChunks:
         with pytest.raises(RuntimeError, match="after shutdown"):
             list(results)
 
+    @pytest.mark.parametrize("kind", ["pipe", "process"])
+    def test_ctrl_c_while_it_is_being_sent(self, kind):
+        """Nobody holds its results yet: what was promised is taken back, or nothing would end."""
+        make = {"pipe": "RemoteExecutor('2/:', show_status=False)", "process": "ProcessExecutor(2)"}
+        done = run(f"""
+            import executors, signal, time
+
+            class Slow:
+                def __reduce__(self):
+                    signal.raise_signal(signal.SIGINT)
+                    return Slow, ()
+
+            if __name__ == "__main__":
+                pool = executors.{make[kind]}
+                try:
+                    pool.map(id, [1, 2, Slow()] * 50)
+                except KeyboardInterrupt:
+                    print("interrupted")
+                pool.shutdown()
+                print("ended")
+            """)
+        assert done.stdout.split() == ["interrupted", "ended"], done
+
     def test_a_callback_that_shuts_down(self, own_pool):
         results = own_pool.map(time.sleep, [0.002] * 200)
         own_pool.submit(neg, 1).add_done_callback(lambda _: own_pool.shutdown())
@@ -5696,6 +5719,14 @@ class TestJoblib:
             sums = joblib.Parallel()(joblib.delayed(numpy.sum)(numpy.full(200_000, n))
                                      for n in range(40))
         assert sums == [200_000 * n for n in range(40)]
+
+    def test_arrays_that_are_copied_to_be_pickled(self, local):
+        """They die at once, and the next one may have the same number."""
+        block = numpy.arange(16 * 200_000).reshape(200_000, 16)
+        with joblib.parallel_config(backend=executors.joblib_backend(local("2/:"))):
+            found = joblib.Parallel()(joblib.delayed(lambda column: int(column[0, 0]))(
+                block[:, n:n + 1]) for n in range(16))
+        assert found == [*range(16)]
 
     def test_threads_and_processes_too(self, shared):
         for kind in ("thread", "process"):
