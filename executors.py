@@ -3083,10 +3083,11 @@ class _Functions:
         return function
 
     def _pickle(self, fn: Callable[..., Any], key: Any = ()) -> _Function:
+        inner = fn.func if isinstance(fn, wire.Kept) else fn
         try:
             packed: Any = pickle.dumps(fn, 5) if key else wire.pack(fn)
         except Exception as error:
-            culprit = _find_unpicklable(fn)
+            culprit = _find_unpicklable(inner)
             if not culprit:
                 raise
             raise TypeError(f"{_name(fn)} cannot be sent: {culprit}, which it uses, cannot be "
@@ -3097,7 +3098,6 @@ class _Functions:
         function = self._by_digest.get(hashed.digest())
         if not function:
             name = _name(fn)
-            inner = fn.func if isinstance(fn, wire.Kept) else fn
             line = getattr(getattr(inner, "__code__", None), "co_firstlineno", 0)
             family = getattr(inner, "__module__", ""), name, line
             durations = self._durations.setdefault(family, _Durations())
@@ -3108,7 +3108,6 @@ class _Functions:
 
 def _find_unpicklable(fn: Any) -> str:
     """Return the name of the variable that keeps a function from being pickled, or ""."""
-    fn = fn.func if isinstance(fn, wire.Kept) else fn
     owner = getattr(fn, "__self__", None)
     used = {f"self.{name}": value for name, value in getattr(owner, "__dict__", {}).items()}
     code = getattr(fn, "__code__", None)

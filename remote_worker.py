@@ -392,9 +392,9 @@ def _goes_by_value(module: str) -> bool:
 class Contents:
     """All that makes a function what it is, object by object: nothing, if its name does.
 
-    A function that `has` the same as before needs no new pickle, nor may anything have been carried
-    from one call of it to the next. If something in it can change without being replaced (a list,
-    an instance), no function ever has the same.
+    If they still are those of a function (`is_of`), it needs no new pickle, nor may anything have
+    been carried from one call of it to the next. If something in it can change without being
+    replaced (a list, an instance), they are of no function ever again.
     """
 
     def __init__(self, function: Any) -> None:
@@ -973,11 +973,11 @@ class _Packages:
         """Return the directory of a distribution, which is made if need be. Raises OSError."""
         cache = _make_cache()
         place = os.path.join(cache, key)
-        if not key or not _is_intact(place):
+        if not _is_intact(place):       # which nothing is that has no key
             path = os.path.join(cache, "incoming-%s.lock" % key)
             with open(path, "w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                if not key or not _is_intact(place):
+                if not _is_intact(place):
                     self._copy(cache, place, name, own)
                 _remove(path)       # who waits for it sees that all is done
         os.utime(place)
@@ -2104,14 +2104,18 @@ def _incoming(cache: str, scratch: str, digest: str) -> str:
     """
     is_plain = cache.replace("/", "").translate({ord(c): "x" for c in "._-+"}).isalnum()
     place = cache if is_plain and cache.isascii() else CACHE
-    return "%s/incoming-%s-%s" % (place, os.path.basename(scratch), digest[:16])
+    return os.path.join(place, _incoming_of(scratch) + digest[:16])
+
+
+def _incoming_of(scratch: str) -> str:
+    return "incoming-%s-" % os.path.basename(scratch)
 
 
 def _remove_incoming(scratch: str) -> None:
     """Remove what was cut off on its way, with its shim."""
     cache = os.path.join(os.path.expanduser("~"), CACHE)
     for name in os.listdir(cache) if os.path.isdir(cache) else ():
-        if name.startswith("incoming-%s-" % os.path.basename(scratch)):
+        if name.startswith(_incoming_of(scratch)):
             _remove(os.path.join(cache, name))
 
 
