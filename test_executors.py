@@ -4589,10 +4589,13 @@ class TestSlots:
     def test_an_initializer_that_raises_on_one_machine(self, ssh):
         def fail():
             assert os.environ["EXECUTORS_MACHINE"] == "beta"
+        def work(_):
+            time.sleep(0.02)
+            return os.environ["EXECUTORS_MACHINE"]
         pool = ssh("2/alpha", "2/beta", initializer=fail)
-        found = list(pool.map(lambda _: os.environ["EXECUTORS_MACHINE"], range(30)))
-        assert found == ["beta"] * 30
-        until(lambda: [worker.state for worker in pool.status.workers] == ["failed", "up"])
+        until(lambda: all(worker.state == "up" for worker in pool.status.workers))
+        assert list(pool.map(work, range(30), chunksize=1)) == ["beta"] * 30
+        assert [worker.state for worker in pool.status.workers] == ["failed", "up"]
 
     def test_an_initializer_that_cannot_be_pickled(self):
         with pytest.raises(TypeError, match="lock"):
