@@ -94,7 +94,7 @@ from concurrent.futures import (
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING
 from queue import Empty, SimpleQueue
 from time import monotonic, monotonic_ns
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, ParamSpec, Protocol, TypeVar, overload
 
 if TYPE_CHECKING:
     import remote_worker as wire
@@ -141,6 +141,8 @@ SHARED_ARRAYS = 8               # sets of arrays that calls of joblib share and 
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
+_A = TypeVar("_A")
+_B = TypeVar("_B")
 _log = logging.getLogger("executors")
 
 
@@ -341,6 +343,21 @@ class BaseExecutor(Executor):
     def get_task_count(self) -> int:
         """Return the number of tasks that are submitted and not done."""
         return self.task_count
+
+    # As typeshed has the built-in `map`; its Executor's checks nothing of what it maps over.
+    @overload       # type: ignore[override]
+    def map(self, fn: Callable[[_A], _T], one: Iterable[_A], /, *, timeout: float | None = ...,
+            chunksize: int | None = ..., buffersize: int | None = ...) -> Iterator[_T]: ...
+
+    @overload
+    def map(self, fn: Callable[[_A, _B], _T], one: Iterable[_A], two: Iterable[_B], /, *,
+            timeout: float | None = ..., chunksize: int | None = ...,
+            buffersize: int | None = ...) -> Iterator[_T]: ...
+
+    @overload
+    def map(self, fn: Callable[..., _T], one: Iterable[Any], two: Iterable[Any],
+            three: Iterable[Any], /, *more: Iterable[Any], timeout: float | None = ...,
+            chunksize: int | None = ..., buffersize: int | None = ...) -> Iterator[_T]: ...
 
     def map(self, fn: Callable[..., _T], *iterables: Iterable[Any], timeout: float | None = None,
             chunksize: int | None = None, buffersize: int | None = None) -> Iterator[_T]:
@@ -1132,6 +1149,7 @@ class _Bundle:
     failures: tuple[tuple[str, str, str], ...] = ()     # slots that died under it
     losses: tuple[tuple[_Worker, str], ...] = ()        # machines that were lost while it ran there
     origin: int = 0         # the attempt that the next one follows
+    cell: int = 0           # the notebook's cell that submitted it
 
     def is_running(self) -> bool:
         """Tell whether an attempt has started, as far as one can tell from here."""
@@ -1546,9 +1564,20 @@ class _Scheduler:
     def give_up(self) -> None:
         """Accept no more; settle everything as cancelled, and kill what runs."""
         self.close(True)
+        self._cancel_where(lambda bundle: True)
+
+    def interrupt(self, cell: int) -> None:
+        """Settle as cancelled what a notebook's cell has submitted, and kill what runs of it."""
+        self._cancel_where(lambda bundle: bundle.cell == cell)
+
+    def _cancel_where(self, matches: Callable[[_Bundle], bool]) -> None:
+        queues = self._queues
+        bundles = [*itertools.chain(queues.suspects, *queues.again.values(), queues.new)]
         for worker in self.workers:
-            for attempt in [*worker.running.values(), *worker.ahead.values()]:
-                self.cancel(attempt.bundle)
+            attempts = itertools.chain(worker.running.values(), worker.ahead.values())
+            bundles.extend(attempt.bundle for attempt in attempts)
+        for bundle in filter(matches, bundles):
+            self.cancel(bundle)
 
     def is_over(self) -> bool:
         """Tell whether it was closed, and every bundle is settled."""
@@ -3408,7 +3437,7 @@ class _Supervisor:
         if os.getpid() != self.pid:
             raise RuntimeError(_FOREIGN)
         self.scheduler.check_open(is_promised)
-        bundle = _Bundle(function, wire.pack_call(args, kwargs))
+        bundle = _Bundle(function, wire.pack_call(args, kwargs), cell=self.board.cell)
         future = bundle.future = _RemoteFuture(self, bundle)
         self._enter((self.scheduler.submit, (bundle, is_promised), _nobody))
         return future
@@ -3804,6 +3833,7 @@ class RemoteExecutor(BaseExecutor):
                                        heartbeat_seconds, _Scoreboard(show_status, output))
         _prepare_process()
         _supervisors.add(self._supervisor)
+        _Notebook.watch(self._supervisor)
         self._finalizer = weakref.finalize(
             self, self._supervisor.events.put, (scheduler.close, (False,), _nobody))
         for record in records:
@@ -4236,6 +4266,24 @@ class _Notebook:
         shell = getattr(sys.modules.get("IPython"), "get_ipython", bool)()
         return hasattr(shell, "kernel")
 
+    @staticmethod
+    def watch(supervisor: _Supervisor) -> None:
+        """Have a cell that is interrupted take with it what it has submitted, and nothing else."""
+        if not _Notebook.is_there():
+            return
+        shell: Any = sys.modules["IPython"].get_ipython()
+        board = supervisor.board
+
+        def end_cell(result: Any) -> None:
+            cell = board.cell
+            board.cell += 1
+            if supervisor.ended.is_set():
+                shell.events.unregister("post_run_cell", end_cell)
+            elif isinstance(result.error_in_exec, KeyboardInterrupt):
+                supervisor.decide(supervisor.scheduler.interrupt, cell)
+
+        shell.events.register("post_run_cell", end_cell)
+
     def draw(self, status: RemoteExecutorStatus) -> None:
         """Show a status in place of the one before, which stands where work began."""
         if monotonic() - self._drawn < 1.0 and self._handle:
@@ -4268,6 +4316,7 @@ class _Scoreboard:
 
     def __init__(self, show: bool | None, output: bool | Callable[[str, str, str], object]) -> None:
         self.quiet = False
+        self.cell = 0           # of the notebook, counted from the pool's start
         self._show = show
         self._output = output
         self._terminal: _Terminal | _Notebook | None = None
@@ -4434,8 +4483,26 @@ def _shut_down_at_exit() -> None:
     _at_exit(DefaultExecutors().shutdown)
 
 
+class _Parallel(Protocol[_P, _T]):
+    """A function whose calls return futures, as type checkers see it."""
+
+    @overload
+    def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]: ...
+
+    @overload       # futures may stand for values; no type says so of any one argument
+    def __call__(self, one: Future[Any], /, *args: Any, **kwargs: Any) -> Future[_T]: ...
+
+    @overload
+    def __call__(self, one: Any, two: Future[Any], /, *args: Any, **kwargs: Any) -> Future[_T]: ...
+
+    @overload
+    def __call__(self, *args: Future[Any], **kwargs: Future[Any]) -> Future[_T]: ...
+
+    def __get__(self, instance: Any, owner: Any = ...) -> Callable[..., Future[_T]]: ...
+
+
 def parallelize(method: Method | Executor = Method.THREAD) -> Callable[
-        [Callable[..., _T]], Callable[..., Future[_T]]]:
+        [Callable[_P, _T]], _Parallel[_P, _T]]:
     """Make a function's calls return futures, from a default executor or from the one given.
 
     Futures among the arguments are awaited first, without holding up the caller or a worker.
@@ -4448,7 +4515,7 @@ def parallelize(method: Method | Executor = Method.THREAD) -> Callable[
     >>> sum(wait_all(total(shard) for shard in shards))
     4950
     """
-    def decorate(fn: Callable[..., _T]) -> Callable[..., Future[_T]]:
+    def decorate(fn: Callable[_P, _T]) -> _Parallel[_P, _T]:
         def submit(*args: Any, **kwargs: Any) -> Future[_T]:
             executor: Executor = (getattr(DefaultExecutors(), f"{method.value}_pool")()
                                   if isinstance(method, Method) else method)
@@ -4462,7 +4529,7 @@ def parallelize(method: Method | Executor = Method.THREAD) -> Callable[
             outer: Future[_T] = Future()
             _when_done(awaited, lambda: _submit_into(outer, submit, args, kwargs))
             return outer
-        return call
+        return call     # type: ignore[return-value]
 
     if callable(method):        # used without parentheses
         raise TypeError("write @parallelize() or @parallelize(Method.PROCESS), with parentheses")

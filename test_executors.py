@@ -39,6 +39,7 @@ import textwrap
 import threading
 import time
 import unittest
+import venv
 import weakref
 import zipfile
 from concurrent.futures.process import BrokenProcessPool
@@ -5247,17 +5248,48 @@ class TestNotebooks:
         assert table.count("<tr>") == 2 and "&lt;farm&gt;: 1 done" in table
         assert "Could not resolve hostname" in table
 
-    def test_in_a_kernel(self, tmp_path):
-        """The status stands in the cell that has work done, and what tasks print below it."""
+    def run_cells(self, *cells):
+        """Run cells in a real kernel; return each one's outputs, as `(kind, text)`."""
         import nbclient
         import nbformat
         book = nbformat.v4.new_notebook()
-        book.cells = [nbformat.v4.new_code_cell(textwrap.dedent(cell)) for cell in (
-            f"""
-            import sys, time
+        first = f"""
+            import os, signal, sys, threading, time
             sys.path.insert(0, {HERE!r})
-            import executors
-            pool = executors.RemoteExecutor("2/:", title="one")""",
+            import executors"""
+        book.cells = [nbformat.v4.new_code_cell(textwrap.dedent(cell)) for cell in (first, *cells)]
+        nbclient.NotebookClient(book, timeout=60, allow_errors=True).execute()
+        return [[(one.output_type, str(one.get("data", one.get("text", one.get("ename")))))
+                 for one in cell.outputs] for cell in book.cells[1:]]
+
+    def test_an_interrupted_cell_takes_what_it_submitted(self, tmp_path):
+        _, cell, later, last = self.run_cells(
+            f"""
+            pool = executors.RemoteExecutor("2/:")
+            earlier = pool.submit(time.sleep, 5)
+            def interrupt():
+                while not os.path.exists({str(tmp_path / "began")!r}):
+                    time.sleep(0.05)
+                os.kill(os.getpid(), signal.SIGINT)
+            threading.Thread(target=interrupt).start()""",
+            f"""
+            def work():
+                open({str(tmp_path / "began")!r}, "w").close()
+                time.sleep(100)
+            futures = [pool.submit(work) for _ in range(3)]
+            futures[0].result()""",
+            "print([future.cancelled() for future in futures], pool.submit(abs, -1).result())",
+            """
+            print(earlier.result())
+            pool.shutdown(quiet=True)""")
+        assert ("error", "KeyboardInterrupt") in cell
+        assert ("stream", "[True, True, True] 1\n") in later
+        assert ("stream", "None\n") in last
+
+    def test_in_a_kernel(self, tmp_path):
+        """The status stands in the cell that has work done, and what tasks print below it."""
+        _, first, idle, pool, last = self.run_cells(
+            "pool = executors.RemoteExecutor('2/:', title='one')",
             "print(sum(1 for _ in pool.map(time.sleep, [0.5] * 6)))",
             "time.sleep(1.5)",
             "pool",
@@ -5266,10 +5298,7 @@ class TestNotebooks:
                 print("said")
                 time.sleep(1)
             pool.submit(say, 1).result()
-            pool.shutdown(quiet=True)""")]
-        nbclient.NotebookClient(book, timeout=60, kernel_name="python3").execute()
-        first, idle, pool, last = ([(one.output_type, str(one.get("data", one.get("text"))))
-                                    for one in cell.outputs] for cell in book.cells[1:])
+            pool.shutdown(quiet=True)""")
         kinds = [kind for kind, _ in first]
         assert sorted(kinds) == ["display_data", "stream"] and not idle
         assert "<caption>one: 6 done" in dict(first)["display_data"]
@@ -5653,25 +5682,52 @@ class TestCopies:
         expected = f"9 {executors.__version__} True True\n" * 2
         assert done.stdout == expected, done
 
-    def test_what_a_type_checker_sees(self, tmp_path):
-        """A script with a mistake in a call, against the copy that it imports."""
+    @pytest.mark.parametrize("place", ["beside it", "installed"])
+    def test_what_a_type_checker_sees(self, place, tmp_path):
+        """A script with mistakes in calls, against the copy that it imports."""
         (tmp_path / "script.py").write_text(textwrap.dedent("""
             import executors
 
             def simulate(n: int, scale: float = 1.0) -> float:
                 return n * scale
 
+            @executors.parallelize()
+            def total(n: int, *, scale: float = 1.0) -> float:
+                return n * scale
+
+            class Model:
+                @executors.parallelize()
+                def run(self, n: int) -> int:
+                    return n
+
             with executors.RemoteExecutor(["2/:"]) as pool:
-                total: float = pool.submit(simulate, 3, scale=2.0).result()
-                wrong: str = pool.submit(simulate, 3).result()
+                one: float = pool.submit(simulate, 3, scale=2.0).result()
+                print(sum(pool.map(simulate, range(3))), *pool.map(print, *[[1]]))
+                print(*pool.map(simulate, range(3), (0.5, 1), timeout=3))
+                print(*pool.map(max, [1], [2], [3], buffersize=2))
+                two: float = total(total(3), scale=2.0).result()
+                three: int = Model().run(total(4)).result()
+                wrong: str = pool.submit(simulate, 3).result()          # line 23
                 pool.submit(simulate, "three")
                 pool.submit(simulate, 3, m=4)
-                print(sum(pool.map(simulate, range(3))))
+                pool.map(simulate, ["three"])
+                pool.map(simulate, [3], ["four"])
+                total("three")
+                total(3, m=4)
+                false: str = total(3).result()
             """))
-        done = run([sys.executable, "-m", "mypy", "--strict", "--cache-dir", os.devnull,
-                    "script.py"], cwd=tmp_path, env={"MYPYPATH": HERE})
+        options, folders = [], HERE
+        if place == "installed":
+            venv.create(tmp_path / "env", symlinks=True)
+            site, = tmp_path.glob("env/lib/python*/site-packages")
+            for name in ("executors.py", "remote_worker.py"):
+                shutil.copy(os.path.join(HERE, name), site)
+            python = str(tmp_path / "env/bin/python")
+            options, folders = ["--follow-untyped-imports", "--python-executable", python], ""
+        done = run([sys.executable, "-m", "mypy", "--strict", "--cache-dir", os.devnull, *options,
+                    "script.py"], cwd=tmp_path, env={"MYPYPATH": folders})
         lines = re.findall(r"^script.py:(\d+): error", done.stdout, re.MULTILINE)
-        assert lines == ["9", "10", "11"], done.stdout
+        assert lines == [*map(str, range(23, 31))], done.stdout
 
 
 # ────────────────────────────────────────── integrations ──────────────────────────────────────────
