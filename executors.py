@@ -137,6 +137,7 @@ REPORT_BEATS = 3                # heartbeats between two reports in the log
 LINE_SECONDS = 60.0             # between two lines on stderr, where that is no terminal
 RATE_TICKS = 40                 # in which something was settled, that a rate is measured by
 CHUNK_SECONDS = 0.03            # of work that travels together, of a map that is free to choose
+CHECK_SECONDS = 60.0, 600.0     # that a stage of --check may take; and one that may copy a package
 SHARED_ARRAYS = 8               # sets of arrays that calls of joblib share and that are kept
 
 _T = TypeVar("_T")
@@ -4763,10 +4764,10 @@ class _Checkup(threading.Thread):
         try:
             with self._pools, tempfile.NamedTemporaryFile() as file:
                 pool = self._connect()
-                trip = min(self._time(pool, os.getpid) for _ in range(6))
-                there = self._time(pool, len, os.urandom(4 << 20))
-                back = self._time(pool, os.urandom, 4 << 20)
+                trip = min(self._time(pool, os.getpid)[0] for _ in range(6))
                 self.found["trip"] = _seconds(trip)
+                there, _ = self._time(pool, len, os.urandom(4 << 20))
+                back, _ = self._time(pool, os.urandom, 4 << 20)
                 self.found["MB/s"] = f"{4.2 / there:.3g}/{4.2 / back:.3g}"
                 if self.record.machine == ":":
                     self.found["scp"] = "-"
@@ -4775,7 +4776,8 @@ class _Checkup(threading.Thread):
                     file.flush()
                     self._time(self._connect(file.name), _uncache, os.path.basename(file.name))
                 for module in self._modules:
-                    self.found[module] = pool.submit(_version_of, module).result()
+                    _, self.found[module] = self._time(
+                        pool, _version_of, module, seconds=CHECK_SECONDS[1])
         except Exception as error:
             notes = getattr(error, "__notes__", ())
             self.failure = "\n".join([str(error) or wire.describe(error), *notes])
@@ -4796,10 +4798,17 @@ class _Checkup(threading.Thread):
             ready.result()
         return pool
 
-    def _time(self, pool: RemoteExecutor, fn: Callable[..., Any], *args: Any) -> float:
+    def _time(self, pool: RemoteExecutor, fn: Callable[..., _T], *args: Any,
+              seconds: float = 0) -> tuple[float, _T]:
+        """Have a function called; return the seconds that it took, and its result."""
+        seconds = seconds or CHECK_SECONDS[0]
         started = monotonic()
-        pool.submit(fn, *args).result()
-        return monotonic() - started
+        future = pool.submit(fn, *args)
+        wait([future], seconds)
+        if future.cancel():
+            status, = pool.status.workers
+            raise ExecutorError(f"not done after {seconds:.0f} s; {status.cause}".rstrip("; "))
+        return monotonic() - started, future.result()
 
     def stop(self) -> None:
         """End it, wherever it is."""
@@ -4827,51 +4836,83 @@ def _uncache(name: str) -> None:
     shutil.rmtree(os.path.dirname(os.path.realpath(name)))
 
 
-def _check_lines(checkups: Sequence[_Checkup], columns: int) -> list[str]:
-    """Lay out what is known as a table, or as a list where that is too wide; below, failures."""
-    rows = [["", *checkups[0].stages], *([one.record.login, *one.cells()] for one in checkups)]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    gap = "  " if sum(widths) + 2 * len(widths) <= columns else " "
-    widths[0] = min(widths[0], max(12, columns - sum(widths[1:]) - len(gap * len(widths))))
-    lines = [gap.join(f"{cell[:width]:{width}}" for cell, width in zip(row, widths)).rstrip()
-             for row in rows]
-    if max(map(len, lines)) > columns:
-        lines = []
-        for name, *cells in rows[1:]:
-            parts = [f"{stage} {cell}" for stage, cell in zip(checkups[0].stages, cells) if cell]
-            lines += _wrap_parts([f"{name}: {parts[0]}", *parts[1:]], columns)
-    users: dict[str, list[str]] = {}
-    for one in checkups:
-        users.setdefault(one.found.get("interpreter", ""), []).append(one.record.login)
-    users.pop("", None)
-    for path, names in users.items():
-        lines += _wrap_parts([f"{_printable(path)}: {names[0]}", *names[1:]], columns)
-    for one in checkups:
+class _CheckTable:
+    """How `--check` is shown: a row for each machine, and below it why it failed.
+
+    It is a list where a table is too wide.
+    """
+
+    _WIDTHS: ClassVar = {"python": 7, "start": 7, "trip": 7, "MB/s": 9}    # rows come one by one
+
+    def __init__(self, checkups: Sequence[_Checkup], columns: int) -> None:
+        self._columns = columns
+        self._stages = stages = checkups[0].stages
+        cells = [max(len(stage), self._WIDTHS.get(stage, 4)) for stage in stages]
+        names = max(len(one.record.login) for one in checkups)
+        gap = 1 + (names + sum(cells) + 2 * len(cells) <= columns)
+        room = columns - sum(cells) - gap * len(cells)
+        self._gap = " " * gap
+        self._widths = [min(names, room), *cells] if room >= min(names, 12) else []
+
+    def head(self) -> list[str]:
+        """Return the lines above all."""
+        return self._lay_out(["", *self._stages]) if self._widths else []
+
+    def _lay_out(self, cells: Sequence[str]) -> list[str]:
+        padded = (f"{cell:{width}}" for cell, width in zip(cells, self._widths))
+        return [self._gap.join(padded).rstrip()]
+
+    def row(self, one: _Checkup) -> list[str]:
+        """Return the lines of a machine."""
+        name, cells = one.record.login, one.cells()
+        if self._widths:
+            lines = self._lay_out([name[:self._widths[0]], *cells])
+        else:
+            parts = [f"{stage} {cell}" for stage, cell in zip(self._stages, cells) if cell]
+            lines = _wrap_parts([f"{name}: {parts[0]}", *parts[1:]], self._columns)
         if one.failure:
-            text = f"{one.record.login}: {one.stage}: {_printable(one.failure)}"
-            lines += textwrap.wrap(text, columns, subsequent_indent="  ", break_on_hyphens=False)
-    return lines
+            text = f"{name}: {one.stage}: {_printable(one.failure)}"
+            lines += textwrap.wrap(
+                text, self._columns, subsequent_indent="  ", break_on_hyphens=False)
+        return lines
+
+    def foot(self, checkups: Iterable[_Checkup]) -> list[str]:
+        """Return the lines below all: whose interpreter is where."""
+        users: dict[str, list[str]] = {}
+        for one in checkups:
+            users.setdefault(one.found.get("interpreter", ""), []).append(one.record.login)
+        users.pop("", None)
+        return [line for path, names in users.items()
+                for line in _wrap_parts([f"{_printable(path)}: {names[0]}", *names[1:]],
+                                        self._columns)]
 
 
 def _check(records: Sequence[RemoteWorkerRecord], ssh_options: list[str],
            modules: Sequence[str]) -> bool:
-    """Diagnose every machine side by side, as a table while it happens; return if all are fit."""
+    """Diagnose every machine side by side; return whether all are fit.
+
+    What is done is printed; what is not stands below it and is redrawn, if it is a terminal.
+    """
     checkups = [_Checkup(record, ssh_options, modules) for record in records]
-    late = checkups
-    drawn = 0
+    table = _CheckTable(checkups, shutil.get_terminal_size().columns - 1)
+    lines, late, drawn = table.head(), checkups, 0
     try:
         while late:
-            late = [one for one in checkups if one.is_alive()]
+            is_done = {one: not one.is_alive() for one in late}
+            late = [one for one in late if not is_done[one]]
+            lines += [line for one in is_done if is_done[one] for line in table.row(one)]
+            rest = [line for one in late if sys.stdout.isatty() for line in table.row(one)]
             columns, height = shutil.get_terminal_size()
-            lines = _check_lines(checkups, columns - 1)
-            if late and len(lines) >= height:
+            if len(rest) >= height:
                 names = ", ".join(one.record.login for one in late)
-                lines = [f"{len(late)} of {len(checkups)} not done yet: {names}"[:columns - 1]]
-            if not late or sys.stdout.isatty():
-                print(f"\x1b[{drawn}A\x1b[J" * bool(drawn) + "\n".join(lines), flush=True)
-                drawn = len(lines)
+                rest = [f"{len(late)} of {len(checkups)} not done yet: {names}"]
+            rest = [line[:columns - 1] for line in rest]
+            if lines or rest:
+                print(f"\x1b[{drawn}A\x1b[J" * bool(drawn) + "\n".join(lines + rest), flush=True)
+            lines, drawn = [], len(rest)
             for one in late:
                 one.join(0.2 / len(late))
+        print(*table.foot(checkups), sep="\n")
         return not any(one.failure for one in checkups)
     finally:
         for one in checkups:
