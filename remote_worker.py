@@ -996,10 +996,13 @@ class _Packages:
 
 
 class SourceLoader:
-    """Make a module of a text that came from elsewhere."""
+    """Make a module of a text that came from elsewhere.
 
-    def __init__(self, filename: str, source: str) -> None:
-        self.filename = filename
+    Its data has not come; what asks for it is told the path where it is missing.
+    """
+
+    def __init__(self, path: str, source: str) -> None:
+        self.path = path        # so named for importlib.readers
         self._source = source
 
     def create_module(self, spec: Any) -> None:
@@ -1007,12 +1010,38 @@ class SourceLoader:
 
     def exec_module(self, module: types.ModuleType) -> None:
         """Run the text."""
-        code = compile(self._source, self.filename, "exec", dont_inherit=True)
+        code = compile(self._source, self.path, "exec", dont_inherit=True)
         exec(code, module.__dict__)
 
     def get_source(self, name: str) -> str:
         """Return the text; through this, tracebacks show lines (linecache.lazycache)."""
         return self._source
+
+    def get_data(self, path: str) -> bytes:
+        """Read a file, for pkgutil. Raises OSError."""
+        with open(path, "rb") as file:
+            return file.read()
+
+    def get_resource_reader(self, name: str) -> Any:
+        """Return what reads files beside the module, for importlib.resources."""
+        import importlib.readers
+        return importlib.readers.FileReader(self)       # type: ignore[arg-type]
+
+
+def _why_no_data(missing: str) -> str:
+    """Tell what to do if a file beside a module that was sent is missing; "" if it is no such."""
+    remedy = ""
+    for name, module in sorted([*sys.modules.items()]):     # of packages in packages, the outermost
+        loader = getattr(getattr(module, "__spec__", None), "loader", None)
+        if isinstance(loader, SourceLoader):
+            folder = os.path.dirname(loader.path)
+            if missing.startswith(os.path.join(folder, "")):
+                if hasattr(module, "__path__"):
+                    return "%s was sent without its data: files=[%r] sends all of it" % (
+                        name, folder)
+                remedy = ("the modules of a project are sent without their data: name it in "
+                          "files=, and open it by its name alone")
+    return remedy
 
 
 # ────────────────────────────────────────────── slot ──────────────────────────────────────────────
@@ -1224,14 +1253,9 @@ class _Slot:
     def explain(self, error: BaseException) -> BaseException:
         """Say on a missing third-party module where it is missing and what to do."""
         if isinstance(error, FileNotFoundError) and hasattr(error, "add_note"):
-            folder = os.path.dirname(os.path.abspath(str(error.filename)))
-            for module in [*sys.modules.values()]:
-                loader = getattr(getattr(module, "__spec__", None), "loader", None)
-                if isinstance(loader, SourceLoader) and folder.startswith(
-                        os.path.dirname(loader.filename)):
-                    error.add_note("the modules of a project are sent without their data: name it "
-                                   "in files=")
-                    break
+            remedy = _why_no_data(os.path.join(os.path.abspath(str(error.filename)), ""))
+            if remedy:
+                error.add_note(remedy)
         if isinstance(error, ModuleNotFoundError) and error.name:
             remedy = self._finder.why_not(error.name) or (
                 "install it there, or name another interpreter in the worker's record (python=...)")

@@ -3885,17 +3885,51 @@ class TestModules:
 
     @pytest.mark.skipif(sys.version_info < (3, 11), reason="errors have no notes before")
     def test_data_beside_a_module_gets_a_hint(self, tmp_path):
-        printed = self.project(tmp_path, {"proj/__init__.py": """
-            import pathlib
+        printed = self.project(tmp_path, {"alone.py": """
             def load():
+                return open(__file__ + ".no_such_file")
+            """, "proj/__init__.py": "", "proj/inner.py": """
+            import importlib.resources, pathlib, pkgutil
+            def by_path():
                 return (pathlib.Path(__file__).parent / "data" / "no_such_file").read_text()
+            def by_resources():
+                return importlib.resources.files("proj").joinpath("no_such_file").read_text()
+            def by_pkgutil():
+                return pkgutil.get_data("proj", "no_such_file")
+            def by_all():
+                return [*(importlib.resources.files("proj") / "no_such_folder").iterdir()]
+            def there():
+                return len(pkgutil.get_data("proj", "inner.py"))
             """}, """
-            import executors, proj
+            import alone, executors, proj.inner as inner
+            calls = inner.by_path, inner.by_resources, inner.by_pkgutil, inner.by_all, alone.load
             if __name__ == "__main__":
                 with executors.RemoteExecutor("1/:", show_status=False) as pool:
-                    print(pool.submit(proj.load).exception().__notes__)
+                    for call in calls:
+                        print(*pool.submit(call).exception().__notes__)
+                    print(pool.submit(inner.there).result() > 100)
+                    print(hasattr(pool.submit(open, "/no_such_file").exception(), "__notes__"))
             """)
-        assert "name it in files=" in printed
+        *lines, alone, there, elsewhere = printed.splitlines()
+        words = f"proj was sent without its data: files=['{tmp_path}/proj'] sends all of it"
+        assert lines == [words] * 4 and "name it in files=, and open it by its name alone" in alone
+        assert (there, elsewhere) == ("True", "False")
+
+    def test_data_of_a_package_follows_by_files(self, tmp_path):
+        printed = self.project(tmp_path, {"proj/__init__.py": """
+            import importlib.resources, pathlib
+            def load():
+                found = importlib.resources.files("proj").joinpath("data/names.txt").read_text()
+                beside = pathlib.Path(__file__).parent
+                assert found == (beside / "data/names.txt").read_text()
+                return found, str(beside) != str(pathlib.Path("proj").resolve())
+            """, "proj/data/names.txt": "Ada"}, """
+            import executors, proj
+            if __name__ == "__main__":
+                with executors.RemoteExecutor("1/:", files=proj.__path__) as pool:
+                    print(pool.submit(proj.load).result())
+            """)
+        assert printed == "('Ada', True)\n", printed
 
     def test_modules_of_the_project(self, tmp_path):
         """Packages, relative and lazy imports, a namespace package; each once, unconfigured."""
@@ -5567,6 +5601,11 @@ class TestReadme:
         text = textwrap.dedent(readme_examples()[title])
         text = re.sub(r"RemoteExecutor\(\[.*?\]", "RemoteExecutor(['2/:']", text)
         (tmp_path / "example.py").write_text(text)
+        (tmp_path / "mypkg").mkdir()
+        (tmp_path / "mypkg/names.txt").write_text("Ada")
+        (tmp_path / "mypkg/__init__.py").write_text(
+            "import pathlib\n"
+            "def load(): return (pathlib.Path(__file__).parent / 'names.txt').read_text()\n")
         done = run([sys.executable, "example.py"], cwd=tmp_path, env={
             "PYTHONPATH": HERE, "EXECUTORS_REMOTE_WORKERS": "2/:", "PYTHONWARNINGS": "ignore"})
         assert done.returncode == 0 and done.stdout.strip(), done
