@@ -58,6 +58,7 @@ import importlib
 import importlib.util
 import itertools
 import json
+import linecache
 import logging
 import math
 import multiprocessing.context
@@ -94,7 +95,7 @@ from concurrent.futures import (
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING
 from queue import Empty, SimpleQueue
 from time import monotonic, monotonic_ns
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, ParamSpec, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, ParamSpec, TypeVar, overload
 
 if TYPE_CHECKING:
     import remote_worker as wire
@@ -144,6 +145,7 @@ _T = TypeVar("_T")
 _P = ParamSpec("_P")
 _A = TypeVar("_A")
 _B = TypeVar("_B")
+_C = TypeVar("_C")
 _log = logging.getLogger("executors")
 
 
@@ -356,9 +358,15 @@ class BaseExecutor(Executor):
             buffersize: int | None = ...) -> Iterator[_T]: ...
 
     @overload
+    def map(self, fn: Callable[[_A, _B, _C], _T], one: Iterable[_A], two: Iterable[_B],
+            three: Iterable[_C], /, *, timeout: float | None = ..., chunksize: int | None = ...,
+            buffersize: int | None = ...) -> Iterator[_T]: ...
+
+    @overload
     def map(self, fn: Callable[..., _T], one: Iterable[Any], two: Iterable[Any],
-            three: Iterable[Any], /, *more: Iterable[Any], timeout: float | None = ...,
-            chunksize: int | None = ..., buffersize: int | None = ...) -> Iterator[_T]: ...
+            three: Iterable[Any], four: Iterable[Any], /, *more: Iterable[Any],
+            timeout: float | None = ..., chunksize: int | None = ...,
+            buffersize: int | None = ...) -> Iterator[_T]: ...
 
     def map(self, fn: Callable[..., _T], *iterables: Iterable[Any], timeout: float | None = None,
             chunksize: int | None = None, buffersize: int | None = None) -> Iterator[_T]:
@@ -3726,8 +3734,16 @@ def _rebuild(name: str, body: Any) -> BaseException:
                 "run": "it raised an exception that cannot be pickled"}[stage]
         error = BundleError(name, f"{what}: {kind}: {text}")
     # Not by assignment: an exception may be frozen.
-    vars(BaseException)["__cause__"].__set__(error, _RemoteTraceback(trace))
+    vars(BaseException)["__cause__"].__set__(error, _RemoteTraceback(_with_lines(trace)))
     return error
+
+
+def _with_lines(trace: str) -> str:
+    """Show the lines of files that are here alone: the script's, those of a notebook's cells."""
+    def show(match: re.Match[str]) -> str:
+        line = linecache.getline(match[1], int(match[2])).strip()
+        return match[0] + f"    {line}\n" * bool(line)
+    return re.sub(r'^  File "(.+)", line (\d+), in .*\n(?! {4})', show, trace, flags=re.MULTILINE)
 
 
 _supervisors: weakref.WeakSet[_Supervisor] = weakref.WeakSet()
@@ -3770,9 +3786,9 @@ class RemoteExecutor(BaseExecutor):
             BundleTimeoutError.
         heartbeat_seconds: between pings; a machine that leaves three unanswered is lost.
         show_status: False shows nothing; by default a scoreboard stands at the bottom of the
-            terminal while tasks run, if stderr is one, and if it is not, a line is printed every
-            minute; True then prints the status every few heartbeats. The log has it at INFO in any
-            case.
+            terminal while tasks run, if stderr is one; in a notebook, in the cell that has them run
+            (which, interrupted, takes them with it); else a line is printed every minute, and with
+            True the status every few heartbeats. The log has it at INFO in any case.
         modules: whether tasks may import the modules of this project, whose source a worker then
             asks for. Any module of it can be asked for: one with passwords, too.
         packages: whether tasks may import what is installed here with pip, if their machine has not
@@ -4484,26 +4500,13 @@ def _shut_down_at_exit() -> None:
     _at_exit(DefaultExecutors().shutdown)
 
 
-class _Parallel(Protocol[_P, _T]):
-    """A function whose calls return futures, as type checkers see it."""
-
-    @overload
-    def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]: ...
-
-    @overload       # futures may stand for values; no type says so of any one argument
-    def __call__(self, one: Future[Any], /, *args: Any, **kwargs: Any) -> Future[_T]: ...
-
-    @overload
-    def __call__(self, one: Any, two: Future[Any], /, *args: Any, **kwargs: Any) -> Future[_T]: ...
-
-    @overload
-    def __call__(self, *args: Future[Any], **kwargs: Future[Any]) -> Future[_T]: ...
-
-    def __get__(self, instance: Any, owner: Any = ...) -> Callable[..., Future[_T]]: ...
+if TYPE_CHECKING:
+    class _Promise(Future[_T], Any):        # type: ignore[misc]
+        """A future that may stand for its value among arguments, whatever their type."""
 
 
 def parallelize(method: Method | Executor = Method.THREAD) -> Callable[
-        [Callable[_P, _T]], _Parallel[_P, _T]]:
+        [Callable[_P, _T]], Callable[_P, _Promise[_T]]]:
     """Make a function's calls return futures, from a default executor or from the one given.
 
     Futures among the arguments are awaited first, without holding up the caller or a worker.
@@ -4516,7 +4519,7 @@ def parallelize(method: Method | Executor = Method.THREAD) -> Callable[
     >>> sum(wait_all(total(shard) for shard in shards))
     4950
     """
-    def decorate(fn: Callable[_P, _T]) -> _Parallel[_P, _T]:
+    def decorate(fn: Callable[_P, _T]) -> Callable[_P, _Promise[_T]]:
         def submit(*args: Any, **kwargs: Any) -> Future[_T]:
             executor: Executor = (getattr(DefaultExecutors(), f"{method.value}_pool")()
                                   if isinstance(method, Method) else method)

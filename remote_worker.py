@@ -532,10 +532,17 @@ def _pickler() -> Any:
 def _make_pickler(reduce_cached: Callable[[Any], Any]) -> Any:
     """Return cloudpickle's pickler, taught about caches."""
     import cloudpickle
+    plain = cloudpickle.CloudPickler.dispatch_table
+
+    def reduce_code(code: types.CodeType) -> Any:
+        """Keep the file's name, for tracebacks; cloudpickle writes another one in its place."""
+        make, found = plain[types.CodeType](code)
+        return make, tuple([code.co_filename if isinstance(one, str) and one == "<dynamic-code>"
+                            else one for one in found])
 
     class Pickler(cloudpickle.CloudPickler):    # type: ignore[misc]
-        dispatch_table = cloudpickle.CloudPickler.dispatch_table.new_child({
-            _CACHED: reduce_cached,
+        dispatch_table = plain.new_child({
+            _CACHED: reduce_cached, types.CodeType: reduce_code,
             functools.cached_property: lambda one: (    # before Python 3.12, there is a lock in it
                 functools.cached_property, (one.func,), {"attrname": one.attrname})})
 
@@ -1024,24 +1031,39 @@ class SourceLoader:
 
     def get_resource_reader(self, name: str) -> Any:
         """Return what reads files beside the module, for importlib.resources."""
+        if not os.path.isabs(self.path):
+            raise FileNotFoundError("the namespace package %s was sent without its data: name it "
+                                    "in files=" % name)
         import importlib.readers
         return importlib.readers.FileReader(self)       # type: ignore[arg-type]
 
 
-def _why_no_data(missing: str) -> str:
-    """Tell what to do if a file beside a module that was sent is missing; "" if it is no such."""
-    remedy = ""
+def _why_no_data(error: FileNotFoundError) -> str:
+    """Tell what to do if a file is missing beside code that was sent; "" if it is no such."""
+    missing = os.fsdecode(error.filename)
+    if not os.path.isabs(missing):      # a program, say
+        return ""
+
+    def is_sent(path: str) -> bool:     # where the code is, data that is missing was never there
+        return os.path.isabs(path) and os.path.join(missing, "").startswith(
+            os.path.join(os.path.dirname(path), "")) and not os.path.exists(path)
+
     for name, module in sorted([*sys.modules.items()]):     # of packages in packages, the outermost
         loader = getattr(getattr(module, "__spec__", None), "loader", None)
-        if isinstance(loader, SourceLoader):
-            folder = os.path.dirname(loader.path)
-            if missing.startswith(os.path.join(folder, "")):
-                if hasattr(module, "__path__"):
-                    return "%s was sent without its data: files=[%r] sends all of it" % (
-                        name, folder)
-                remedy = ("the modules of a project are sent without their data: name it in "
-                          "files=, and open it by its name alone")
-    return remedy
+        path = loader.path if isinstance(loader, SourceLoader) else ""
+        if is_sent(path) and hasattr(module, "__path__"):
+            folder = os.path.dirname(path)
+            for _ in range(name.count(".")):        # that of the namespace
+                folder = os.path.dirname(folder)
+            return "%s was sent without its data: files=[%r] sends all of it" % (
+                name.partition(".")[0], folder)
+    trace = error.__traceback__
+    while trace:
+        if is_sent(trace.tb_frame.f_code.co_filename):
+            return ("code is sent without the data that lies beside it: name that in files=, and "
+                    "open it by its name alone")
+        trace = trace.tb_next
+    return ""
 
 
 # ────────────────────────────────────────────── slot ──────────────────────────────────────────────
@@ -1251,10 +1273,17 @@ class _Slot:
         return pack_outcome(ok, value) if ok else _pack_failure(value)
 
     def explain(self, error: BaseException) -> BaseException:
-        """Say on a missing third-party module where it is missing and what to do."""
-        if isinstance(error, FileNotFoundError) and hasattr(error, "add_note"):
-            remedy = _why_no_data(os.path.join(os.path.abspath(str(error.filename)), ""))
-            if remedy:
+        """Say on what is missing here where it is missing, and what to do."""
+        try:
+            self._explain(error)
+        except Exception:       # users' modules and errors raise what they like
+            pass
+        return error
+
+    def _explain(self, error: BaseException) -> None:
+        if isinstance(error, FileNotFoundError) and error.filename is not None:
+            remedy = _why_no_data(error)
+            if remedy and hasattr(error, "add_note"):
                 error.add_note(remedy)
         if isinstance(error, ModuleNotFoundError) and error.name:
             remedy = self._finder.why_not(error.name) or (
@@ -1264,7 +1293,6 @@ class _Slot:
                 error.add_note(note)
             elif isinstance(error.msg, str):        # before Python 3.11
                 error.args = ("%s (%s)" % (error.msg, note),)
-        return error
 
 
 def _pack_failure(error: BaseException, stage: str = "run") -> tuple[int, Packed]:

@@ -2472,6 +2472,24 @@ class TestBlame:
         assert "raise error" in str(error.__cause__) and "in raise_it" in str(error.__cause__)
         assert "run_call" not in str(error.__cause__)
 
+    def test_a_traceback_shows_the_lines_of_a_script(self, tmp_path):
+        """The file is known here alone, as that of a notebook's cell is."""
+        (tmp_path / "script.py").write_text(textwrap.dedent("""
+            import executors, linecache, os
+            def inner(n):
+                return 1 // n
+            work = lambda n: inner(n - 1)
+            if __name__ == "__main__":
+                linecache.getlines(__file__)
+                os.rename(__file__, "away.py")
+                with executors.RemoteExecutor("1/:", show_status=False) as pool:
+                    print(pool.submit(work, 1).exception().__cause__)
+            """))
+        done = run([sys.executable, "script.py"], cwd=tmp_path, env={"PYTHONPATH": HERE})
+        path = os.path.join(tmp_path, "script.py")
+        assert f'  File "{path}", line 5, in <lambda>\n    work = lambda n: inner(n - 1)\n' \
+               f'  File "{path}", line 4, in inner\n    return 1 // n\n' in done.stdout, done
+
     @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()])
     def test_no_exception_is_too_base(self, remote, error):
         assert type(remote.submit(raise_it, error).exception(PATIENCE)) is type(error)
@@ -3884,11 +3902,16 @@ class TestModules:
         return done.stdout
 
     @pytest.mark.skipif(sys.version_info < (3, 11), reason="errors have no notes before")
-    def test_data_beside_a_module_gets_a_hint(self, tmp_path):
+    def test_data_beside_what_was_sent_gets_a_hint(self, tmp_path):
+        """Where the code itself is not; elsewhere, what is missing was never there."""
         printed = self.project(tmp_path, {"alone.py": """
             def load():
                 return open(__file__ + ".no_such_file")
-            """, "proj/__init__.py": "", "proj/inner.py": """
+            """, "space/pkg/__init__.py": """
+            import pathlib
+            def load():
+                return (pathlib.Path(__file__).parent / "no_such_file").read_text()
+            """, "proj/__init__.py": "", "proj/data/names.txt": "", "proj/inner.py": """
             import importlib.resources, pathlib, pkgutil
             def by_path():
                 return (pathlib.Path(__file__).parent / "data" / "no_such_file").read_text()
@@ -3898,22 +3921,47 @@ class TestModules:
                 return pkgutil.get_data("proj", "no_such_file")
             def by_all():
                 return [*(importlib.resources.files("proj") / "no_such_folder").iterdir()]
+            def by_namespace():
+                return importlib.resources.files("proj.data").joinpath("names.txt").read_text()
             def there():
                 return len(pkgutil.get_data("proj", "inner.py"))
             """}, """
-            import alone, executors, proj.inner as inner
-            calls = inner.by_path, inner.by_resources, inner.by_pkgutil, inner.by_all, alone.load
+            import os, pathlib, shutil, tempfile
+            import alone, executors, proj.inner as inner, space.pkg
+            FOLDER = pathlib.Path(__file__).parent
+            def own():
+                return (FOLDER / "no_such_file").read_text()
+            def without_a_folder():
+                with tempfile.TemporaryDirectory() as folder:
+                    os.chdir(folder)
+                open("no_such_file")
+            calls = inner.by_path, inner.by_resources, inner.by_pkgutil, inner.by_all
             if __name__ == "__main__":
                 with executors.RemoteExecutor("1/:", show_status=False) as pool:
-                    for call in calls:
-                        print(*pool.submit(call).exception().__notes__)
                     print(pool.submit(inner.there).result() > 100)
-                    print(hasattr(pool.submit(open, "/no_such_file").exception(), "__notes__"))
+                    for call in (*calls, alone.load, space.pkg.load, own):
+                        print(hasattr(pool.submit(call).exception(), "__notes__"), end=" ")
+                    namespace = pool.submit(inner.by_namespace).exception()
+                    for name in "proj", "space":
+                        shutil.rmtree(FOLDER / name)
+                    os.remove(FOLDER / "alone.py")
+                    os.rename(FOLDER / "main.py", FOLDER / "away.py")
+                    for call in (*calls, space.pkg.load, alone.load, own):
+                        print(*pool.submit(call).exception().__notes__)
+                    print(namespace)
+                    for name in "/no_such_file", "no_such_file":
+                        print(hasattr(pool.submit(open, name).exception(), "__notes__"), end=" ")
+                    print(repr(pool.submit(without_a_folder).exception()))
             """)
-        *lines, alone, there, elsewhere = printed.splitlines()
-        words = f"proj was sent without its data: files=['{tmp_path}/proj'] sends all of it"
-        assert lines == [words] * 4 and "name it in files=, and open it by its name alone" in alone
-        assert (there, elsewhere) == ("True", "False")
+        there, *lines, space, alone, own, namespace, elsewhere = printed.splitlines()
+        assert there == "True"
+        words = "{0} was sent without its data: files=['{1}/{0}'] sends all of it"
+        assert lines == ["False " * 7 + words.format("proj", tmp_path),
+                         *[words.format("proj", tmp_path)] * 3]
+        assert space == words.format("space", tmp_path)
+        assert "name that in files=, and open it by its name alone" in alone and alone == own
+        assert "namespace package proj.data was sent without its data" in namespace
+        assert elsewhere == "False False FileNotFoundError(2, 'No such file or directory')"
 
     def test_data_of_a_package_follows_by_files(self, tmp_path):
         printed = self.project(tmp_path, {"proj/__init__.py": """
@@ -5749,20 +5797,27 @@ class TestCopies:
                 def run(self, n: int) -> int:
                     return n
 
+            def join(n: int, text: str, m: int) -> str:
+                return text
+
             with executors.RemoteExecutor(["2/:"]) as pool:
                 one: float = pool.submit(simulate, 3, scale=2.0).result()
                 print(sum(pool.map(simulate, range(3))), *pool.map(print, *[[1]]))
                 print(*pool.map(simulate, range(3), (0.5, 1), timeout=3))
                 print(*pool.map(max, [1], [2], [3], buffersize=2))
-                two: float = total(total(3), scale=2.0).result()
+                print(*pool.map(join, [1], ["2"], [3]))
+                two: float = total(3, scale=total(total(3), scale=2.0)).result()
                 three: int = Model().run(total(4)).result()
-                wrong: str = pool.submit(simulate, 3).result()          # line 23
+                wrong: str = pool.submit(simulate, 3).result()          # line 27
                 pool.submit(simulate, "three")
                 pool.submit(simulate, 3, m=4)
                 pool.map(simulate, ["three"])
                 pool.map(simulate, [3], ["four"])
+                pool.map(join, [1], [2], [3])
                 total("three")
                 total(3, m=4)
+                total()
+                Model().run("three")
                 false: str = total(3).result()
             """))
         options, folders = [], HERE
@@ -5776,7 +5831,7 @@ class TestCopies:
         done = run([sys.executable, "-m", "mypy", "--strict", "--cache-dir", os.devnull, *options,
                     "script.py"], cwd=tmp_path, env={"MYPYPATH": folders})
         lines = re.findall(r"^script.py:(\d+): error", done.stdout, re.MULTILINE)
-        assert lines == [*map(str, range(23, 31))], done.stdout
+        assert lines == [*map(str, range(27, 38))], done.stdout
 
 
 # ────────────────────────────────────────── integrations ──────────────────────────────────────────
