@@ -62,6 +62,7 @@ import linecache
 import logging
 import math
 import multiprocessing.context
+import numbers
 import operator
 import os
 import pickle
@@ -346,6 +347,9 @@ class BaseExecutor(Executor):
     def get_task_count(self) -> int:
         """Return the number of tasks that are submitted and not done."""
         return self.task_count
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.title!r}: {self.task_count} tasks>"
 
     # As typeshed has the built-in `map`; its Executor's checks nothing of what it maps over.
     @overload       # type: ignore[override]
@@ -969,6 +973,8 @@ class RemoteWorkerRecord:
         username, at, machine = login.rpartition("@")
         given: dict[str, Any] = {}
         try:
+            if slash and not count.isdecimal():
+                raise ValueError(f"{count!r} is no number of slots")
             if slash:
                 given["count"] = int(count)
             for setting in settings:
@@ -1158,7 +1164,7 @@ class _Bundle:
     failures: tuple[tuple[str, str, str], ...] = ()     # slots that died under it
     losses: tuple[tuple[_Worker, str], ...] = ()        # machines that were lost while it ran there
     origin: int = 0         # the attempt that the next one follows
-    cell: int = 0           # the notebook's cell that submitted it
+    cell: int = 0           # the notebook's cell that submitted it, if one did
 
     def is_running(self) -> bool:
         """Tell whether an attempt has started, as far as one can tell from here."""
@@ -3446,7 +3452,10 @@ class _Supervisor:
         if os.getpid() != self.pid:
             raise RuntimeError(_FOREIGN)
         self.scheduler.check_open(is_promised)
-        bundle = _Bundle(function, wire.pack_call(args, kwargs), cell=self.board.cell)
+        cell = self.board.cell
+        if cell and threading.get_ident() != self._main:
+            cell = 0        # threads outlive the cells that start them
+        bundle = _Bundle(function, wire.pack_call(args, kwargs), cell=cell)
         future = bundle.future = _RemoteFuture(self, bundle)
         self._enter((self.scheduler.submit, (bundle, is_promised), _nobody))
         return future
@@ -3838,11 +3847,10 @@ class RemoteExecutor(BaseExecutor):
                 schedule_backups, "EXECUTORS_SCHEDULE_REMOTE_BACKUPS", _boolean, True)),
             _or_environment(max_bundle_failures, "EXECUTORS_MAX_BUNDLE_FAILURES", int, 3),
             math.inf if bundle_timeout is None else bundle_timeout)
-        for name, value in (*rules._asdict().items(), ("heartbeat_seconds", heartbeat_seconds)):
-            if not (isinstance(value, bool) or value > 0):
-                raise ValueError(f"{name} is {value!r}; it must be more than 0")
+        _check_values({**rules._asdict(), "heartbeat_seconds": heartbeat_seconds}, {
+            "schedule_backups": schedule_backups, "modules": modules, "show_status": show_status})
         scheduler = _Scheduler(_checked_policy(policy), rules)
-        call = wire.pack((initializer, initargs)) if initializer else ()
+        call = _packed_initializer(initializer, initargs)
         config = {"lease": LEASE_BEATS * heartbeat_seconds, "output": bool(_checked_output(output)),
                   "env": _checked_env(env or {}), "initializer": bool(call)}
         baggage = _Baggage(_Files(files), modules, _Packages(packages), call, config)
@@ -3903,7 +3911,12 @@ class RemoteExecutor(BaseExecutor):
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if isinstance(error, KeyboardInterrupt):        # or one waits for all that was submitted
-            self._supervisor.decide(self._supervisor.scheduler.give_up)
+            self._give_up()
+        self.shutdown()
+
+    def _give_up(self) -> None:
+        """Kill all that runs, and end."""
+        self._supervisor.decide(self._supervisor.scheduler.give_up)
         self.shutdown()
 
     def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
@@ -3937,6 +3950,23 @@ def _check_process() -> None:
     _bootstrap()
 
 
+def _check_values(amounts: Mapping[str, Any], switches: Mapping[str, Any]) -> None:
+    for name, value in amounts.items():
+        if not isinstance(value, numbers.Real) or not isinstance(value, bool) and value <= 0:
+            raise ValueError(f"{name} is {value!r}; it must be a number, more than 0")
+    for name, value in switches.items():
+        if not isinstance(value, (bool, types.NoneType)):
+            raise ValueError(f"{name} is {value!r}; it must be True or False")
+
+
+def _packed_initializer(initializer: Any, initargs: Any) -> Any:
+    if initializer is None:
+        return ()
+    if not callable(initializer):
+        raise ValueError(f"initializer is {initializer!r}, which cannot be called")
+    return wire.pack((initializer, initargs))
+
+
 def _checked_policy(policy: Any) -> RemoteWorkerSelectionPolicy:
     if policy is None:
         return WeightedRandomRemoteWorkerSelectionPolicy()
@@ -3954,6 +3984,8 @@ def _checked_output(output: Any) -> Any:
 
 
 def _checked_env(env: Mapping[str, str]) -> dict[str, str]:
+    if not isinstance(env, Mapping):
+        raise ValueError(f"env is {env!r}; it must be like {{'NAME': 'value'}}")
     for name, value in env.items():
         try:
             os.fsencode(value.format(slot=0, machine=""))
@@ -4288,18 +4320,33 @@ class _Notebook:
         """Have a cell that is interrupted take with it what it has submitted, and nothing else."""
         if not _Notebook.is_there():
             return
+        import asyncio
         shell: Any = sys.modules["IPython"].get_ipython()
-        board = supervisor.board
+        board, cells = supervisor.board, itertools.count(1)
+        board.cell = next(cells)        # in which the pool is made
+        running: list[Any] = []         # cells, one in the other
 
-        def end_cell(result: Any) -> None:
-            cell = board.cell
-            board.cell += 1
+        def begin(info: Any) -> None:
+            if not running:
+                board.cell = next(cells)
+            running.append(info)
+
+        def end(result: Any) -> None:
+            while running and running.pop() is not result.info:
+                pass
             if supervisor.ended.is_set():
-                shell.events.unregister("post_run_cell", end_cell)
-            elif isinstance(result.error_in_exec, KeyboardInterrupt):
-                supervisor.decide(supervisor.scheduler.interrupt, cell)
+                shell.events.unregister("pre_run_cell", begin)
+                shell.events.unregister("post_run_cell", end)
+            elif not running:
+                error = result.error_in_exec
+                while error and not isinstance(error, (KeyboardInterrupt, asyncio.CancelledError)):
+                    error = error.__cause__ or error.__context__
+                if error:       # Ctrl-C; in a cell that awaits, it comes as the other
+                    supervisor.decide(supervisor.scheduler.interrupt, board.cell)
+                board.cell = 0
 
-        shell.events.register("post_run_cell", end_cell)
+        shell.events.register("pre_run_cell", begin)
+        shell.events.register("post_run_cell", end)
 
     def draw(self, status: RemoteExecutorStatus) -> None:
         """Show a status in place of the one before, which stands where work began."""
@@ -4333,7 +4380,7 @@ class _Scoreboard:
 
     def __init__(self, show: bool | None, output: bool | Callable[[str, str, str], object]) -> None:
         self.quiet = False
-        self.cell = 0           # of the notebook, counted from the pool's start
+        self.cell = 0           # of a notebook, while it runs, counted from the pool's start
         self._show = show
         self._output = output
         self._terminal: _Terminal | _Notebook | None = None
@@ -4757,7 +4804,7 @@ class _Checkup(threading.Thread):
         self.found: dict[str, str] = {}
         self.failure = ""
         self._modules = modules
-        self.stages = (*self.STAGES, *modules)
+        self.stages = (*self.STAGES, *(f"import {module}" for module in modules))
         self._ssh_options = [*ssh_options, "-v"]
         self._pools = contextlib.ExitStack()
         self.start()
@@ -4771,7 +4818,9 @@ class _Checkup(threading.Thread):
                 self.found["trip"] = _seconds(trip)
                 there, _ = self._time(pool, len, os.urandom(4 << 20))
                 back, _ = self._time(pool, os.urandom, 4 << 20)
-                self.found["MB/s"] = f"{4.2 / there:.3g}/{4.2 / back:.3g}"
+                self.found["MB/s"] = "/".join(
+                    f"{rate:.3g}" if rate < 100 else f"{rate:.0f}" for rate in (
+                        4.2 / there, 4.2 / back))
                 if self.record.machine == ":":
                     self.found["scp"] = "-"
                 else:
@@ -4779,7 +4828,7 @@ class _Checkup(threading.Thread):
                     file.flush()
                     self._time(self._connect(file.name), _uncache, os.path.basename(file.name))
                 for module in self._modules:
-                    _, self.found[module] = self._time(
+                    _, self.found[f"import {module}"] = self._time(
                         pool, _version_of, module, seconds=CHECK_SECONDS[1])
         except Exception as error:
             notes = getattr(error, "__notes__", ())
@@ -4790,7 +4839,7 @@ class _Checkup(threading.Thread):
         with self._handshakes:
             pool = RemoteExecutor([self.record], ssh_options=self._ssh_options, files=files,
                                   show_status=False, output=False)
-            self._pools.callback(pool.shutdown, cancel_futures=True)
+            self._pools.callback(pool._give_up)
             ready = pool.submit(os.getpid)
             while not ready.done():
                 wait([ready], 0.1)
@@ -4824,9 +4873,9 @@ class _Checkup(threading.Thread):
         return next((stage for stage in self.stages if stage not in self.found), "")
 
     def cells(self) -> list[str]:
-        """One for each stage."""
+        """One for each stage; a module tells of its version what it likes."""
         found = {self.stage: "FAIL" if self.failure else "...", **self.found}
-        return [found.get(stage, "") for stage in self.stages]
+        return [_printable(found.get(stage, "")).strip()[:16] for stage in self.stages]
 
 
 def _version_of(module: str) -> str:
@@ -4849,8 +4898,10 @@ class _CheckTable:
 
     def __init__(self, checkups: Sequence[_Checkup], columns: int) -> None:
         self._columns = columns
-        self._stages = stages = checkups[0].stages
-        cells = [max(len(stage), self._WIDTHS.get(stage, 4)) for stage in stages]
+        stages = checkups[0].stages
+        self._heads = heads = [stage.removeprefix("import ") for stage in stages]
+        cells = [max(len(head), self._WIDTHS.get(stage, 4), 11 * (head != stage))
+                 for head, stage in zip(heads, stages)]
         names = max(len(one.record.login) for one in checkups)
         gap = 1 + (names + sum(cells) + 2 * len(cells) <= columns)
         room = columns - sum(cells) - gap * len(cells)
@@ -4859,7 +4910,7 @@ class _CheckTable:
 
     def head(self) -> list[str]:
         """Return the lines above all."""
-        return self._lay_out(["", *self._stages]) if self._widths else []
+        return self._lay_out(["", *self._heads]) if self._widths else []
 
     def _lay_out(self, cells: Sequence[str]) -> list[str]:
         padded = (f"{cell:{width}}" for cell, width in zip(cells, self._widths))
@@ -4871,7 +4922,7 @@ class _CheckTable:
         if self._widths:
             lines = self._lay_out([name[:self._widths[0]], *cells])
         else:
-            parts = [f"{stage} {cell}" for stage, cell in zip(self._stages, cells) if cell]
+            parts = [f"{head} {cell}" for head, cell in zip(self._heads, cells) if cell]
             lines = _wrap_parts([f"{name}: {parts[0]}", *parts[1:]], self._columns)
         if one.failure:
             text = f"{name}: {one.stage}: {_printable(one.failure)}"
@@ -4915,7 +4966,8 @@ def _check(records: Sequence[RemoteWorkerRecord], ssh_options: list[str],
             lines, drawn = [], len(rest)
             for one in late:
                 one.join(0.2 / len(late))
-        print(*table.foot(checkups), sep="\n")
+        for line in table.foot(checkups):
+            print(line)
         return not any(one.failure for one in checkups)
     finally:
         for one in checkups:
@@ -4943,7 +4995,7 @@ def _main(arguments: Sequence[str] | None = None) -> int:
         ssh_options = shlex.split(options.ssh_options)
         if options.check:
             fit = _check(_parse_workers(options.workers or _default_workers()), ssh_options,
-                         [name for name in options.modules.split(",") if name])
+                         [name.strip() for name in options.modules.split(",") if name.strip()])
         elif options.selftest:
             fit = _selftest(options.workers, ssh_options)
         else:

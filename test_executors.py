@@ -1230,10 +1230,15 @@ class TestRecords:
         assert {*threading.enumerate()} <= before
 
     @pytest.mark.parametrize("workers, options, words", [
-        ([5], {}, "workers: 5 is neither a text"), ("eight/host", {}, "eight/host"),
+        ([5], {}, "workers: 5 is neither a text"),
+        ("eight/host", {}, "worker 'eight/host': 'eight' is no number of slots"),
         (":", {"policy": "round"}, "policy is 'round', not a RemoteWorkerSelectionPolicy"),
         (":", {"policy": executors.RoundRobinRemoteWorkerSelectionPolicy}, "not a Remote"),
-        (":", {"output": "yes"}, "output is 'yes'; it must be True, False, or a function")])
+        (":", {"output": "yes"}, "output is 'yes'; it must be True, False, or a function"),
+        (":", {"env": ["A=1"]}, "env is ['A=1']; it must be like {'NAME': 'value'}"),
+        (":", {"bundle_timeout": "3"}, "bundle_timeout is '3'; it must be a number, more than 0"),
+        (":", {"modules": "no"}, "modules is 'no'; it must be True or False"),
+        (":", {"initializer": 5}, "initializer is 5, which cannot be called")])
     def test_bad_arguments_are_quoted(self, workers, options, words):
         with pytest.raises(ValueError, match=re.escape(words)):
             RemoteExecutor(workers, **options)
@@ -2424,7 +2429,7 @@ class TestCommandLine:
         head, row, *_ = done.stdout.splitlines()
         assert head.split()[-2:] == ["numpy", "no_such_module"]
         assert row.split()[-2:] == [numpy.__version__, "FAIL"] and done.returncode == 1
-        assert "alpha: no_such_module: No module named 'no_such_module'" in done.stdout
+        assert "alpha: import no_such_module: No module named 'no_such_module'" in done.stdout
 
     def test_check_has_a_limit_for_each_stage(self, tmp_path):
         (tmp_path / "hangs.py").write_text("import time\ntime.sleep(1000)\n")
@@ -2433,7 +2438,20 @@ class TestCommandLine:
             executors.CHECK_SECONDS = 20, 1
             sys.exit(executors._main(["--check", "--workers", "1/:", "--import", "hangs"]))
             """, cwd=tmp_path, env={"PYTHONPATH": f"{HERE}:{tmp_path}"})
-        assert ":: hangs: not done after 1 s\n" in done.stdout and done.returncode == 1, done
+        assert ":: import hangs: not done after 1 s\n" in done.stdout and done.returncode == 1, done
+
+    def test_check_interrupted_in_a_stage(self, tmp_path):
+        (tmp_path / "hangs.py").write_text(
+            f"import time\nopen({str(tmp_path / 'began')!r}, 'w')\ntime.sleep(1000)\n")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "executors", "--check", "--workers", "1/:", "--import", "hangs"],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONPATH": f"{HERE}:{tmp_path}"})
+        until((tmp_path / "began").exists)
+        children = descendants(process.pid)
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=PATIENCE)[1] == "interrupted\n"
+        assert children and not any(map(alive, children))
 
     def test_check_interrupted(self):
         """Who is done has been told; one line, and no ssh is left where a login leads nowhere."""
@@ -5354,29 +5372,38 @@ class TestNotebooks:
         return [[(one.output_type, str(one.get("data", one.get("text", one.get("ename")))))
                  for one in cell.outputs] for cell in book.cells[1:]]
 
-    def test_an_interrupted_cell_takes_what_it_submitted(self, tmp_path):
-        _, cell, later, last = self.run_cells(
-            f"""
-            pool = executors.RemoteExecutor("2/:")
-            earlier = pool.submit(time.sleep, 5)
-            def interrupt():
-                while not os.path.exists({str(tmp_path / "began")!r}):
-                    time.sleep(0.05)
-                os.kill(os.getpid(), signal.SIGINT)
-            threading.Thread(target=interrupt).start()""",
-            f"""
-            def work():
-                open({str(tmp_path / "began")!r}, "w").close()
-                time.sleep(100)
-            futures = [pool.submit(work) for _ in range(3)]
-            futures[0].result()""",
-            "print([future.cancelled() for future in futures], pool.submit(abs, -1).result())",
-            """
-            print(earlier.result())
+    INTERRUPT = """
+        began = os.path.abspath("began")
+        def interrupt():
+            while not os.path.exists(began):
+                time.sleep(0.02)
+            os.kill(os.getpid(), signal.SIGINT)
+        def work():
+            open(began, "w").close()
+            time.sleep(100)
+        def submit():
+            threading.Thread(target=interrupt).start()
+            return [pool.submit(work) for _ in range(3)]
+        pool = executors.RemoteExecutor("2/:")
+        """
+
+    @pytest.mark.parametrize("cell", [
+        "futures[0].result()",
+        "import asyncio\nwhile not futures[0].done(): await asyncio.sleep(0.1)",
+        "try: futures[0].result()\nfinally: 1 // 0", "get_ipython().run_cell('1'); time.sleep(50)"])
+    def test_an_interrupted_cell_takes_what_it_submitted(self, tmp_path, cell):
+        """And nothing else: what came from another cell, and what a thread submits, is done."""
+        *_, interrupted, later, last = self.run_cells(
+            f"os.chdir({str(tmp_path)!r})", self.INTERRUPT, """
+            mapped = pool.map(lambda n: time.sleep(0.05), range(100), chunksize=1, buffersize=4)
+            earlier = pool.submit(time.sleep, 3)""",
+            "futures = submit()\n" + cell,
+            "print([future.cancelled() for future in futures])", """
+            print(earlier.result(), len([*mapped]))
             pool.shutdown(quiet=True)""")
-        assert ("error", "KeyboardInterrupt") in cell
-        assert ("stream", "[True, True, True] 1\n") in later
-        assert ("stream", "None\n") in last
+        assert interrupted[-1][0] == "error"
+        assert ("stream", "[True, True, True]\n") in later
+        assert ("stream", "None 100\n") in last
 
     def test_in_a_kernel(self, tmp_path):
         """The status stands in the cell that has work done, and what tasks print below it."""
