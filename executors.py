@@ -122,7 +122,8 @@ CLOSE_SECONDS = 3.0             # for ssh to end after its input was closed
 HANDSHAKES = 8, 64              # at once: at first, for sshd's MaxStartups (10:30:100); at most
 QUARANTINE_SECONDS = 1.0, 60.0  # after the first failure; at most
 GRAVE = 6                       # failures at once: for a machine whose words make no sense
-GIVE_UP_SECONDS = 60.0          # without any worker, however transient the causes
+# Without any worker, however transient the causes; and after results have come.
+GIVE_UP_SECONDS = 60.0, 600.0
 AHEAD_SECONDS = 0.002           # of work kept in front of each slot when bundles are shorter
 AHEAD_RATE = 64_000             # bundles a second that a slot is thought to do, at most
 AHEAD_BYTES = 4 << 20           # of long arguments kept in front of each slot
@@ -591,7 +592,8 @@ class _Chunks:
                       else self._submit_some(packed, 2 * CHUNK_SECONDS))
         except Exception as error:
             future = Future()
-            future.set_exception(error)
+            future.set_exception(_blame_arguments(self._name, chunk[0], {}, error)
+                                 if way is _TOGETHER else error)
             is_refusal = _is_closed(error) or isinstance(error, BrokenExecutor)
             way = _REFUSED if is_refusal else _ALONE
         with self._changed:
@@ -767,6 +769,12 @@ class ThreadExecutor(PoolExecutor):
         del self._started[future]
 
 
+def _require_cloudpickle() -> None:
+    if not importlib.util.find_spec("cloudpickle"):
+        raise ModuleNotFoundError("what travels is pickled by cloudpickle, which is not installed "
+                                  "here: pip install cloudpickle", name="cloudpickle")
+
+
 class ProcessExecutor(PoolExecutor):
     """Run tasks on processes of this machine; lambdas, closures and functions of `__main__` too.
 
@@ -790,6 +798,7 @@ class ProcessExecutor(PoolExecutor):
 
     def __init__(self, max_workers: int | None = None, *, title: str = "",
                  mp_context: multiprocessing.context.BaseContext | None = None) -> None:
+        _require_cloudpickle()
         self._size = _or_environment(max_workers, "EXECUTORS_PROCESSPOOL_SIZE", int)
         self._context = mp_context
         super().__init__(self._make(), title=title)
@@ -1065,6 +1074,8 @@ class RoundRobinRemoteWorkerSelectionPolicy(RemoteWorkerSelectionPolicy):
 def _parse_workers(workers: Iterable[RemoteWorkerRecord | str]) -> list[RemoteWorkerRecord]:
     if isinstance(workers, str):
         workers = workers.split(",")
+    if not isinstance(workers, Iterable):
+        raise ValueError(f"workers is {workers!r}; it must be a list like ['8/me@bigbox', ':']")
     records = []
     for one in workers:
         if not isinstance(one, (str, RemoteWorkerRecord)):
@@ -1513,7 +1524,8 @@ class _Scheduler:
 
     def _no_workers(self) -> NoWorkersError:
         return NoWorkersError([
-            (str(worker.record), worker.cause or "not reached yet") for worker in self.workers])
+            (str(worker.record), worker.cause.replace(_TRIED_AGAIN, "") or "not reached yet")
+            for worker in self.workers])
 
     # Bundles
 
@@ -1915,7 +1927,8 @@ class _Scheduler:
             self._back_up(running)
         is_alone = self.waiting and not self.up and not late
         self._alone = self._alone + min(elapsed, 1.0) if is_alone else 0.0
-        if self._alone > GIVE_UP_SECONDS:
+        has_worked = self.tally.settled[wire.RESULT] + self.tally.settled[wire.ERROR] > 0
+        if self._alone > GIVE_UP_SECONDS[has_worked]:
             self._alone = 0.0
             self._settle_waiting(_FAILED, self._no_workers())
 
@@ -1966,6 +1979,7 @@ _SSH_SETTINGS = [
 _SSH_SETTINGS_8_7 = ["StdinNull=no", "ForkAfterAuthentication=no"]      # unknown to older ones
 
 
+_TRIED_AGAIN = " It is tried again, for a minute if no machine works, for ten if one has"
 # What ssh says, whether trying again is in vain, and what the user can do about it. The first that
 # fits counts; if none does, the last.
 _SSH_DIAGNOSES = (
@@ -1978,8 +1992,7 @@ _SSH_DIAGNOSES = (
      "is the name right? try `ssh {login}`"),
     ("bad configuration option|no such file or directory|unknown option|usage: ssh|invalid", True,
      "look at ssh_options and at your ~/.ssh/config"),
-    ("connection refused", False, ("is sshd running there, on that port? It is tried again, for "
-                                   f"{GIVE_UP_SECONDS:.0f} s if no other machine works")),
+    ("connection refused", False, f"is sshd running there, on that port?{_TRIED_AGAIN}"),
     ("timed out|no route to host|network is unreachable", False,
      "is the machine up, and reachable from here?"),
     ("connection closed|connection reset|kex_exchange_identification|broken pipe", False,
@@ -2148,8 +2161,12 @@ _SSH_LETTERS = {
 
 def _parse_options(words: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Yield `(letter, value)` of arguments for ssh. Raises ValueError on what breaks a link."""
+    if isinstance(words, str):
+        raise ValueError(f"ssh_options is {words!r}; it must be a list: {shlex.split(words)}")
     remaining = iter(words)
     for word in remaining:
+        if re.match(r"-\w\s", word):
+            raise ValueError(f"ssh_options: {word!r} is two words: {word.split(None, 1)}")
         if not re.match("-[^-]", word):
             raise ValueError(f"ssh_options: {word!r} is no option (what holds for one machine "
                              "belongs into ~/.ssh/config)")
@@ -2188,6 +2205,7 @@ def _bootstrap() -> bytes:
 
     Raises RuntimeError if they are not to be had.
     """
+    _require_cloudpickle()
     places = getattr(_find_spec("cloudpickle"), "submodule_search_locations", ())
     names = ["cloudpickle", *(f"cloudpickle.{one.name}" for one in pkgutil.iter_modules(places))]
     found = {name: _find_source(name) for name in (wire.__name__, *names)}
@@ -3169,6 +3187,23 @@ def _find_unpicklable(fn: Any) -> str:
     return ""
 
 
+def _blame_arguments(name: str, args: Iterable[Any], kwargs: Mapping[str, Any],
+                     error: Exception) -> Exception:
+    """Return what names the argument that cannot be pickled, in place of what pickle says."""
+    is_pickles = isinstance(error, (AttributeError, TypeError, pickle.PicklingError))
+    for where, value in (*enumerate(args, 1), *kwargs.items()) if is_pickles else ():
+        try:
+            wire.pack(value)
+        except Exception:
+            why = ("it is a future: pass what its result() returns, or have `parallelize` wait"
+                   if isinstance(value, Future) else wire.describe(error))
+            found = TypeError(f"argument {where} of {name}, a {type(value).__name__}, cannot be "
+                              f"pickled ({why})")
+            found.__cause__ = error
+            return found
+    return error
+
+
 def _name(fn: Any) -> str:
     while isinstance(fn, (functools.partial, wire.Kept)):
         is_ours = fn.func in (wire.run_chunk, wire.run_some)
@@ -3453,9 +3488,14 @@ class _Supervisor:
             raise RuntimeError(_FOREIGN)
         self.scheduler.check_open(is_promised)
         cell = self.board.cell
-        if cell and threading.get_ident() != self._main:
-            cell = 0        # threads outlive the cells that start them
-        bundle = _Bundle(function, wire.pack_call(args, kwargs), cell=cell)
+        if cell:
+            cell *= threading.get_ident() == self._main     # threads outlive the cells
+            self.board.home = cell or self.board.home
+        try:
+            packed = wire.pack_call(args, kwargs)
+        except Exception as error:
+            raise _blame_arguments(function.name, args, kwargs, error)      # noqa: B904 -- it has its cause
+        bundle = _Bundle(function, packed, cell=cell)
         future = bundle.future = _RemoteFuture(self, bundle)
         self._enter((self.scheduler.submit, (bundle, is_promised), _nobody))
         return future
@@ -3473,7 +3513,12 @@ class _Supervisor:
         # A callback that shuts its own pool down cannot wait for itself.
         is_ours = threading.current_thread() in {*self._threads, self.board.thread}
         if wait and not is_ours and not self._lock._is_owned():
-            self.ended.wait()
+            try:
+                self.ended.wait()
+            except KeyboardInterrupt:       # whoever presses Ctrl-C is not waiting for results
+                self.decide(self.scheduler.give_up)
+                self.ended.wait()
+                raise
 
     @property
     def histogram(self) -> Histogram:
@@ -3780,7 +3825,8 @@ class RemoteExecutor(BaseExecutor):
     """Run tasks on every machine you can `ssh` into.
 
     Arguments:
-        workers: records, or their text form (see RemoteWorkerRecord).
+        workers: records, or their text form (see RemoteWorkerRecord); by default
+            $EXECUTORS_REMOTE_WORKERS, else what ~/.config/executors/workers lists.
         policy: who gets the next attempt; by default at random, by weight.
         title: a name for logs and displays.
         ssh_options: further arguments for ssh, such as ["-p", "2222"]; they cannot undo what a link
@@ -3824,7 +3870,7 @@ class RemoteExecutor(BaseExecutor):
     [32, 9]
     """
 
-    def __init__(self, workers: Iterable[RemoteWorkerRecord | str],
+    def __init__(self, workers: Iterable[RemoteWorkerRecord | str] | None = None,
                  policy: RemoteWorkerSelectionPolicy | None = None, *, title: str = "",
                  ssh_options: Sequence[str] = (),
                  files: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] = (),
@@ -3837,7 +3883,7 @@ class RemoteExecutor(BaseExecutor):
                  initializer: Callable[..., object] | None = None,
                  initargs: tuple[Any, ...] = ()) -> None:
         super().__init__(title)
-        records = _parse_workers(workers)
+        records = _default_workers() if workers is None else _parse_workers(workers)
         if not records:
             raise ValueError("workers is empty: name at least one machine, or ':' for this one")
         _check_process()
@@ -3910,7 +3956,7 @@ class RemoteExecutor(BaseExecutor):
             raise ValueError(f"{record} is not in the pool")
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if isinstance(error, KeyboardInterrupt):        # or one waits for all that was submitted
+        if _is_interrupt(error):        # or one waits for all that was submitted
             self._give_up()
         self.shutdown()
 
@@ -3941,6 +3987,12 @@ class RemoteExecutor(BaseExecutor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False,
                  quiet: bool = False) -> None:
         self._supervisor.shutdown(wait, cancel_futures, quiet)
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Tell whether Ctrl-C raised this: asyncio cancels what it interrupts."""
+    cancelled = getattr(sys.modules.get("asyncio"), "CancelledError", KeyboardInterrupt)
+    return isinstance(error, (KeyboardInterrupt, cancelled))
 
 
 def _check_process() -> None:
@@ -4084,6 +4136,10 @@ class RemoteExecutorStatus:
 
     def __str__(self) -> str:
         return "\n".join(self._lines(1 << 20, 1 << 20))
+
+    def _repr_pretty_(self, printer: Any, is_in_cycle: bool) -> None:
+        """Print it as text, for notebooks' plain form."""
+        printer.text(str(self))
 
     def _repr_html_(self) -> str:
         """Return a table, for notebooks."""
@@ -4257,7 +4313,7 @@ class _Terminal:
         self._shape = 0, 0, 0           # columns, rows and how many of them are ours, while any are
         self._undertaker: Any = ()
 
-    def draw(self, status: RemoteExecutorStatus) -> None:
+    def draw(self, status: RemoteExecutorStatus, cell: int = 0) -> None:
         """Show a status in place of the one before; nothing while another pool shows its own."""
         if not (self._undertaker or self._begin()):
             return
@@ -4307,6 +4363,7 @@ class _Notebook:
 
     def __init__(self) -> None:
         self._handle: Any = ()
+        self._cell = 0          # that it stands in
         self._drawn = 0.0
 
     @staticmethod
@@ -4320,7 +4377,6 @@ class _Notebook:
         """Have a cell that is interrupted take with it what it has submitted, and nothing else."""
         if not _Notebook.is_there():
             return
-        import asyncio
         shell: Any = sys.modules["IPython"].get_ipython()
         board, cells = supervisor.board, itertools.count(1)
         board.cell = next(cells)        # in which the pool is made
@@ -4339,17 +4395,19 @@ class _Notebook:
                 shell.events.unregister("post_run_cell", end)
             elif not running:
                 error = result.error_in_exec
-                while error and not isinstance(error, (KeyboardInterrupt, asyncio.CancelledError)):
+                while error and not _is_interrupt(error):
                     error = error.__cause__ or error.__context__
-                if error:       # Ctrl-C; in a cell that awaits, it comes as the other
+                if error:
                     supervisor.decide(supervisor.scheduler.interrupt, board.cell)
                 board.cell = 0
 
         shell.events.register("pre_run_cell", begin)
         shell.events.register("post_run_cell", end)
 
-    def draw(self, status: RemoteExecutorStatus) -> None:
-        """Show a status in place of the one before, which stands where work began."""
+    def draw(self, status: RemoteExecutorStatus, cell: int) -> None:
+        """Show a status in place of the one before, which stands in the cell that submitted."""
+        if cell != self._cell:
+            self._cell, self._handle = cell, ()
         if monotonic() - self._drawn < 1.0 and self._handle:
             return
         display: Any = importlib.import_module("IPython.display").display
@@ -4381,6 +4439,7 @@ class _Scoreboard:
     def __init__(self, show: bool | None, output: bool | Callable[[str, str, str], object]) -> None:
         self.quiet = False
         self.cell = 0           # of a notebook, while it runs, counted from the pool's start
+        self.home = 0           # the last of these that submitted
         self._show = show
         self._output = output
         self._terminal: _Terminal | _Notebook | None = None
@@ -4430,7 +4489,10 @@ class _Scoreboard:
         if is_due and is_busy:
             _log.info("%s", status)
         if terminal:
-            self._queue.put((terminal.draw if is_busy else terminal.clear, status))
+            if is_busy:
+                self._queue.put((terminal.draw, status, self.home))
+            else:
+                self._queue.put((terminal.clear, status))
         elif is_busy and not self._terminal and self._queue.qsize() < 99:
             if self._show and is_due:
                 self._queue.put((self._write, "stderr", f"{status}\n"))
@@ -4521,8 +4583,7 @@ class DefaultExecutors:
         Its workers are those of $EXECUTORS_REMOTE_WORKERS or ~/.config/executors/workers. Raises
         ValueError if there are none.
         """
-        return self._get(
-            Method.REMOTE, lambda **options: RemoteExecutor(_default_workers(), **options))
+        return self._get(Method.REMOTE, RemoteExecutor)
 
     def shutdown(self) -> None:
         """Shut all pools down, as at exit; the next one asked for is a new one."""
@@ -4584,6 +4645,8 @@ def parallelize(method: Method | Executor = Method.THREAD) -> Callable[
 
     if callable(method):        # used without parentheses
         raise TypeError("write @parallelize() or @parallelize(Method.PROCESS), with parentheses")
+    if not isinstance(method, (Method, Executor)):
+        raise TypeError(f"{method!r} is no executor, nor a Method, like Method.PROCESS")
     return decorate
 
 
@@ -4673,9 +4736,9 @@ def joblib_backend(pool: BaseExecutor) -> Any:
     ...         joblib.Parallel()(joblib.delayed(abs)(-n) for n in range(4))
     [0, 1, 2, 3]
     """
-    from joblib.parallel import AutoBatchingMixin, ParallelBackendBase, SequentialBackend
+    import joblib.parallel as parallel  # type: ignore
 
-    class Backend(AutoBatchingMixin, ParallelBackendBase):      # type: ignore[misc]
+    class Backend(parallel.AutoBatchingMixin, parallel.ParallelBackendBase):    # type: ignore[misc]
         supports_retrieve_callback = True
         default_n_jobs = -1
 
@@ -4703,7 +4766,7 @@ def joblib_backend(pool: BaseExecutor) -> Any:
             self.reset_batch_stats()
 
         def get_nested_backend(self) -> tuple[Any, None]:
-            return SequentialBackend(nesting_level=(self.nesting_level or 0) + 1), None
+            return parallel.SequentialBackend(nesting_level=(self.nesting_level or 0) + 1), None
 
     return Backend()
 
@@ -4846,7 +4909,7 @@ class _Checkup(threading.Thread):
                 status, = pool.status.workers
                 self.found |= status.found
                 if status.cause:
-                    raise ExecutorError(status.cause)
+                    raise ExecutorError(status.cause.replace(_TRIED_AGAIN, ""))
             ready.result()
         return pool
 

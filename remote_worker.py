@@ -531,7 +531,7 @@ def _pickler() -> Any:
 
 def _make_pickler(reduce_cached: Callable[[Any], Any]) -> Any:
     """Return cloudpickle's pickler, taught about caches."""
-    import cloudpickle
+    import cloudpickle  # type: ignore
     plain = cloudpickle.CloudPickler.dispatch_table
 
     def reduce_code(code: types.CodeType) -> Any:
