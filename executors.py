@@ -3494,7 +3494,8 @@ class _Supervisor:
         try:
             packed = wire.pack_call(args, kwargs)
         except Exception as error:
-            raise _blame_arguments(function.name, args, kwargs, error)      # noqa: B904 -- it has its cause
+            found = _blame_arguments(function.name, args, kwargs, error)
+            raise found from found.__cause__
         bundle = _Bundle(function, packed, cell=cell)
         future = bundle.future = _RemoteFuture(self, bundle)
         self._enter((self.scheduler.submit, (bundle, is_promised), _nobody))
@@ -3786,7 +3787,9 @@ def _rebuild(name: str, body: Any) -> BaseException:
                 "result": "its result cannot be pickled",
                 "round trip": "its result cannot be unpickled",
                 "run": "it raised an exception that cannot be pickled"}[stage]
-        error = BundleError(name, f"{what}: {kind}: {text}")
+        remedy = (" -- it is made anew from its args: hand all to super().__init__(), or define "
+                  "__reduce__" if stage == "run" else "")
+        error = BundleError(name, f"{what}: {kind}: {text}{remedy}")
     # Not by assignment: an exception may be frozen.
     vars(BaseException)["__cause__"].__set__(error, _RemoteTraceback(_with_lines(trace)))
     return error
