@@ -4824,6 +4824,7 @@ def _selftest_one(label: str, pool: BaseExecutor) -> bool:
         with pool:
             counts, hosts, pids = zip(*pool.map(_count_primes, limits, timeout=120, chunksize=1))
             right = pool.submit(lambda n: n + offset, 41).result(timeout=60) == 42
+            pool.shutdown(quiet=True)       # its histogram is below
     except Exception as error:
         print(f"FAILED: {wire.describe(error)}\n")
         return False
@@ -5067,7 +5068,7 @@ def _main(arguments: Sequence[str] | None = None) -> int:
         else:
             parser.print_help()
             return 2
-    except (ValueError, OSError, subprocess.SubprocessError) as error:
+    except (ValueError, OSError, ImportError, subprocess.SubprocessError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -2451,6 +2451,16 @@ class TestCommandLine:
         assert row.split()[-2:] == [numpy.__version__, "FAIL"] and done.returncode == 1
         assert "alpha: import no_such_module: No module named 'no_such_module'" in done.stdout
 
+    def test_without_cloudpickle(self, tmp_path):
+        """What is to be done is said at once, wherever one begins."""
+        venv.create(tmp_path / "env", symlinks=True)
+        for how, code in (["-m", "executors", "--selftest"], 2), (
+                ["-c", "import executors; executors.RemoteExecutor(':')"], 1), (
+                ["-c", "import executors; executors.ProcessExecutor()"], 1):
+            done = run([str(tmp_path / "env/bin/python"), *how], cwd=HERE)
+            assert done.returncode == code, done
+            assert done.stderr.endswith("not installed here: pip install cloudpickle\n"), done
+
     def test_check_has_a_limit_for_each_stage(self, tmp_path):
         (tmp_path / "hangs.py").write_text("import time\ntime.sleep(1000)\n")
         done = run("""
