@@ -4403,6 +4403,8 @@ class _Notebook:
                 if error:
                     supervisor.decide(supervisor.scheduler.interrupt, board.cell)
                 board.cell = 0
+                if not supervisor.scheduler.unfinished:
+                    board.rest(supervisor.status())
 
         shell.events.register("pre_run_cell", begin)
         shell.events.register("post_run_cell", end)
@@ -4506,10 +4508,14 @@ class _Scoreboard:
         elif not is_busy:
             self._told = monotonic()
 
-    def finish(self, status: RemoteExecutorStatus, histogram: Histogram) -> None:
-        """Leave a line and the histogram behind, and end."""
+    def rest(self, status: RemoteExecutorStatus) -> None:
+        """Show what has come of it all where it stands, and nothing more there."""
         if self._terminal:
             self._queue.put((self._terminal.clear, status))
+
+    def finish(self, status: RemoteExecutorStatus, histogram: Histogram) -> None:
+        """Leave a line and the histogram behind, and end."""
+        self.rest(status)
         if not self.quiet and status.done + status.failed:
             summary = ", ".join(status._head)
             _log.info("%s", summary)

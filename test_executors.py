@@ -5457,8 +5457,9 @@ class TestNotebooks:
 
     def test_in_a_kernel(self, tmp_path):
         """The status stands in the cell that has work done, and what tasks print below it."""
-        _, first, idle, pool, last = self.run_cells(
+        _, first, second, idle, pool, last = self.run_cells(
             "pool = executors.RemoteExecutor('2/:', title='one')",
+            "print(sum(1 for _ in pool.map(time.sleep, [0.5] * 6)))",
             "print(sum(1 for _ in pool.map(time.sleep, [0.5] * 6)))",
             "time.sleep(1.5)",
             "pool",
@@ -5468,11 +5469,14 @@ class TestNotebooks:
                 time.sleep(1)
             pool.submit(say, 1).result()
             pool.shutdown(quiet=True)""")
-        kinds = [kind for kind, _ in first]
-        assert sorted(kinds) == ["display_data", "stream"] and not idle
-        assert "<caption>one: 6 done" in dict(first)["display_data"]
+        for outputs in first, second:
+            assert sorted(kind for kind, _ in outputs) == ["display_data", "stream"] and not idle
+        assert "<caption>one: 6 done," in dict(first)["display_data"]
+        assert "running" not in dict(first)["display_data"]
+        assert "<caption>one: 12 done" in dict(second)["display_data"]
+        assert "'text/plain': 'one: 12 done" in dict(second)["display_data"]
         assert "1 of 1 machines up" in str(pool) and "<table>" in str(pool)
-        assert "<caption>one: 7 done" in dict(last)["display_data"]
+        assert "<caption>one: 13 done" in dict(last)["display_data"]
         assert ": said" in dict(last)["stream"]
 
     def test_where_there_is_no_terminal_a_line_is_written_now_and_then(self, tmp_path):
