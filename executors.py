@@ -3179,28 +3179,30 @@ def _find_unpicklable(fn: Any) -> str:
         cells = zip(code.co_freevars, getattr(fn, "__closure__", None) or ())
         with contextlib.suppress(ValueError):       # one is empty
             used.update((name, cell.cell_contents) for name, cell in cells)
-    for name, value in used.items():
+    name, _ = next(_unpicklable(used.items()), ("", None))
+    return str(name)
+
+
+def _unpicklable(values: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
+    for name, value in values:
         try:
             wire.pack(value)
         except Exception:
-            return name
-    return ""
+            yield name, value
 
 
 def _blame_arguments(name: str, args: Iterable[Any], kwargs: Mapping[str, Any],
                      error: Exception) -> Exception:
     """Return what names the argument that cannot be pickled, in place of what pickle says."""
-    is_pickles = isinstance(error, (AttributeError, TypeError, pickle.PicklingError))
-    for where, value in (*enumerate(args, 1), *kwargs.items()) if is_pickles else ():
-        try:
-            wire.pack(value)
-        except Exception:
-            why = ("it is a future: pass what its result() returns, or have `parallelize` wait"
-                   if isinstance(value, Future) else wire.describe(error))
-            found = TypeError(f"argument {where} of {name}, a {type(value).__name__}, cannot be "
-                              f"pickled ({why})")
-            found.__cause__ = error
-            return found
+    if not isinstance(error, (AttributeError, TypeError, pickle.PicklingError)):
+        return error
+    for where, value in _unpicklable((*enumerate(args, 1), *kwargs.items())):
+        why = ("it is a future: pass what its result() returns, or have `parallelize` wait"
+               if isinstance(value, Future) else wire.describe(error))
+        found = TypeError(f"argument {where} of {name}, a {type(value).__name__}, cannot be "
+                          f"pickled ({why})")
+        found.__cause__ = error
+        return found
     return error
 
 
