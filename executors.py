@@ -4296,6 +4296,11 @@ def _wrap_parts(parts: Iterable[str], columns: int) -> list[str]:
             for line in textwrap.wrap(glued, columns, subsequent_indent="  ")]
 
 
+def _label(machine: str) -> str:
+    """Call a machine what a line can begin with: this one is `:`."""
+    return "here" if machine == ":" else machine
+
+
 def _printable(text: str) -> str:
     return "".join(char if char.isprintable() else " " for char in text)
 
@@ -4476,7 +4481,7 @@ class _Scoreboard:
         else:
             if getattr(getattr(sys, stream), "isatty", bool)():
                 lines = [self._CONTROLS.sub(lambda match: match[1] or "", line) for line in lines]
-            text = "".join(f"{machine}: {line}\n" for line in lines)
+            text = "".join(f"{_label(machine)}: {line}\n" for line in lines)
             self._queue.put((self._write, stream, text))
         self._queue.put((then,))
 
@@ -4876,6 +4881,7 @@ class _Checkup(threading.Thread):
                  modules: Sequence[str]) -> None:
         super().__init__(name=f"check of {record.machine}")
         self.record = record
+        self.label = _label(record.login)
         self.found: dict[str, str] = {}
         self.failure = ""
         self._modules = modules
@@ -4977,7 +4983,7 @@ class _CheckTable:
         self._heads = heads = [stage.removeprefix("import ") for stage in stages]
         cells = [max(len(head), self._WIDTHS.get(stage, 4), 11 * (head != stage))
                  for head, stage in zip(heads, stages)]
-        names = max(len(one.record.login) for one in checkups)
+        names = max(len(one.label) for one in checkups)
         gap = 1 + (names + sum(cells) + 2 * len(cells) <= columns)
         room = columns - sum(cells) - gap * len(cells)
         self._gap = " " * gap
@@ -4993,7 +4999,7 @@ class _CheckTable:
 
     def row(self, one: _Checkup) -> list[str]:
         """Return the lines of a machine."""
-        name, cells = one.record.login, one.cells()
+        name, cells = one.label, one.cells()
         if self._widths:
             lines = self._lay_out([name[:self._widths[0]], *cells])
         else:
@@ -5009,7 +5015,7 @@ class _CheckTable:
         """Return the lines below all: whose interpreter is where."""
         users: dict[str, list[str]] = {}
         for one in checkups:
-            users.setdefault(one.found.get("interpreter", ""), []).append(one.record.login)
+            users.setdefault(one.found.get("interpreter", ""), []).append(one.label)
         users.pop("", None)
         return [line for path, names in users.items()
                 for line in _wrap_parts([f"{_printable(path)}: {names[0]}", *names[1:]],
@@ -5033,7 +5039,7 @@ def _check(records: Sequence[RemoteWorkerRecord], ssh_options: list[str],
             rest = [line for one in late if sys.stdout.isatty() for line in table.row(one)]
             columns, height = shutil.get_terminal_size()
             if len(rest) >= height:
-                names = ", ".join(one.record.login for one in late)
+                names = ", ".join(one.label for one in late)
                 rest = [f"{len(late)} of {len(checkups)} not done yet: {names}"]
             rest = [line[:columns - 1] for line in rest]
             if lines or rest:
