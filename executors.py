@@ -982,9 +982,9 @@ class RemoteWorkerRecord:
         username, at, machine = login.rpartition("@")
         given: dict[str, Any] = {}
         try:
-            if slash and not count.isdecimal():
-                raise ValueError(f"{count!r} is no number of slots")
             if slash:
+                if not count.isdecimal():
+                    raise ValueError(f"{count!r} is no number of slots")
                 given["count"] = int(count)
             for setting in settings:
                 name, _, value = setting.partition("=")
@@ -3963,7 +3963,8 @@ class RemoteExecutor(BaseExecutor):
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if _is_interrupt(error):        # or one waits for all that was submitted
             self._give_up()
-        self.shutdown()
+        else:
+            self.shutdown()
 
     def _give_up(self) -> None:
         """Kill all that runs, and end."""
@@ -4895,10 +4896,10 @@ class _Checkup(threading.Thread):
         try:
             with self._pools, tempfile.NamedTemporaryFile() as file:
                 pool = self._connect()
-                trip = min(self._time(pool, os.getpid)[0] for _ in range(6))
+                trip = min(self._time(pool, os.getpid) for _ in range(6))
                 self.found["trip"] = _seconds(trip)
-                there, _ = self._time(pool, len, os.urandom(4 << 20))
-                back, _ = self._time(pool, os.urandom, 4 << 20)
+                there = self._time(pool, len, os.urandom(4 << 20))
+                back = self._time(pool, os.urandom, 4 << 20)
                 self.found["MB/s"] = "/".join(
                     f"{rate:.3g}" if rate < 100 else f"{rate:.0f}" for rate in (
                         4.2 / there, 4.2 / back))
@@ -4909,8 +4910,8 @@ class _Checkup(threading.Thread):
                     file.flush()
                     self._time(self._connect(file.name), _uncache, os.path.basename(file.name))
                 for module in self._modules:
-                    _, self.found[f"import {module}"] = self._time(
-                        pool, _version_of, module, seconds=CHECK_SECONDS[1])
+                    self.found[f"import {module}"] = self._ask(
+                        pool, CHECK_SECONDS[1], _version_of, module)
         except Exception as error:
             notes = getattr(error, "__notes__", ())
             self.failure = "\n".join([str(error) or wire.describe(error), *notes])
@@ -4931,17 +4932,19 @@ class _Checkup(threading.Thread):
             ready.result()
         return pool
 
-    def _time(self, pool: RemoteExecutor, fn: Callable[..., _T], *args: Any,
-              seconds: float = 0) -> tuple[float, _T]:
-        """Have a function called; return the seconds that it took, and its result."""
-        seconds = seconds or CHECK_SECONDS[0]
-        started = monotonic()
+    def _ask(self, pool: RemoteExecutor, limit: float, fn: Callable[..., _T], *args: Any) -> _T:
+        """Have a function called; return its result. Raises ExecutorError after so many seconds."""
         future = pool.submit(fn, *args)
-        wait([future], seconds)
+        wait([future], limit)
         if future.cancel():
             status, = pool.status.workers
-            raise ExecutorError(f"not done after {seconds:.0f} s; {status.cause}".rstrip("; "))
-        return monotonic() - started, future.result()
+            raise ExecutorError(f"not done after {limit:.0f} s; {status.cause}".rstrip("; "))
+        return future.result()
+
+    def _time(self, pool: RemoteExecutor, fn: Callable[..., Any], *args: Any) -> float:
+        started = monotonic()
+        self._ask(pool, CHECK_SECONDS[0], fn, *args)
+        return monotonic() - started
 
     def stop(self) -> None:
         """End it, wherever it is."""
@@ -5033,10 +5036,11 @@ def _check(records: Sequence[RemoteWorkerRecord], ssh_options: list[str],
     lines, late, drawn = table.head(), checkups, 0
     try:
         while late:
-            is_done = {one: not one.is_alive() for one in late}
-            late = [one for one in late if not is_done[one]]
-            lines += [line for one in is_done if is_done[one] for line in table.row(one)]
-            rest = [line for one in late if sys.stdout.isatty() for line in table.row(one)]
+            done = [one for one in late if not one.is_alive()]
+            late = [one for one in late if one not in done]
+            lines += [line for one in done for line in table.row(one)]
+            shown = late if sys.stdout.isatty() else []
+            rest = [line for one in shown for line in table.row(one)]
             columns, height = shutil.get_terminal_size()
             if len(rest) >= height:
                 names = ", ".join(one.label for one in late)

@@ -1281,9 +1281,10 @@ class _Slot:
         return error
 
     def _explain(self, error: BaseException) -> None:
-        if isinstance(error, FileNotFoundError) and error.filename is not None:
+        if (isinstance(error, FileNotFoundError) and error.filename is not None
+                and hasattr(error, "add_note")):
             remedy = _why_no_data(error)
-            if remedy and hasattr(error, "add_note"):
+            if remedy:
                 error.add_note(remedy)
         if isinstance(error, ModuleNotFoundError) and error.name:
             remedy = self._finder.why_not(error.name) or (

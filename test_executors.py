@@ -2469,6 +2469,7 @@ class TestCommandLine:
             sys.exit(executors._main(["--check", "--workers", "1/:", "--import", "hangs"]))
             """, cwd=tmp_path, env={"PYTHONPATH": f"{HERE}:{tmp_path}"})
         assert "here: import hangs: not done after 1 s\n" in done.stdout, done
+        assert done.returncode == 1
 
     def test_check_interrupted_in_a_stage(self, tmp_path):
         (tmp_path / "hangs.py").write_text(

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import Any
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
@@ -52,20 +53,14 @@ def write_book(path: str, options: list[str]) -> None:
     nbformat.write(book, path)
 
 
-def wait_for(condition, what: str):     # type: ignore[no-untyped-def]
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, f"no {what}"
-        time.sleep(0.2)
-
-
-def photograph(driver, path: str) -> str:       # type: ignore[no-untyped-def]
+def photograph(driver: Any, path: str) -> str:
     """Run the cells as a person does; return what the last one printed."""
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
+    from test_executors import until
 
-    def find(selector):     # type: ignore[no-untyped-def]
+    def find(selector: str) -> Any:
         return driver.find_elements(By.CSS_SELECTOR, selector)
 
     def run() -> None:
@@ -75,7 +70,7 @@ def photograph(driver, path: str) -> str:       # type: ignore[no-untyped-def]
     def outputs() -> list[str]:
         return [one.text for one in find(".jp-OutputArea-output")]
 
-    wait_for(lambda: len(find(".jp-CodeCell")) > len(CELLS), "notebook")
+    until(lambda: len(find(".jp-CodeCell")) > len(CELLS), "the notebook")
     time.sleep(3)       # a dialog comes, or not
     for button in find(".jp-Dialog .jp-mod-accept"):
         button.click()
@@ -84,24 +79,24 @@ def photograph(driver, path: str) -> str:       # type: ignore[no-untyped-def]
     run()
     run()
     run()
-    wait_for(lambda: any("seed 40 converged" in text for text in outputs()), "half of the work")
+    until(lambda: any("seed 40 converged" in text for text in outputs()), "the half of the work")
     driver.execute_script("arguments[0].scrollIntoView()", find(".jp-CodeCell")[1])
     time.sleep(1)
     driver.save_screenshot(path)
-    wait_for(lambda: any(text == "4950" for text in outputs()), "result")
+    until(lambda: any(text == "4950" for text in outputs()), "the result")
     run()
     run()
-    wait_for(lambda: any(" 6 running" in text for text in outputs()), "tasks")
+    until(lambda: any(" 6 running" in text for text in outputs()), "the tasks")
     ActionChains(driver).send_keys(Keys.ESCAPE).send_keys("i").send_keys("i").perform()
-    wait_for(lambda: any("KeyboardInterrupt" in text for text in outputs()), "interrupt")
+    until(lambda: any("KeyboardInterrupt" in text for text in outputs()), "the interrupt")
     run()
-    wait_for(lambda: any("True" in text for text in outputs()[-1:]), "last output")
+    until(lambda: any("True" in text for text in outputs()[-1:]), "the last output")
     return outputs()[-1]
 
 
 def main() -> None:
     from selenium import webdriver
-    from test_executors import Sshd
+    from test_executors import Sshd, until
     with tempfile.TemporaryDirectory() as folder, Sshd(["bigbox", "lab2"]) as sshd:
         write_book(os.path.join(folder, "farm.ipynb"), sshd.ssh_options)
         options = webdriver.ChromeOptions()
@@ -114,7 +109,7 @@ def main() -> None:
         driver = webdriver.Chrome(
             options=options, service=webdriver.ChromeService("/usr/bin/chromedriver"))
         try:
-            wait_for(lambda: "is running at" in open(log.name).read(), "server")
+            until(lambda: "is running at" in open(log.name).read(), "the server")
             driver.get("http://127.0.0.1:8899/notebooks/farm.ipynb")
             print(photograph(driver, os.path.join(HERE, "notebook.png")))
         finally:
