@@ -4967,7 +4967,7 @@ class TestOutput:
             print("err", n, file=sys.stderr)
             subprocess.run(["echo", "child", str(n)])
 
-        with ssh("2/alpha", "2/beta") as pool:
+        with ssh("2/alpha", "2/beta", schedule_backups=False) as pool:     # each prints once
             list(pool.map(talk, range(20), chunksize=1))
         out, err = capfd.readouterr()
         lines = [line.partition(": ") for line in out.splitlines()]
