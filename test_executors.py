@@ -5092,7 +5092,7 @@ class TestOutput:
                     logging.warning("%s err %d %s", who, n, "x" * 80)
             child.wait()
 
-        with ssh("2/alpha", "2/beta") as pool:
+        with ssh("2/alpha", "2/beta", schedule_backups=False) as pool:
             list(pool.map(talk, "abcd", chunksize=1))
         out, err = (text.splitlines() for text in capfd.readouterr())
         out, err = ([line.partition(": ")[2] for line in lines] for lines in (out, err))
