@@ -199,13 +199,13 @@ def sshds():
 
 @contextmanager
 def maker(ssh_options=()):
-    """Yield what makes remote executors that are shut down in the end."""
+    """Yield what makes remote executors that end with the test, with all that a failed one left."""
     with ExitStack() as stack:
         def make(*workers, **options):
             options = {"show_status": False, "heartbeat_seconds": 0.5, "ssh_options": ssh_options,
                        **options}
             pool = RemoteExecutor(workers or ["2/:"], **options)
-            stack.callback(pool.shutdown, cancel_futures=True)
+            stack.callback(pool._give_up)
             return pool
         yield make
 
@@ -3443,8 +3443,9 @@ class TestLostMachines:
                 time.sleep(1000)
 
         list(pool.map(work, [mark] * 4, range(4), chunksize=1))
+        before = pool.status.backups        # on a slow machine, these may have been raced, too
         assert pool.submit(work, mark, 99).result(PATIENCE) == "backup"
-        assert pool.status.backups == 1
+        assert pool.status.backups == before + 1
         until(lambda: not any(worker.busy for worker in pool.status.workers), "the straggler's end")
 
 
