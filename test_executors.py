@@ -878,7 +878,8 @@ class TestChunks:
         path = str(tmp_path / "go")
         results = pool.map(lambda n: wait_for(path) if n == 2000 else n, range(4000))
         until(lambda: pool.status.running and pool.status.done > 4000)
-        assert pool.status.waiting + pool.status.done + pool.status.running in range(6900, 7001)
+        status = pool.status
+        assert status.waiting + status.done + status.running in range(6900, 7001)
         open(path, "w").close()
         assert len(list(results)) == 4000 and pool.status.done == 7000
 
