@@ -716,10 +716,10 @@ class PoolExecutor(BaseExecutor):
         return len(self._started)
 
     def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
-        return self._watch(self._pool.submit(fn, *args, **kwargs))
+        return self._watch(monotonic(), self._pool.submit(fn, *args, **kwargs))
 
-    def _watch(self, future: Future[_T]) -> Future[_T]:
-        self._started[future] = monotonic()
+    def _watch(self, started: float, future: Future[_T]) -> Future[_T]:
+        self._started[future] = started
         future.add_done_callback(self._count)
         return future
 
@@ -756,7 +756,7 @@ class ThreadExecutor(PoolExecutor):
             _or_environment(max_workers, "EXECUTORS_THREADPOOL_SIZE", int)), title=title)
 
     def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
-        return self._watch(self._pool.submit(self._run, fn, args, kwargs))
+        return self._watch(monotonic(), self._pool.submit(self._run, fn, args, kwargs))
 
     def _run(self, fn: Callable[..., _T], args: Any, kwargs: Any) -> _T:
         started = monotonic()
@@ -853,8 +853,13 @@ class ProcessExecutor(PoolExecutor):
             threading.Thread(target=end, name=f"{self.title} end").start()
 
     def _count(self, future: Future[Any]) -> None:
-        del self._started[future]
-        seconds: Any = () if future.cancelled() else wire.take_seconds(future.exception())
+        started = self._started.pop(future)
+        if future.cancelled():
+            return
+        error = future.exception()
+        seconds = wire.take_seconds(error)
+        if seconds == () and error is None:     # it had come before this callback was added
+            seconds = monotonic() - started
         if seconds != ():       # otherwise it has not run to its end
             self._add(seconds)
 
@@ -877,14 +882,14 @@ class ProcessExecutor(PoolExecutor):
             call = wire.run_plain, fn, *args
         pool = self._pool
         with contextlib.suppress(RuntimeError):     # it is broken, or it is the one of __init__
-            return self._watch(pool.submit(*call))
+            return self._watch(monotonic(), pool.submit(*call))
         with self._lock:
             if self._is_shut:
                 raise RuntimeError(_CLOSED)
             if self._pool is pool:      # otherwise another thread has replaced it already
                 self._pool = self._make()
         pool.shutdown(wait=False)
-        return self._watch(self._pool.submit(*call))
+        return self._watch(monotonic(), self._pool.submit(*call))
 
 
 _TimeoutError = concurrent.futures.TimeoutError      # another than ours before Python 3.11

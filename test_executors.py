@@ -627,6 +627,14 @@ class TestContract:
         assert own_pool.get_task_count() == 0
         assert own_pool.histogram.count == 1
 
+    def test_what_is_done_before_it_is_watched_counts(self, monkeypatch):
+        with executors.ProcessExecutor(1) as pool:
+            watch = pool._watch
+            monkeypatch.setattr(pool, "_watch", lambda started, future: (
+                cf.wait([future]) and watch(started, future)))
+            assert pool.submit(neg, 1).result(PATIENCE) == -1
+            assert pool.histogram.count == 1
+
     def test_the_histogram_is_of_what_ran(self, own_pool):
         """Not of what waited; of what raised, too."""
         def work(n):
