@@ -412,6 +412,11 @@ class BaseExecutor(Executor):
         """Return `submit` for one function that is to be called many times."""
         return functools.partial(self.submit, fn)
 
+    def _pack_items(self, columns: list[tuple[Any, ...]]) -> Any:
+        """Return arguments of a chunk packed for `wire.run_some`; () if they are too long."""
+        packed, needs = wire.pack_outward(columns)
+        return wire.Prepacked(packed, needs) if type(packed) is bytes else ()
+
     def _has_chunks(self) -> bool:
         """Tell whether items of a `map` may travel together, without having been asked to."""
         return False
@@ -582,10 +587,10 @@ class _Chunks:
         way = _ALONE if is_alone else _TOGETHER
         packed: Any = ()
         try:
-            while way is _TOGETHER and type(packed) is not bytes:
+            while way is _TOGETHER and not packed:
                 with contextlib.suppress(*[Exception] * (number > 1)):      # it is one of them
-                    packed = wire.pack([*zip(*chunk[:number])])
-                if type(packed) is not bytes:
+                    packed = self._pool._pack_items([*zip(*chunk[:number])])
+                if not packed:
                     way = _TOGETHER if number > 1 else _ALONE
                     number = max(number // 2, 1)
             future = (self._submit_one(*chunk[0]) if way is _ALONE
@@ -790,6 +795,8 @@ class ProcessExecutor(PoolExecutor):
         max_workers: the number of processes; by default $EXECUTORS_PROCESSPOOL_SIZE, else one per
             core.
         mp_context: one of `multiprocessing.get_context`, to choose otherwise.
+        max_tasks_per_child: tasks after which a process is replaced by a new one, as in
+            ProcessPoolExecutor (from Python 3.11 on, and not with fork).
 
     >>> with ProcessExecutor(2) as pool:
     ...     list(pool.map(lambda n: n * n, range(5)))
@@ -797,24 +804,36 @@ class ProcessExecutor(PoolExecutor):
     """
 
     def __init__(self, max_workers: int | None = None, *, title: str = "",
-                 mp_context: multiprocessing.context.BaseContext | None = None) -> None:
+                 mp_context: multiprocessing.context.BaseContext | None = None,
+                 max_tasks_per_child: int | None = None) -> None:
         _require_cloudpickle()
         self._size = _or_environment(max_workers, "EXECUTORS_PROCESSPOOL_SIZE", int)
         self._context = mp_context
+        self._more: dict[str, Any] = {}
+        if max_tasks_per_child is not None:
+            if sys.version_info < (3, 11):
+                raise ValueError("max_tasks_per_child needs Python 3.11 or later")
+            self._more["max_tasks_per_child"] = max_tasks_per_child
+        self._there: Mapping[str, object] | None = None     # of `__main__`, see wire.Shipped
         super().__init__(self._make(), title=title)
         self._max_workers: int = getattr(self._pool, "_max_workers", 1)
         self._pool.shutdown()       # the first submission makes one beside the threads of then
+        self._is_started = False
         self._is_closed = False     # to all but maps that have begun
         self._is_shut = False
         self._promised = 0          # items without an outcome, of maps that have begun
         self._kept = threading.Condition(self._lock)        # for it to be none
 
     def _make(self) -> ProcessPoolExecutor:
-        context = self._context
+        context = self._context or multiprocessing.get_context("spawn" if self._more else None)
+        is_fork = context.get_start_method() == "fork"
         is_unsafe = sys.version_info >= (3, 12) and threading.active_count() > 1
-        if is_unsafe and not context and multiprocessing.get_start_method() == "fork":
+        if is_fork and is_unsafe and not self._context:
             context = multiprocessing.get_context("forkserver")
-        return ProcessPoolExecutor(self._size, context)
+            is_fork = False
+        # A forked child has what stands in `__main__` now; others import it, and can tell.
+        self._there = {**vars(sys.modules["__main__"])} if is_fork else None
+        return ProcessPoolExecutor(self._size, context, wire.begin_process, **self._more)
 
     def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
         if self._is_closed:
@@ -876,20 +895,32 @@ class ProcessExecutor(PoolExecutor):
             self._kept.wait_for(lambda: self._promised <= 0)
 
     def _submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> Future[_T]:
-        if kwargs or not wire.is_plain(args) or not wire.reference(fn):
-            call: Any = wire.run_shipped, wire.Shipped((fn, args, kwargs))
-        else:
-            call = wire.run_plain, fn, *args
+        if not self._is_started:
+            self._replace(self._pool)
         pool = self._pool
-        with contextlib.suppress(RuntimeError):     # it is broken, or it is the one of __init__
-            return self._watch(monotonic(), pool.submit(*call))
+        with contextlib.suppress(RuntimeError):     # it is broken
+            return self._watch(monotonic(), pool.submit(*self._pack(fn, args, kwargs)))
+        self._replace(pool)
+        return self._watch(monotonic(), self._pool.submit(*self._pack(fn, args, kwargs)))
+
+    def _pack(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, ...]:
+        if kwargs or not wire.is_plain(args) or not wire.reference(fn):
+            return wire.run_shipped, wire.Shipped((fn, args, kwargs), self._there)
+        return wire.run_plain, fn, *args
+
+    def _pack_items(self, columns: list[tuple[Any, ...]]) -> Any:
+        packed = wire.pack_local(columns, self._there)
+        return packed if len(packed) <= wire.INLINE else ()
+
+    def _replace(self, pool: Executor) -> None:
+        """Make a new pool in place of this one, unless another thread has done so."""
         with self._lock:
             if self._is_shut:
                 raise RuntimeError(_CLOSED)
-            if self._pool is pool:      # otherwise another thread has replaced it already
+            if self._pool is pool:
                 self._pool = self._make()
+                self._is_started = True
         pool.shutdown(wait=False)
-        return self._watch(monotonic(), self._pool.submit(*call))
 
 
 _TimeoutError = concurrent.futures.TimeoutError      # another than ours before Python 3.11
@@ -1162,6 +1193,10 @@ class _Function:
     packed: Any
     durations: _Durations
     lacking: frozenset[str] = frozenset()       # machines without a module that it needs
+    root: Any = None        # the function as it was submitted
+    needs: Container[Any] = ()      # names of the script
+    kept: Sequence[Any] = ()        # its definitions, which results may refer to
+    variants: set[_Function] = dataclasses.field(default_factory=set)   # with what arguments need
 
 
 def _size(packed: Any) -> int:
@@ -3115,8 +3150,144 @@ class _RemoteFuture(Future):        # type: ignore[type-arg]
         return (self,) if "_done_callbacks" in self.__dict__ else ()
 
 
+_Key = tuple[str, str]      # a module of the script, and a name in it
+
+
+class _Snapshot:
+    """What names of the script stand for at this moment, each pickled by itself.
+
+    Definitions (functions, classes), modules and constants are one each. Other data is pickled
+    together, for parts of it may be shared.
+
+    Attributes:
+        versions: by name; two are equal if what they stand for is.
+        definitions: by version, the keys and the pickle of what is no constant.
+
+    Raises TypeError, or what pickling raises, with the name that cannot be pickled.
+    """
+
+    def __init__(self, names: Iterable[_Key]) -> None:
+        self.versions: dict[_Key, bytes] = {}
+        self.definitions: dict[bytes, tuple[Sequence[_Key], wire.Pickled]] = {}
+        self._pickles: dict[_Key, wire.Pickled] = {}        # of definitions and modules
+        self._data: dict[_Key, Any] = {}
+        self._globals_by_id: dict[int, _Key] = {}
+        self._scanned: set[str] = set()
+        self._add(names)
+        if self._data:
+            self._add_data()
+        for key, pickled in self._pickles.items():
+            version = self.versions[key] = self._version((key,), pickled)
+            self.definitions[version] = (key,), pickled
+
+    def _add(self, names: Iterable[_Key]) -> None:
+        todo = [*names]
+        for key in todo:        # grows
+            if key in self.versions:
+                continue
+            value = self._value(key)
+            self.versions[key] = wire.ABSENT
+            if value is wire.ABSENT or key[1] in ("__builtins__", "__spec__", "__loader__"):
+                continue
+            if wire.is_plain(value):
+                self.versions[key] = pickle.dumps(value, 5)
+            elif wire.is_data(value):
+                self._data[key] = value
+            else:
+                found = self._pickles[key] = self._pickle(key, value)
+                todo += found.names | found.refs
+
+    def _pickle(self, key: _Key, value: Any) -> wire.Pickled:
+        """Pickle a definition or a module."""
+        if wire.reference(value):
+            return wire.Pickled(pickle.dumps(value, 5))
+        if isinstance(value, types.ModuleType) and sys.modules.get(value.__name__) is value:
+            return _pickle_module(value.__name__)
+        try:
+            return wire.pickle_definition(value, self.globals_by_id(key[0]), (key,))
+        except Exception as error:
+            raise _cannot_be_sent(key[1], value, error) from error
+
+    def globals_by_id(self, module: str) -> dict[int, _Key]:
+        """Return the keys of data of the script by `id`, with that of one more module."""
+        if module not in self._scanned:
+            self._scanned.add(module)
+            self._globals_by_id.update(
+                (id(value), (module, name)) for name, value in [*vars(sys.modules[module]).items()]
+                if wire.is_data(value) and not name.startswith("__"))
+        return self._globals_by_id
+
+    def _add_data(self) -> None:
+        """Pickle data, until it needs no more data."""
+        number = 0
+        while number < len(self._data):
+            number = len(self._data)
+            keys, values = (*self._data,), (*self._data.values(),)
+            try:
+                group = wire.pickle_definition(
+                    values[0] if number == 1 else values, {}, keys, is_root=False)
+            except Exception as error:
+                for key, value in self._data.items():
+                    if _is_unpicklable(value):
+                        raise _cannot_be_sent(key[1], value, error) from error
+                raise
+            self._add(group.names | group.refs)
+        version = self._version(keys, group)
+        self.definitions[version] = keys, group
+        self.versions.update(dict.fromkeys(keys, version))
+
+    def _version(self, keys: Sequence[_Key], pickled: wire.Pickled) -> bytes:
+        """Return a digest of a definition, and of those that it holds on to.
+
+        That is what it refers to, but for classes, which stay the same objects in a slot whatever
+        their content is. Of what is cached, it is all that its results may depend on.
+        """
+        is_cached = type(self._value(keys[0])) is wire.CACHED
+        digests = []
+        todo = [*keys]
+        for key in todo:        # grows
+            one = pickled if key in keys else self._pickles.get(key)
+            if key not in keys and not is_cached and isinstance(self._value(key), type):
+                continue
+            digests.append(one.digest() if one else self.versions[key])
+            if one:
+                more = one.names | one.refs if is_cached else one.refs
+                todo += sorted(more.difference(todo))
+        return digests[0] if len(digests) == 1 else hashlib.sha256(b"".join(digests)).digest()
+
+    @staticmethod
+    def _value(key: _Key) -> Any:
+        return vars(sys.modules[key[0]]).get(key[1], wire.ABSENT)
+
+
+@functools.cache
+def _pickle_module(name: str) -> wire.Pickled:
+    return wire.Pickled(pickle.dumps(_Import(name), 5))
+
+
+class _Import:
+    """Arrives as the module of a name."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __reduce__(self) -> Any:
+        return importlib.import_module, (self._name,)
+
+
+class _Root(NamedTuple):
+    """A function as it was submitted, and what it needs of the script."""
+
+    name: str
+    durations: _Durations
+    how: int                        # wire.EACH, ONCE, NAMED
+    pickled: Any                    # wire.Pickled; if NAMED, its module and path
+    names: frozenset[_Key]
+    digest: bytes
+
+
 class _Functions:
-    """The functions that a pool has pickled: known by name, or by contents; and how long they take.
+    """The functions that a pool has pickled, and how long they take.
 
     Two threads may pickle one at once; then it is known under two numbers, which does no harm.
     """
@@ -3124,58 +3295,99 @@ class _Functions:
     def __init__(self) -> None:
         self._idents = itertools.count(wire.INITIALIZER + 1)
         self._by_name: dict[tuple[str, ...], _Function] = {}
-        self._by_digest: Any = weakref.WeakValueDictionary()
-        self._by_code: dict[int, tuple[wire.Contents, _Function]] = {}
+        self._by_content: Any = weakref.WeakValueDictionary()
         self._durations: dict[Any, _Durations] = {}     # by module, name and line
 
-    def get(self, fn: Callable[..., Any]) -> _Function:
+    def get(self, fn: Callable[..., Any], is_for_map: bool = False) -> _Function:
         """Pickle a function, unless its name is known and that is enough to find it.
 
-        Nor is one pickled again that is what it was.
+        Arguments:
+            is_for_map: have each slot unpickle it once, whatever calls leave in it.
         """
         key = wire.reference(fn)
-        if key:
-            return self._by_name.get(key) or self._by_name.setdefault(key, self._pickle(fn, key))
-        code = id(fn.__code__) if type(fn) is types.FunctionType else 0
-        if code in self._by_code:
-            contents, function = self._by_code[code]
-            if contents.is_of(fn):
+        if key not in self._by_name:
+            function = self._complete(self._take_root(fn, is_for_map), ())
+            if not key:
                 return function
-        contents = wire.Contents(fn)
-        function = self._pickle(fn)
-        if code and contents.is_lasting and type(function.packed) is bytes:
-            if len(self._by_code) >= KNOWN_FUNCTIONS[0]:
-                self._by_code.clear()
-            self._by_code[code] = contents, function
-        return function
+            self._by_name[key] = function
+        return self._by_name[key]
 
-    def _pickle(self, fn: Callable[..., Any], key: Any = ()) -> _Function:
-        inner = fn.func if isinstance(fn, wire.Kept) else fn
+    def widen(self, function: _Function, names: Iterable[_Key]) -> _Function:
+        """Return a function together with more of the script, which its arguments need."""
+        wide = self._complete(function.root, names)
+        function.variants.add(wide)
+        return wide
+
+    def _take_root(self, fn: Callable[..., Any], is_for_map: bool) -> _Root:
+        name, inner = _name(fn), _unwrapped(fn)
+        line = getattr(getattr(inner, "__code__", None), "co_firstlineno", 0)
+        family = getattr(inner, "__module__", ""), name, line
+        durations = self._durations.setdefault(family, _Durations())
+        module, path = wire.path_of(fn) if isinstance(fn, types.FunctionType) else (None, "")
+        if module:
+            needs = frozenset([(module, path.partition(".")[0])])
+            return _Root(name, durations, wire.NAMED, (module, path), needs, path.encode())
         try:
-            packed: Any = pickle.dumps(fn, 5) if key else wire.pack(fn)
+            if wire.reference(fn):
+                pickled = wire.Pickled(pickle.dumps(fn, 5))
+                return _Root(name, durations, wire.ONCE, pickled, frozenset(), pickled.digest())
+            main = _Snapshot(()).globals_by_id("__main__")
+            pickled = wire.pickle_definition(fn, main, is_root=False)
         except Exception as error:
             culprit = _find_unpicklable(inner)
             if not culprit:
                 raise
-            raise TypeError(f"{_name(fn)} cannot be sent: {culprit}, which it uses, cannot be "
-                            f"pickled ({wire.describe(error)})") from error
-        hashed = hashlib.sha256()
-        for buffer in [packed] if type(packed) is bytes else packed[1]:
-            hashed.update(buffer)
-        function = self._by_digest.get(hashed.digest())
-        if not function:
-            name = _name(fn)
-            line = getattr(getattr(inner, "__code__", None), "co_firstlineno", 0)
-            family = getattr(inner, "__module__", ""), name, line
-            durations = self._durations.setdefault(family, _Durations())
-            function = _Function(next(self._idents), name, packed, durations)
-            self._by_digest[hashed.digest()] = function
+            raise _like(error, f"{name} cannot be sent: {culprit}, which it uses, cannot be "
+                               f"pickled ({wire.describe(error)})") from error
+        how, salt = (wire.ONCE, os.urandom(8)) if is_for_map else (wire.EACH, b"")
+        names = frozenset(pickled.names | pickled.refs)
+        return _Root(name, durations, how, pickled, names, pickled.digest() + salt)
+
+    def _complete(self, root: _Root, names: Iterable[_Key]) -> _Function:
+        """Return the function of a root, with all that it needs of the script as it is now."""
+        try:
+            script = _Snapshot({*root.names, *names})
+        except _CannotBeSent as problem:
+            raise _like(problem.error, f"{root.name} cannot be sent: {problem}") from problem.error
+        content = root.how, root.digest, root.pickled if root.how == wire.NAMED else (), frozenset(
+            script.versions.items())
+        function = self._by_content.get(content)
+        if function is None:
+            packed = wire.pack_function(root.how, root.pickled, script.versions, script.definitions)
+            values = [vars(sys.modules[module]).get(name) for module, name in script.versions]
+            kept = [value for value in values if isinstance(value, (type, types.FunctionType))]
+            function = _Function(next(self._idents), root.name, packed, root.durations,
+                                 root=root, needs=script.versions.keys(), kept=kept)
+            self._by_content[content] = function
         return function     # type: ignore[no-any-return]
+
+
+class _CannotBeSent(Exception):
+    """Something that a function uses cannot be pickled."""
+
+    def __init__(self, words: str, error: Exception) -> None:
+        super().__init__(words)
+        self.error = error
+
+
+def _cannot_be_sent(name: str, value: Any, error: Exception) -> _CannotBeSent:
+    remedy = ""
+    if isinstance(value, type):
+        remedy = "; a class like this can be used if a module of its own defines it"
+    return _CannotBeSent(f"{name}, which it uses, cannot be pickled "
+                         f"({wire.describe(error)}){remedy}", error)
+
+
+def _like(error: Exception, words: str) -> Exception:
+    """Return an error with these words, of a type that callers of pickle expect."""
+    return (pickle.PicklingError if isinstance(error, pickle.PicklingError) else TypeError)(words)
 
 
 def _find_unpicklable(fn: Any) -> str:
     """Return the name of the variable that keeps a function from being pickled, or ""."""
     owner = getattr(fn, "__self__", None)
+    if isinstance(fn, wire.Prepacked):
+        return ""
     used = {f"self.{name}": value for name, value in getattr(owner, "__dict__", {}).items()}
     code = getattr(fn, "__code__", None)
     if code:
@@ -3189,11 +3401,15 @@ def _find_unpicklable(fn: Any) -> str:
 
 
 def _unpicklable(values: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
-    for name, value in values:
-        try:
-            wire.pack(value)
-        except Exception:
-            yield name, value
+    return ((name, value) for name, value in values if _is_unpicklable(value))
+
+
+def _is_unpicklable(value: Any) -> bool:
+    try:
+        wire.pack_outward(value)
+    except Exception:
+        return True
+    return False
 
 
 def _blame_arguments(name: str, args: Iterable[Any], kwargs: Mapping[str, Any],
@@ -3204,18 +3420,24 @@ def _blame_arguments(name: str, args: Iterable[Any], kwargs: Mapping[str, Any],
     for where, value in _unpicklable((*enumerate(args, 1), *kwargs.items())):
         why = ("it is a future: pass what its result() returns, or have `parallelize` wait"
                if isinstance(value, Future) else wire.describe(error))
-        found = TypeError(f"argument {where} of {name}, a {type(value).__name__}, cannot be "
-                          f"pickled ({why})")
+        found = _like(error, f"argument {where} of {name}, a {type(value).__name__}, cannot be "
+                             f"pickled ({why})")
         found.__cause__ = error
         return found
     return error
 
 
 def _name(fn: Any) -> str:
-    while isinstance(fn, (functools.partial, wire.Kept)):
-        is_ours = fn.func in (wire.run_chunk, wire.run_some)
-        fn = fn.args[0] if is_ours else fn.func     # type: ignore[union-attr]
+    fn = _unwrapped(fn)
     return getattr(fn, "__qualname__", type(fn).__qualname__)
+
+
+def _unwrapped(fn: Any) -> Any:
+    """Return the function of a partial, or of a chunk."""
+    while isinstance(fn, functools.partial):
+        is_ours = fn.func in (wire.run_chunk, wire.run_some)
+        fn = fn.args[0] if is_ours else fn.func
+    return fn
 
 
 # A decision that is to be made, its operands, and who is told the outcome: the answer, or the
@@ -3499,10 +3721,12 @@ class _Supervisor:
             cell *= threading.get_ident() == self._main     # threads outlive the cells
             self.board.home = cell or self.board.home
         try:
-            packed = wire.pack_call(args, kwargs)
+            packed, needs = wire.pack_call(args, kwargs)
         except Exception as error:
             found = _blame_arguments(function.name, args, kwargs, error)
             raise found from found.__cause__
+        if needs and not all(map(function.needs.__contains__, needs)):
+            function = self.functions.widen(function, needs)
         bundle = _Bundle(function, packed, cell=cell)
         future = bundle.future = _RemoteFuture(self, bundle)
         self._enter((self.scheduler.submit, (bundle, is_promised), _nobody))
@@ -3906,7 +4130,8 @@ class RemoteExecutor(BaseExecutor):
         _check_values({**rules._asdict(), "heartbeat_seconds": heartbeat_seconds}, {
             "schedule_backups": schedule_backups, "modules": modules, "show_status": show_status})
         scheduler = _Scheduler(_checked_policy(policy), rules)
-        call = _packed_initializer(initializer, initargs)
+        functions = _Functions()
+        call = _packed_initializer(initializer, initargs, functions)
         config = {"lease": LEASE_BEATS * heartbeat_seconds, "output": bool(_checked_output(output)),
                   "env": _checked_env(env or {}), "initializer": bool(call)}
         baggage = _Baggage(_Files(files), modules, _Packages(packages), call, config)
@@ -3983,7 +4208,7 @@ class RemoteExecutor(BaseExecutor):
     def _submitter(self, fn: Callable[..., _T]) -> Callable[..., Future[_T]]:
         supervisor = self._supervisor
         supervisor.scheduler.check_open()
-        function = supervisor.functions.get(fn if wire.reference(fn) else wire.Kept(fn))
+        function = supervisor.functions.get(fn, is_for_map=True)
         return lambda *args: supervisor.submit(function, args, {}, True)
 
     def _has_chunks(self) -> bool:
@@ -4022,12 +4247,12 @@ def _check_values(amounts: Mapping[str, Any], switches: Mapping[str, Any]) -> No
             raise ValueError(f"{name} is {value!r}; it must be True or False")
 
 
-def _packed_initializer(initializer: Any, initargs: Any) -> Any:
+def _packed_initializer(initializer: Any, initargs: Any, functions: _Functions) -> Any:
     if initializer is None:
         return ()
     if not callable(initializer):
         raise ValueError(f"initializer is {initializer!r}, which cannot be called")
-    return wire.pack((initializer, initargs))
+    return functions.get(functools.partial(initializer, *initargs)).packed
 
 
 def _checked_policy(policy: Any) -> RemoteWorkerSelectionPolicy:
@@ -4727,6 +4952,12 @@ class _SharingCalls:
         self._futures: weakref.WeakSet[Future[Any]] = weakref.WeakSet()
 
     def submit(self, call: Callable[[], Any]) -> Future[Any]:
+        future = (self._share(call) if isinstance(self._pool, RemoteExecutor)
+                  else self._pool.submit(call))
+        self._futures.add(future)
+        return future
+
+    def _share(self, call: Callable[[], Any]) -> Future[Any]:
         pickled, arrays = wire.pack_apart(call)
         key = tuple(map(id, arrays))
         if key not in self._submitters:
@@ -4735,7 +4966,6 @@ class _SharingCalls:
             if len(self._submitters) > SHARED_ARRAYS:
                 self._submitters.popitem(last=False)
         future: Future[Any] = self._submitters[key][0](pickled)
-        self._futures.add(future)
         return future
 
     def cancel(self) -> None:

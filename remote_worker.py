@@ -62,6 +62,7 @@ import struct
 import sys
 import time
 import types
+import weakref
 from time import monotonic
 
 TYPE_CHECKING = False
@@ -74,11 +75,13 @@ if TYPE_CHECKING:       # importing typing would take a tenth of the time to the
 
 __version__ = "0.2.0"      # of executors, which this file belongs to
 __all__ = [
-    "NONSENSE", "Contents", "FrameError", "FrameReader", "Kept", "MessageReader", "Outbox",
-    "Shipped", "describe", "digest_file", "enlarge", "frame", "is_plain", "main", "message",
-    "nameless_file", "pack", "pack_apart", "pack_call", "pack_outcome", "process_tree", "reference",
-    "run_call", "run_chunk", "run_plain", "run_shipped", "run_some", "run_with", "serve",
-    "signal_tree", "take_seconds", "unpack", "write_all",
+    "ABSENT", "EACH", "NAMED", "NONSENSE", "ONCE", "FrameError", "FrameReader",
+    "MessageReader", "Outbox",
+    "Pickled", "Prepacked", "Script", "Shipped", "describe", "digest_file", "enlarge", "frame",
+    "is_data", "is_plain", "main", "message", "nameless_file", "pack", "pack_apart", "pack_call",
+    "pack_function", "pack_local", "pack_outcome", "pack_outward", "path_of", "pickle_definition",
+    "process_tree", "reference", "run_call", "run_chunk", "run_plain", "run_shipped", "run_some",
+    "run_with", "script", "serve", "signal_tree", "take_seconds", "unpack", "write_all",
 ]
 
 MAX_FRAME = 1 << 20     # bytes of payload; a longer one on the wire means a garbled stream
@@ -355,28 +358,41 @@ def write_all(fd: int, buffers: Iterable[Buffer]) -> None:
             wrote += os.write(fd, memoryview(buffer)[wrote:])
 
 
-# ────────────────────────────────────────── what may be kept ──────────────────────────────────────
+# ──────────────────────────────────── how the script is pickled ───────────────────────────────────
+#
+# What `__main__` defines cannot be imported elsewhere, nor can modules that were given to
+# `cloudpickle.register_pickle_by_value`. Here both are called the *script*. A pickle can carry what
+# the script defines in three ways:
+#
+#     to a slot       By name. What the names stand for goes along as *definitions*: each is pickled
+#                     by itself, and sent again only when its content changed. A slot binds them in
+#                     a `__main__` of its own (Script), which all code there shares.
+#     to a process    By name, if that process has it; for ProcessExecutor.
+#     back home       By the token that it was sent with. So a result refers to the controller's own
+#                     classes and functions, and never changes them.
+#
+# Lambdas, closures and classes made inside functions have no name; cloudpickle carries them by
+# value.
 
 _SHORT = {int, float, complex, bool, type(None)}    # but an int that nobody writes down
 _PLAIN = _SHORT | {str, bytes}
-_CACHED = type(functools.lru_cache(len))
-_SPACE = "__package__", "__name__", "__path__", "__file__"      # cloudpickle sends these along
-_face = operator.attrgetter("__code__", "__name__", "__qualname__", "__module__", "__doc__")
+CACHED = type(functools.lru_cache(len))
+_DEFINITIONS = types.FunctionType, type, CACHED
+ABSENT = b""        # the version of a name that the script does not have
 
 
 def is_plain(obj: object) -> bool:
-    """Tell whether `pickle` alone does for `obj`: nothing in it can refer to code of `__main__`."""
+    """Return whether `pickle` alone can carry `obj`: nothing in it can refer to the script."""
     return type(obj) in _PLAIN or (
         type(obj) is tuple and (_PLAIN.issuperset(map(type, obj)) or all(map(is_plain, obj))))
 
 
 def reference(obj: Any) -> tuple[str, ...]:
-    """Return `(module, name)` if that is enough to find a function or class on another machine.
+    """Return `(module, name)` if another machine can import a function or class by that.
 
-    Otherwise it is pickled by value, and this returns `()`. It is so for what is of `__main__`, and
-    for modules that were given to `cloudpickle.register_pickle_by_value`.
+    Return `()` for everything else, and for what the script defines.
     """
-    if not isinstance(obj, (types.FunctionType, types.BuiltinFunctionType, type, _CACHED)):
+    if not isinstance(obj, (types.FunctionType, types.BuiltinFunctionType, type, CACHED)):
         return ()
     module = getattr(obj, "__module__", "")
     name = getattr(obj, "__qualname__", "")     # what is cached need not be a function
@@ -384,86 +400,543 @@ def reference(obj: Any) -> tuple[str, ...]:
     return (module, name) if is_there and not _goes_by_value(module) else ()
 
 
-def _goes_by_value(module: str) -> bool:
-    registry: Any = getattr(sys.modules.get("cloudpickle"), "list_registry_pickle_by_value", list)
-    return module == "__main__" or any((module + ".").startswith(one + ".") for one in registry())
-
-
-class Contents:
-    """All that makes a function what it is, object by object: nothing, if its name does.
-
-    If they still are those of a function (`is_of`), it needs no new pickle, nor may anything have
-    been carried from one call of it to the next. If something in it can change without being
-    replaced (a list, an instance), they are of no function ever again.
-    """
-
-    def __init__(self, function: Any) -> None:
-        self._modules = len(sys.modules)        # where submodules are looked for
-        self._parts: list[tuple[Any, tuple[str, ...], list[Any]]] = []      # of each function in it
-        self.is_lasting = True
-        functions = [function]
-        try:
-            for one in functions:       # grows
-                if not reference(one):
-                    if type(one) is not types.FunctionType:
-                        raise ValueError("what is behind it can change")
-                    names = (*_SPACE, *_names(one.__code__))
-                    values = _parts(one, names)
-                    self._parts.append((one, names, values))
-                    functions += [value for value in map(_usable, values)
-                                  if type(value) is types.FunctionType and value not in functions]
-        except (ValueError, NameError):     # a cell is empty yet, an annotation unknown
-            self.is_lasting = False
-
-    def is_of(self, function: Any) -> bool:
-        """Tell whether a function has the same contents."""
-        if not self.is_lasting or self._modules != len(sys.modules):
-            return False
-        for one, names, values in self._parts:
-            now = _parts(function if values is self._parts[0][2] else one, names)
-            if len(now) != len(values) or not all(map(operator.is_, now, values)):
-                return False
+def _goes_by_value(module: object) -> bool:
+    if module == "__main__":
         return True
+    registry: Any = getattr(sys.modules.get("cloudpickle"), "list_registry_pickle_by_value", list)
+    return isinstance(module, str) and any(
+        (module + ".").startswith(one + ".") for one in registry())
 
 
-def _parts(function: Any, names: Iterable[str]) -> list[Any]:
-    """Return what cloudpickle reads of a function. Raises what tells that it cannot be read."""
-    space = function.__globals__
-    found = [*_face(function), *[space.get(name, _face) for name in names]]
-    if function.__defaults__:
-        found += function.__defaults__
-    if function.__closure__:
-        found += [cell.cell_contents for cell in function.__closure__]
-    if function.__kwdefaults__ or function.__dict__:
-        found.append(object())      # they may have changed
-    if function.__annotations__:
-        found += itertools.chain(*function.__annotations__.items())
+def _look_up(module: object, path: str) -> Any:
+    """Return what a dotted path leads to in a loaded module, or `ABSENT`."""
+    try:
+        return operator.attrgetter(path)(sys.modules[module])       # type: ignore[index]
+    except (AttributeError, KeyError, TypeError):
+        return ABSENT
+
+
+def path_of(obj: Any) -> tuple[Any, str]:
+    """Return the module and the dotted path of a definition of the script, or `(None, "")`."""
+    module = getattr(obj, "__module__", None)
+    path = getattr(obj, "__qualname__", None)
+    if type(path) is str and _goes_by_value(module) and _look_up(module, path) is obj:
+        return module, path
+    return None, ""
+
+
+# A token stands for a definition in what comes back. Both tables are weak.
+_tokens: Any = weakref.WeakKeyDictionary()          # definition -> token
+_by_token: Any = weakref.WeakValueDictionary()      # token -> definition
+_arrived: Any = weakref.WeakSet()       # the definitions that did not begin in this process
+
+
+def _token_of(obj: Any) -> bytes:
+    token: bytes = _tokens.setdefault(obj, os.urandom(8))
+    _by_token[token] = obj
+    return token
+
+
+def _arrive(make: Callable[..., Any], args: Any, token: bytes, *key: str) -> Any:
+    """Make a function or class that was sent, and bind it, if it has a key, before its state comes.
+
+    So definitions may refer to each other.
+    """
+    before = _by_token.get(token)
+    obj = make(*args)
+    if obj is not before:       # otherwise it is here already, or it began here
+        _tokens[obj] = token
+        _by_token[token] = obj
+        _arrived.add(obj)
+    if key:
+        script.bind(key, obj)
+    return obj
+
+
+def _come_home(token: bytes, path: str) -> Any:
+    """Return what was sent from here with a token, or what a path leads to from there."""
+    obj = _by_token.get(token)
+    if obj is None:
+        raise pickle.UnpicklingError("it refers to a function or class that is gone here")
+    return operator.attrgetter(path)(obj) if path else obj
+
+
+def _set_class(cls: Any, state: Any) -> None:
+    """Set the attributes of a class that was sent. What began here never takes them from there."""
+    if cls in _arrived:
+        set_state, attributes = state
+        set_state(cls, attributes)
+
+
+def _make_cached(settings: dict[str, Any], function: Any) -> Any:
+    return functools.lru_cache(**settings)(function)
+
+
+_caches: dict[bytes, Any] = {}      # by digest, the cached functions that have no name
+
+
+def _share_cached(digest: bytes, settings: dict[str, Any], function: Any) -> Any:
+    """Return the one cached function of this content, so that its cache outlives a call."""
+    if digest not in _caches:
+        _caches[digest] = _make_cached(settings, function)
+    while len(_caches) > SHARED_CACHES:
+        del _caches[next(iter(_caches))]
+    return _caches[digest]
+
+
+def _make_plainly(kind: Any, attributes: Any) -> Any:
+    """Make an object without its constructor; one that has no attributes is made from its name."""
+    if isinstance(attributes, str):
+        return kind(attributes)
+    obj = kind.__new__(kind)
+    vars(obj).update(attributes)
+    return obj
+
+
+class _Reducers:
+    """What our picklers share; mixed into cloudpickle's Pickler by `_pickler`."""
+
+    def refer(self, obj: Any, module: Any, path: str) -> Any:
+        """Return what stands for something that the script has at a path, or None: by value."""
+        return None
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Reduce definitions, and what is known by a name. See `pickle.Pickler`."""
+        kind: Any = type(obj)
+        if isinstance(obj, _DEFINITIONS):
+            found = self.refer(obj, *path_of(obj))
+            if found is not None:
+                return found
+            if kind is CACHED:
+                return self.reduce_cached(obj)
+            made = super().reducer_override(obj)        # type: ignore[misc]
+            if type(made) is not tuple or len(made) != 6:
+                return made
+            return (self.reduce_function(obj, made) if kind is types.FunctionType
+                    else self.reduce_class(obj, made))
+        name = _constants_of(kind).get(id(obj))
+        if name:
+            return name
+        return self.reduce_named(obj) if _may_be_a_name(kind) else NotImplemented
+
+    def reduce_cached(self, cached: Any) -> Any:
+        """Carry a cached function by value, with its settings, unless it can be imported."""
+        module, path = getattr(cached, "__module__", None), getattr(cached, "__qualname__", "")
+        if module and not _goes_by_value(module) and _look_up(module, path) is cached:
+            return path
+        return _share_cached, (
+            _digest_cached(cached), cached.cache_parameters(), cached.__wrapped__)
+
+    def reduce_function(self, function: Any, made: tuple[Any, ...]) -> Any:
+        """Complete what cloudpickle makes of a function."""
+        return made
+
+    def reduce_class(self, cls: Any, made: tuple[Any, ...], key: Any = ()) -> Any:
+        """Complete what cloudpickle makes of a class: its `__slots__`, and a setter of our own."""
+        make, args, (state, others), _, _, set_state = made
+        if "__slots__" in vars(cls) and len(args) == 6:
+            slots = cls.__slots__
+            make_kwargs = {**args[3], "__slots__": slots}
+            args = (*args[:3], make_kwargs, *args[4:])
+            private = "_" + cls.__name__.lstrip("_")
+            names = (slots,) if isinstance(slots, str) else slots
+            hidden = {"__slots__", *names, *(private + name for name in names)}
+            state = {name: value for name, value in state.items() if name not in hidden}
+        return (_arrive, (make, args, _token_of(cls), *key), (set_state, (state, others)),
+                None, None, _set_class)
+
+    def reduce_named(self, obj: Any) -> Any:
+        """Reduce what may say that its pickle is a name: a NewType, a ParamSpec, a sentinel."""
+        made = obj.__reduce_ex__(5)
+        if type(made) is not str:
+            return made
+        module: Any = getattr(obj, "__module__", None)
+        if _look_up(module, made) is not obj:
+            module = "__main__"
+        if not _goes_by_value(module) or _look_up(module, made) is not obj:
+            return made
+        found = self.refer(obj, module, made)
+        if found is not None:
+            return found
+        attributes = getattr(obj, "__dict__", {}) or getattr(obj, "__name__", {})
+        return _make_plainly, (type(obj), attributes)
+
+
+@functools.cache
+def _constants_of(kind: Any) -> dict[int, str]:
+    """Return, by `id`, the names of stateless instances in the module of their class.
+
+    They are compared by identity, as dataclasses.MISSING is, so a pickle must refer to them.
+    """
+    module = kind.__module__
+    if module == "builtins" or _goes_by_value(module) or _reduces_itself(kind):
+        return {}
+    found = {}
+    for name, value in [*vars(sys.modules.get(module, object)).items()]:
+        try:
+            if type(value) is kind and not any(value.__reduce_ex__(5)[2:]):
+                found[id(value)] = name
+        except Exception:       # it cannot be pickled at all
+            pass
     return found
 
 
-def _usable(value: Any) -> Any:
-    """Return a function that is part of another, else (). Raises ValueError if it can change."""
-    if isinstance(value, _CACHED) and not reference(value):
-        value = value.__wrapped__
-    if type(value) is types.FunctionType:
-        return value
-    if not (is_plain(value) or reference(value) or _is_lasting(value)):
-        raise ValueError("it can change")
-    return ()
+@functools.cache
+def _may_be_a_name(kind: Any) -> bool:
+    """Return whether the pickle of an instance may be the name that the script has it under."""
+    if kind.__module__ == "typing":
+        return kind.__name__ in ("NewType", "ParamSpec", "TypeVar", "TypeVarTuple")
+    return _goes_by_value(kind.__module__) and _reduces_itself(kind)
 
 
-def _is_lasting(value: Any) -> bool:
-    return (value is _face or isinstance(value, types.CodeType)
-            or isinstance(value, types.ModuleType) and sys.modules.get(value.__name__) is value
-            or any(value is one for space in _initialized.values() for one in space.values()))
+def _reduces_itself(kind: Any) -> bool:
+    return (kind.__reduce_ex__ is not object.__reduce_ex__
+            or kind.__reduce__ is not object.__reduce__)
 
 
-def _names(code: types.CodeType) -> tuple[str, ...]:
-    names = code.co_names
-    for const in code.co_consts:
-        if isinstance(const, types.CodeType):
-            names += _names(const)
+class _HomeReducers(_Reducers):
+    """For results: they refer to definitions that came from where the result goes."""
+
+    def refer(self, obj: Any, module: Any, path: str) -> Any:
+        if obj in _arrived and module is not None:
+            return _come_home, (_token_of(obj), "")
+        first, _, rest = path.partition(".")
+        owner = _look_up(module, first) if rest else ABSENT
+        if owner is not ABSENT and owner in _arrived:
+            return _come_home, (_token_of(owner), rest)
+        is_inherited = first in _inherited and _inherited[first] is _look_up(module, first)
+        return path if module == "__main__" and is_inherited else None
+
+
+class _LocalReducers(_Reducers):
+    """For a process pool on this machine: by name, what its processes have in `__main__`.
+
+    Attributes:
+        there: what they surely have, by name; None if only they can say.
+    """
+
+    there: Mapping[str, object] | None = None
+
+    def refer(self, obj: Any, module: Any, path: str) -> Any:
+        if module != "__main__":
+            return None
+        first = path.partition(".")[0]
+        if self.there is None:
+            try:
+                pickled = _dumps(obj, _Reducers)
+            except Exception:       # it must be there, then
+                return path
+            return _name_or_value, (path, _outline(obj), pickled)
+        is_there = first in self.there and self.there[first] is _look_up(module, first)
+        return path if is_there else None
+
+
+class _OutwardReducers(_Reducers):
+    """For a slot: everything that the script defines at its top level goes by name.
+
+    Attributes:
+        names: `(module, name)` of the globals that the pickled code uses.
+        refs: likewise, of what the pickle refers to.
+        root: what is pickled as the definition of `key`, and so not referred to.
+        defining: the keys that are being defined.
+    """
+
+    root: Any = None
+    key: tuple[str, ...] = ()
+    defining: Container[Any] = ()
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.names: set[Any] = set()
+        self.refs: set[Any] = set()
+
+    def reducer_override(self, obj: Any) -> Any:
+        if type(obj) is Prepacked:
+            self.refs.update(obj.needs)
+            return bytes, (obj.data,)
+        return super().reducer_override(obj)
+
+    def refer(self, obj: Any, module: Any, path: str) -> Any:
+        key = module, path.partition(".")[0]
+        if module is None or key in self.defining:
+            return None
+        self.refs.add(key)
+        return _find, (module, path)
+
+    def reduce_function(self, function: Any, made: tuple[Any, ...]) -> Any:
+        """Have a function use the globals of the slot's `__main__`, which get what it needs."""
+        make, args, (state, others), *rest = made
+        module = _module_of(function.__globals__)
+        if module:
+            self.names.update((module, name) for name in _names_in(function.__code__))
+            self._add_annotations(function, module)
+            others = {**others, "__globals__": {}}
+            args = (args[0], _Space(module), *args[2:])
+        if function is self.root:
+            return (_arrive, (make, args, _token_of(function), *self.key), (state, others), *rest)
+        return make, args, (state, others), *rest
+
+    def reduce_cached(self, cached: Any) -> Any:
+        if cached is not self.root:
+            return super().reduce_cached(cached)
+        args = cached.cache_parameters(), cached.__wrapped__
+        return _arrive, (_make_cached, args, _token_of(cached), *self.key)
+
+    def reduce_class(self, cls: Any, made: tuple[Any, ...], key: Any = ()) -> Any:
+        """Have a class bound, if it is what is being defined."""
+        self._add_annotations(cls, cls.__module__)
+        return super().reduce_class(cls, made, self.key if cls is self.root else ())
+
+    def _add_annotations(self, obj: Any, module: str) -> None:
+        """Let `typing.get_type_hints` find what annotations name as texts (PEP 563)."""
+        for text in (vars(obj) if isinstance(obj, type) else {
+                "__annotations__": obj.__annotations__}).get("__annotations__", {}).values():
+            if type(text) is str and _goes_by_value(module):
+                self.names.update((module, name) for name in _names_in_text(text)
+                                  if hasattr(sys.modules[module], name))
+
+
+class _DigestReducers(_Reducers):
+    """For digests of cached functions: by value, but those that they use, which are numbered."""
+
+    found: list[Any]
+
+    def reduce_cached(self, cached: Any) -> Any:
+        if cached not in self.found:
+            self.found.append(cached)
+        return int, (self.found.index(cached),)
+
+
+def _digest_cached(cached: Any) -> bytes:
+    """Return a digest of a cached function and of all cached functions that it uses."""
+    import hashlib
+    found, hashed = [cached], hashlib.sha256()
+    for one in found:       # grows
+        data, *_ = _dump((one.__wrapped__, one.cache_parameters()), _DigestReducers, found=found)
+        hashed.update(b"".join(data))
+    return hashed.digest()
+
+
+class _DefinitionReducers(_OutwardReducers):
+    """For definitions: they also refer to other globals of the script, as a default may be one.
+
+    Attributes:
+        globals: the keys of these by `id`.
+    """
+
+    globals: Mapping[int, Any] = types.MappingProxyType({})
+
+    def persistent_id(self, obj: Any) -> Any:
+        """Return the key of a global; see `pickle.Pickler`."""
+        key = self.globals.get(id(obj))
+        if key is None or key in self.defining:
+            return None
+        self.refs.add(key)
+        return key
+
+
+class _Space:
+    """Stands for the globals that a function finds where it is unpickled."""
+
+    def __init__(self, module: str) -> None:
+        self._module = module
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _space, (self._module,)
+
+
+def _module_of(space: dict[str, Any]) -> Any:
+    """Return the name of the script's module whose globals these are, or None."""
+    name = space.get("__name__")
+    if isinstance(name, str) and _goes_by_value(name):
+        return name if getattr(sys.modules.get(name), "__dict__", None) is space else None
+    return None
+
+
+def _names_in(code: types.CodeType) -> Iterable[str]:
+    from cloudpickle import cloudpickle  # type: ignore
+    names: Iterable[str] = cloudpickle._extract_code_globals(code)
     return names
+
+
+@functools.lru_cache(1000)
+def _names_in_text(text: str) -> Iterable[str]:
+    try:
+        return _names_in(compile("lambda: " + text, "", "eval"))
+    except SyntaxError:
+        return ()
+
+
+@functools.cache
+def _pickler(reducers: Any) -> Any:
+    """Return cloudpickle's pickler with reducers of ours."""
+    import cloudpickle
+    plain = cloudpickle.CloudPickler.dispatch_table
+
+    def reduce_code(code: types.CodeType) -> Any:
+        """Keep the file's name, for tracebacks; cloudpickle writes another one in its place."""
+        make, found = plain[types.CodeType](code)
+        return make, tuple([code.co_filename if isinstance(one, str) and one == "<dynamic-code>"
+                            else one for one in found])
+
+    table = plain.new_child({
+        types.CodeType: reduce_code,
+        functools.cached_property: lambda one: (    # before Python 3.12, there is a lock in it
+            functools.cached_property, (one.func,), {"attrname": one.attrname})})
+    return type("Pickler", (reducers, cloudpickle.CloudPickler), {"dispatch_table": table})
+
+
+# ────────────────────────────────────── the script in a slot ──────────────────────────────────────
+
+
+class Script:
+    """The controller's script as far as it has come to this slot: `__main__`, and modules like it.
+
+    Each function comes with the versions of the names that it needs. Before a call, names that are
+    bound to another version are bound anew. What was bound until then, with all that calls have
+    left in it, is put aside, for calls may come that were submitted with it. What all versions have
+    in common stays what it is: a random generator goes on, a cache is kept.
+    """
+
+    def __init__(self) -> None:
+        self._lock: Any = _thread.RLock()       # guards the rest: threads of users' code ask, too
+        self._modules: dict[str, Any] = {}      # but `__main__`
+        self._bound: dict[Any, bytes] = {}      # (module, name) -> version
+        self._aside: dict[Any, Any] = {}        # ((module, name), version) -> object
+        self._pending: dict[Any, Any] = {}      # (module, name) -> (version, function), to be bound
+        self._kept: set[Any] = set()            # names that stay what an initializer has made them
+        self._large: set[bytes] = set()         # versions that are worth dropping
+        self._current: Any = None               # the function that all names are bound for
+
+    def namespace(self, module: str) -> dict[str, Any]:
+        """Return the globals of a module of the script."""
+        if module == "__main__":
+            return vars(sys.modules[module])
+        if module not in self._modules:
+            self._modules[module] = types.ModuleType(module)
+        space: dict[str, Any] = vars(self._modules[module])
+        return space
+
+    def bind(self, key: Sequence[str], obj: Any) -> None:
+        """Let a name stand for an object."""
+        self.namespace(key[0])[key[1]] = obj
+
+    def enter(self, function: _Function) -> None:
+        """Bind all that a function needs, in the versions that it was submitted with.
+
+        Raises whatever unpickling these raises.
+        """
+        if function is self._current:
+            return
+        with self._lock:
+            self._current = None
+            self._bind(function, {key: version for key, version in function.needs.items()
+                                  if self._bound.get(key, ABSENT) != version})
+            self._current = function
+
+    def add(self, function: _Function) -> None:
+        """Bind what a function needs and has no name here yet."""
+        with self._lock:
+            self._bind(function, {key: version for key, version in function.needs.items()
+                                  if version and key[1] not in self.namespace(key[0])})
+
+    def _bind(self, function: _Function, versions: Mapping[Any, bytes]) -> None:
+        is_outermost = not self._pending
+        for key, version in versions.items():
+            if key not in self._kept:
+                self._put_aside(key)
+                if version:
+                    self._pending[key] = version, function
+        try:
+            while self._pending:
+                self._load(next(iter(self._pending)))
+        except BaseException:
+            if is_outermost:        # otherwise what was being loaded may catch it
+                self._pending.clear()
+            raise
+
+    def _put_aside(self, key: Any) -> None:
+        value = self.namespace(key[0]).pop(key[1], ABSENT)
+        version = self._bound.pop(key, ABSENT)
+        # A class is one object in all its versions; its attributes are set anew each time.
+        if version and value is not ABSENT and not isinstance(value, type):
+            self._aside[key, version] = value
+
+    def _load(self, key: Any) -> None:
+        version, function = self._pending.pop(key)
+        self._bound[key] = version
+        if (key, version) in self._aside:
+            self.bind(key, self._aside.pop((key, version)))
+            return
+        try:
+            keys, size, values = function.load(version)
+        except BaseException:
+            del self._bound[key]
+            raise
+        if size > MAX_FRAME:
+            self._large.add(version)
+        for one, value in zip(keys or (key,), values):
+            if one == key or self._pending.pop(one, None):
+                self._bound[one] = version
+                self.bind(one, value)
+
+    def find(self, module: str, path: str) -> Any:
+        """Return what a dotted path leads to in the script. Raises AttributeError."""
+        first, _, rest = path.partition(".")
+        with self._lock:
+            if (module, first) in self._pending:
+                self._load((module, first))
+        space = self.namespace(module)
+        if first not in space:
+            raise AttributeError("%s has no %r here" % (module, first))
+        return operator.attrgetter(rest)(space[first]) if rest else space[first]
+
+    def forget(self, functions: Iterable[_Function]) -> None:
+        """Drop what none of these functions needs: what is aside, and what is large."""
+        needed = {need for function in functions for need in function.needs.items()}
+        with self._lock:
+            self._current = None
+            self._aside = {need: value for need, value in self._aside.items() if need in needed}
+            for key, version in [*self._bound.items()]:
+                if version in self._large and (key, version) not in needed:
+                    self._put_aside(key)
+                    self._aside.pop((key, version), None)
+
+    def initialize(self, function: _Function) -> None:
+        """Call an initializer. What it binds stays, and so does all data that it could change."""
+        self.enter(function)
+        spaces = {module: self.namespace(module)
+                  for module in ("__main__", *(module for module, _ in function.needs))}
+        before = {module: {name: (value, _attributes(value)) for name, value in space.items()}
+                  for module, space in spaces.items()}
+        function.get()()
+        for module, space in spaces.items():
+            for name, value in space.items():
+                was, attributes = before[module].get(name, (ABSENT, None))
+                if (value is not was or _attributes(value) != attributes
+                        or (module, name) in function.needs and is_data(value)):
+                    self._kept.add((module, name))
+
+
+def _attributes(value: object) -> Any:
+    return {**vars(value)} if isinstance(value, type) and value in _arrived else None
+
+
+def is_data(value: object) -> bool:
+    """Return whether a global of the script is neither constant nor a definition nor a module."""
+    return not (is_plain(value) or isinstance(
+        value, (*_DEFINITIONS, types.BuiltinFunctionType, types.ModuleType)))
+
+
+script = Script()
+
+
+def _find(module: str, path: str) -> Any:
+    return script.find(module, path)
+
+
+def _space(module: str) -> dict[str, Any]:
+    return script.namespace(module)
 
 
 # ────────────────────────────────────────── running a call ────────────────────────────────────────
@@ -476,13 +949,32 @@ class _Chunks(list["Any"]):
         self.append(data.raw() if type(data) is pickle.PickleBuffer else data)
 
 
-def pack_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Packed:
-    """Pickle a call's arguments, as `pack` does, and the usual ones quickly."""
+def pack_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Packed, Any]:
+    """Pickle a call's arguments for a slot, the usual ones quickly.
+
+    Return what `pack` does, and `(module, name)` of all of the script that it needs there.
+    """
     if not kwargs and _SHORT.issuperset(map(type, args)):
         data = pickle.dumps((args, None), 5)
         if len(data) <= INLINE:
-            return data
-    return pack((args, kwargs or None))
+            return data, ()
+    return pack_outward((args, kwargs or None))
+
+
+def pack_outward(obj: object) -> tuple[Packed, Any]:
+    """Pickle for a slot: return what `pack` does, and what of the script it needs there."""
+    if is_plain(obj):
+        return pack(obj), ()
+    chunks, large, pickler = _dump(obj, _OutwardReducers)
+    return _packed(chunks, large), pickler.names | pickler.refs
+
+
+class Prepacked:
+    """Arguments that `pack_outward` has packed, among those of another call: they stay bytes."""
+
+    def __init__(self, data: bytes, needs: Any) -> None:
+        self.data = data
+        self.needs = needs
 
 
 def _is_long(obj: object) -> bool:
@@ -492,163 +984,128 @@ def _is_long(obj: object) -> bool:
 
 
 def pack(obj: object) -> Packed:
-    """Pickle `obj` by value: plain types with pickle, the rest with cloudpickle.
+    """Pickle a result, or what is plain.
 
-    Large buffers (NumPy arrays) are not copied. Returns bytes if they are short, otherwise
-    `(lengths, buffers)` for `message`. Raises what pickling raises.
+    Large buffers (NumPy arrays) are not copied. Return bytes if they are short, otherwise
+    `(lengths, buffers)` for `message`. Raise what pickling raises.
     """
     if is_plain(obj) and not _is_long(obj):
         data = pickle.dumps(obj, 5)
         return data if len(data) <= INLINE else ([len(data)], [data])
-    chunks = _Chunks()
-    large = _Chunks()
+    chunks, large, _ = _dump(obj, _HomeReducers)
+    return _packed(chunks, large)
 
-    def stays_in_band(buffer: pickle.PickleBuffer) -> bool:
-        raw = buffer.raw()
-        if raw.nbytes < INLINE or len(large) == 254:
-            return True
-        large.append(raw)
-        return False
 
-    _pickler()(chunks, protocol=5, buffer_callback=stays_in_band).dump(obj)
+def _packed(chunks: list[Any], large: list[Any]) -> Packed:
     length = sum(map(len, chunks))
     if length <= INLINE and not large:
         return b"".join(chunks)
     return [length, *map(len, large)], chunks + large
 
 
-def _dumps(obj: object, pickler: Any = None) -> bytes:
-    """Pickle `obj` by value, in one piece."""
-    file = io.BytesIO()
-    (pickler or _pickler())(file, protocol=5).dump(obj)
-    return file.getvalue()
+def _dump(obj: object, reducers: Any, most: int = 254, **settings: Any) -> tuple[Any, Any, Any]:
+    """Pickle; return the pickle in pieces, at most `most` large buffers beside it, the pickler.
 
-
-@functools.cache
-def _pickler() -> Any:
-    return _make_pickler(_reduce_cached)
-
-
-def _make_pickler(reduce_cached: Callable[[Any], Any]) -> Any:
-    """Return cloudpickle's pickler, taught about caches."""
-    import cloudpickle  # type: ignore
-    plain = cloudpickle.CloudPickler.dispatch_table
-
-    def reduce_code(code: types.CodeType) -> Any:
-        """Keep the file's name, for tracebacks; cloudpickle writes another one in its place."""
-        make, found = plain[types.CodeType](code)
-        return make, tuple([code.co_filename if isinstance(one, str) and one == "<dynamic-code>"
-                            else one for one in found])
-
-    class Pickler(cloudpickle.CloudPickler):    # type: ignore[misc]
-        dispatch_table = plain.new_child({
-            _CACHED: reduce_cached, types.CodeType: reduce_code,
-            functools.cached_property: lambda one: (    # before Python 3.12, there is a lock in it
-                functools.cached_property, (one.func,), {"attrname": one.attrname})})
-
-    return Pickler
-
-
-def _reduce_cached(cached: Any) -> Any:
-    """Carry a cached function: by name if that finds it, else by value, with its settings.
-
-    There, all pickles of the same contents share one, so that what is cached outlives a call.
+    Arguments:
+        settings: attributes of the pickler.
     """
-    return _path_of(cached) or (
-        _share_cached, (_digest_cached(cached), cached.cache_parameters(), cached.__wrapped__))
+    chunks = _Chunks()
+    large = _Chunks()
+
+    def stays_in_band(buffer: pickle.PickleBuffer) -> bool:
+        raw = buffer.raw()
+        if raw.nbytes < INLINE or len(large) == most:
+            return True
+        large.append(raw)
+        return False
+
+    pickler = _pickler(reducers)(chunks, protocol=5, buffer_callback=stays_in_band)
+    vars(pickler).update(settings)
+    pickler.dump(obj)
+    return chunks, large, pickler
 
 
-def _path_of(cached: Any) -> str:
-    """Return the name by which a cached function or method is found in its module, or ""."""
-    module, path = (getattr(cached, name, "") for name in ("__module__", "__qualname__"))
-    try:
-        is_there = operator.attrgetter(path)(sys.modules.get(module)) is cached
-    except AttributeError:
-        is_there = False
-    return path if is_there and not _goes_by_value(module) else ""
+def _dumps(obj: object, reducers: Any = _HomeReducers) -> bytes:
+    """Pickle in one piece."""
+    chunks, _, _ = _dump(obj, reducers, 0)
+    return b"".join(chunks)
 
 
-def _digest_cached(cached: Any) -> bytes:
-    """Tell the contents of a cached function, and of all those that it uses, itself perhaps."""
-    import hashlib
-    found = [cached]
+class Pickled:
+    """A pickle of its own in a message: its bytes, large buffers, and what it needs of the script.
 
-    def number(one: Any) -> Any:
-        if path := _path_of(one):
-            return path
-        if one not in found:
-            found.append(one)
-        return int, (found.index(one),)
+    Attributes:
+        names: `(module, name)` of the globals that its code uses.
+        refs: likewise, of what it refers to.
+    """
 
-    pickler, hashed = _make_pickler(number), hashlib.sha256()
-    for one in found:       # grows
-        hashed.update(_dumps((one.__wrapped__, one.cache_parameters()), pickler))
-    return hashed.digest()
+    def __init__(self, data: bytes, buffers: Sequence[Any] = (), names: Any = frozenset(),
+                 refs: Any = frozenset()) -> None:
+        self.data = data
+        self.buffers = buffers
+        self.names = names
+        self.refs = refs
+
+    def digest(self) -> bytes:
+        """Return the SHA-256 of all bytes."""
+        import hashlib
+        hashed = hashlib.sha256(self.data)
+        for buffer in self.buffers:
+            hashed.update(buffer)
+        return hashed.digest()
 
 
-_caches: dict[bytes, Any] = {}
+def pickle_definition(obj: object, globals_by_id: Mapping[int, Any], keys: Any = (),
+                      is_root: bool = True) -> Pickled:
+    """Pickle what names of the script stand for, or a function that was submitted.
+
+    Arguments:
+        globals_by_id: keys of the script's globals that it may refer to.
+        keys: what is defined, `(module, name)` of each.
+        is_root: whether `obj` is what the one key stands for, and so is to be bound to it.
+    """
+    root = {"root": obj, "key": keys[0]} if is_root and keys else {}
+    chunks, large, pickler = _dump(obj, _DefinitionReducers, 100, globals=globals_by_id,
+                                   defining=keys, **root)
+    return Pickled(b"".join(chunks), large, pickler.names, pickler.refs)
 
 
-def _share_cached(digest: bytes, settings: dict[str, Any], function: Any) -> Any:
-    """Return the one cached function of these contents; the last few are kept."""
-    if digest not in _caches:
-        _caches[digest] = functools.lru_cache(**settings)(function)
-    while len(_caches) > SHARED_CACHES:
-        del _caches[next(iter(_caches))]
-    return _caches[digest]
+# How a slot gets the function of a call: it unpickles it for each call, or once, or finds it by
+# its name in the script.
+EACH, ONCE, NAMED = range(3)
+
+
+def pack_function(how: int, root: Pickled | tuple[str, str], needs: Mapping[Any, bytes],
+                  definitions: Mapping[bytes, Any]) -> Packed:
+    """Return what a slot knows a function by: the payload of FUNCTION.
+
+    Arguments:
+        how: EACH, ONCE or NAMED.
+        root: the pickled function; if NAMED, its module and path.
+        needs: by `(module, name)`, the versions of what it uses of the script.
+        definitions: by version, `(keys, Pickled)` of what these are.
+    """
+    segments: list[Any] = []
+
+    def add(one: Pickled) -> Any:
+        if len(one.data) < INLINE and not one.buffers:
+            return one.data
+        if len(segments) + 1 + len(one.buffers) > 250:
+            return [one.data, *map(bytes, one.buffers)]
+        start = len(segments)
+        segments.extend((one.data, *one.buffers))
+        return start, len(segments)
+
+    head = pickle.dumps((how, add(root) if isinstance(root, Pickled) else root, dict(needs), {
+        version: (keys, add(one)) for version, (keys, one) in definitions.items()}), 5)
+    return _packed([head], segments)
 
 
 def unpack(segments: Sequence[Any]) -> Any:
     """Return the object of a message's segments. Runs what the pickle names: may raise anything."""
     if isinstance(segments, MemoryError):
         raise segments
-    if not _initialized:
-        return pickle.loads(segments[0], buffers=segments[1:])
-    found, spaces = _unpack_with_globals(segments)
-    for space in spaces:
-        space.update(_initialized.get(space.get("__name__"), ()))
-    return found
-
-
-# What an initializer has set, by module. Functions of `__main__` travel each with globals of their
-# own, and are to find it there, as they would if they had all been imported.
-_initialized: dict[Any, dict[str, Any]] = {}
-
-
-def _unpack_with_globals(segments: Sequence[Any]) -> tuple[Any, list[dict[str, Any]]]:
-    """Unpickle; return also the globals of the functions that came by value."""
-    spaces: list[dict[str, Any]] = []
-
-    class Unpickler(pickle.Unpickler):
-        def find_class(self, module: str, name: str) -> Any:
-            found = super().find_class(module, name)
-            if (module, name) != ("cloudpickle.cloudpickle", "_make_function"):
-                return found
-
-            def make_function(code: Any, space: dict[str, Any], *others: Any) -> Any:
-                spaces.append(space)
-                return found(code, space, *others)
-            return make_function
-
-    return Unpickler(io.BytesIO(segments[0]), buffers=segments[1:]).load(), spaces
-
-
-def run_initializer(segments: Sequence[Any]) -> None:
-    """Run a pickled `(function, args)`; have what it sets found by all that is unpickled later.
-
-    That is what it has bound, and what it could have changed.
-    """
-    (function, args), spaces = _unpack_with_globals(segments)
-    before = [{**space} for space in spaces]
-    function(*args)
-    for space, old in zip(spaces, before):
-        _initialized.setdefault(space.get("__name__"), {}).update(
-            (name, value) for name, value in space.items() if name != "__builtins__"
-            and (old.get(name, space) is not value or _can_change(value)))
-
-
-def _can_change(value: Any) -> bool:
-    return not (is_plain(value) or callable(value) or _is_lasting(value))
+    return pickle.loads(segments[0], buffers=segments[1:])
 
 
 def _unpack_own(packed: Packed) -> Any:
@@ -671,20 +1128,6 @@ def run_call(function: Callable[..., Any], args: Any, kwargs: Any) -> tuple[bool
 def run_chunk(function: Callable[..., Any], chunk: Iterable[tuple[Any, ...]]) -> list[Any]:
     """Call a function on each tuple of arguments; this is what `map(..., chunksize=n)` sends."""
     return [function(*args) for args in chunk]
-
-
-class Kept:
-    """A function that a slot unpickles once and keeps, with what its calls leave in it.
-
-    So it is with the function of a `map`. Each is another one, if it is the same function.
-    """
-
-    def __init__(self, func: Callable[..., Any]) -> None:
-        self.func = func
-        self._number = os.urandom(8)
-
-    def __call__(self, *args: Any) -> Any:
-        return self.func(*args)
 
 
 def run_some(function: Callable[..., Any], packed: bytes, seconds: float) -> tuple[Any, ...]:
@@ -728,19 +1171,29 @@ def run_some(function: Callable[..., Any], packed: bytes, seconds: float) -> tup
             raised if type(raised) is bytes else b"".join(raised[1]))
 
 
-def pack_apart(obj: object) -> tuple[bytes, list[Any]]:
-    """Pickle `obj` without the large NumPy arrays in it; return these, too. See `run_with`."""
+class _ApartReducers(_OutwardReducers):
+    """For `pack_apart`."""
+
+    arrays: dict[int, Any]
+    array_type: Any
+
+    def persistent_id(self, one: Any) -> Any:
+        """Return the number of a large array; see `pickle.Pickler`."""
+        if type(one) is not self.array_type or one.nbytes < MAX_FRAME or one.dtype.hasobject:
+            return None
+        self.arrays.setdefault(id(one), one)
+        return [*self.arrays].index(id(one))
+
+
+def pack_apart(obj: object) -> tuple[Prepacked, list[Any]]:
+    """Pickle `obj` for a slot without the large NumPy arrays in it; return these, too.
+
+    See `run_with`.
+    """
     arrays: dict[int, Any] = {}
     array_type = getattr(sys.modules.get("numpy"), "ndarray", ())
-
-    class Pickler(_pickler()):      # type: ignore[misc]
-        def persistent_id(self, one: Any) -> Any:
-            if type(one) is not array_type or one.nbytes < MAX_FRAME or one.dtype.hasobject:
-                return None
-            arrays.setdefault(id(one), one)
-            return [*arrays].index(id(one))
-
-    return _dumps(obj, Pickler), [*arrays.values()]
+    chunks, _, pickler = _dump(obj, _ApartReducers, 0, arrays=arrays, array_type=array_type)
+    return Prepacked(b"".join(chunks), pickler.names | pickler.refs), [*arrays.values()]
 
 
 def run_with(arrays: Sequence[Any], pickled: bytes) -> Any:
@@ -752,14 +1205,45 @@ def run_with(arrays: Sequence[Any], pickled: bytes) -> Any:
     return Unpickler(io.BytesIO(pickled)).load()()
 
 
-class Shipped:
-    """Wrap an object so that plain pickle carries it as cloudpickle would; it arrives unwrapped."""
+# What a process of a ProcessExecutor had in `__main__` when it began. Elsewhere, nothing.
+_inherited: dict[str, object] = {}
 
-    def __init__(self, obj: object) -> None:
-        self._data = _dumps(obj)
+
+def begin_process() -> None:
+    """Begin a process of a ProcessExecutor."""
+    _inherited.update(vars(sys.modules["__main__"]))
+
+
+def pack_local(obj: object, there: Mapping[str, object] | None) -> bytes:
+    """Pickle for a process that has these names in `__main__`; None: only it can say."""
+    chunks, _, _ = _dump(obj, _LocalReducers, 0, there=there)
+    return b"".join(chunks)
+
+
+class Shipped:
+    """Wrap an object so that plain pickle carries it as we would; it arrives unwrapped.
+
+    Arguments:
+        there: what the other process has in `__main__`, by name; None if only it can say; by
+            default, it is the one that we came from.
+    """
+
+    def __init__(self, obj: object, *there: Mapping[str, object] | None) -> None:
+        self._data = pack_local(obj, *there) if there else _dumps(obj)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return pickle.loads, (self._data,)
+
+
+class _Raised(Exception):
+    """Stands for an exception that plain pickle cannot carry; it arrives as what it stands for."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(describe(error))
+        self._error = Shipped(error)
+
+    def __reduce__(self) -> Any:
+        return self._error.__reduce__()
 
 
 def run_shipped(call: Any) -> Any:
@@ -770,8 +1254,26 @@ def run_shipped(call: Any) -> Any:
         value = function(*args, **kwargs)
     except BaseException as error:
         vars(error)[_SECONDS] = monotonic() - started
+        try:
+            pickle.dumps(error)
+        except Exception:       # of a class that only we can carry
+            raise _Raised(error) from error
         raise
     return _Timed(monotonic() - started, value if is_plain(value) else Shipped(value))
+
+
+def _outline(obj: Any) -> Any:
+    """Return what tells whether two processes have imported the same definition."""
+    if isinstance(obj, type):
+        return sorted(vars(obj))
+    code = getattr(getattr(obj, "__wrapped__", obj), "__code__", None)
+    return type(obj).__name__, code and (code.co_firstlineno, code.co_code)
+
+
+def _name_or_value(path: str, outline: Any, pickled: bytes) -> Any:
+    """Return what this process has in `__main__` at a path if it is the same, or else unpickle."""
+    found = _look_up("__main__", path)
+    return found if _outline(found) == outline else pickle.loads(pickled)
 
 
 _SECONDS = "_executors_seconds"     # of an exception: how long it took to be raised
@@ -1126,17 +1628,17 @@ class _Pull:
 
 
 class _Function:
-    """A function as a slot knows it: pickled, and unpickled until a call has changed it.
+    """A function as a slot knows it; see `pack_function`.
 
-    Its out-of-band buffers lie in a file without a name, and are mapped for each unpickling: a call
-    may write to what it finds there, and the next one finds it as it came.
+    Large buffers lie in a file without a name, and are mapped for each unpickling: a call may write
+    to what it finds there, and the next one finds it as it came.
     """
 
     def __init__(self, segments: Sequence[Any]) -> None:
-        self._pickle, *buffers = segments
-        self._places = []
-        self._object = None
-        self._contents: Any = ()        # as it was unpickled
+        head, *buffers = segments
+        self._how, self._root, self.needs, self._definitions = pickle.loads(head)
+        self._places: list[slice] = []
+        self._object: Any = ABSENT
         if buffers:
             self._file = nameless_file()
             for buffer in buffers:
@@ -1146,16 +1648,39 @@ class _Function:
 
     def get(self) -> Any:
         """Return the function. Runs what the pickle names: may raise anything."""
-        if isinstance(self._object, Kept):
-            return self._object
-        if not self._contents or not self._contents.is_of(self._object):
-            buffers = []
-            if self._places:
-                whole = memoryview(mmap.mmap(self._file.fileno(), 0, flags=mmap.MAP_PRIVATE))
-                buffers = [whole[place] for place in self._places]
-            self._object = unpack((self._pickle, *buffers))
-            self._contents = Contents(self._object)
-        return self._object
+        script.enter(self)
+        if self._how == NAMED:
+            return script.find(*self._root)
+        if self._how == EACH or self._object is ABSENT:
+            self._object = _unpickle_definition(self._segments(self._root))
+        found = self._object
+        if self._how == EACH:
+            self._object = ABSENT
+        return found
+
+    def load(self, version: bytes) -> tuple[Any, int, Any]:
+        """Unpickle a definition. Return its keys, its size in bytes and a value for each key."""
+        if version not in self._definitions:        # of a constant, the pickle is its version
+            return (), 0, (pickle.loads(version),)
+        keys, section = self._definitions[version]
+        segments = self._segments(section)
+        value = _unpickle_definition(segments)
+        return keys, sum(map(len, segments)), (value,) if len(keys) == 1 else value
+
+    def _segments(self, section: Any) -> Sequence[Any]:
+        if isinstance(section, tuple):
+            whole = memoryview(mmap.mmap(self._file.fileno(), 0, flags=mmap.MAP_PRIVATE))
+            return [whole[place] for place in self._places[slice(*section)]]
+        return section if isinstance(section, list) else (section,)
+
+
+class _Unpickler(pickle.Unpickler):
+    def persistent_load(self, key: Any) -> Any:
+        return script.find(*key)
+
+
+def _unpickle_definition(segments: Sequence[Any]) -> Any:
+    return _Unpickler(io.BytesIO(segments[0]), buffers=segments[1:]).load()
 
 
 def nameless_file() -> Any:
@@ -1209,6 +1734,7 @@ class _Slot:
                 for kind, ident, data in reader.read():
                     if kind == FORGET:
                         self._functions.pop(ident, None)
+                        script.forget(self._functions.values())
                     elif self._may_start(ident):
                         self._serve(ident, data)
         except EOFError:
@@ -1240,7 +1766,7 @@ class _Slot:
     def _initialize(self, ident: int) -> None:
         """Run the pool's initializer, before the first call. If it raises, do no work ever."""
         try:
-            run_initializer(self._pull(FUNCTION, IDENT.pack(INITIALIZER)))
+            script.initialize(_Function(self._pull(FUNCTION, IDENT.pack(INITIALIZER))))
             self._is_ready = True
         except BaseException as error:
             import traceback
@@ -1328,6 +1854,7 @@ def _be_slot(scratch: str, shim: int, number: int, ends: Sequence[int], high: in
         setattr(sys, "__%s__" % name, stream)
     os.environ.update(_environment(number, config))
     os.nice(config["nice"])
+    sys.modules["__main__"] = types.ModuleType("__main__")
     pull = _Pull()
     finder = ModuleFinder(pull, scratch)
     sys.meta_path.insert(0, finder)

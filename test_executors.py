@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import concurrent.futures as cf
+import copy
 import dataclasses
 import fcntl
 import functools
@@ -38,6 +39,7 @@ import termios
 import textwrap
 import threading
 import time
+import types
 import unittest
 import venv
 import weakref
@@ -246,8 +248,8 @@ def make_pool(kind, make):
         return executors.ThreadExecutor(4)
     if kind == "process":
         return executors.ProcessExecutor(4)
-    if kind == "pipe":
-        return make("4/:")
+    if kind in ("pipe", "slot"):
+        return make("4/:" if kind == "pipe" else "1/:")
     return make(f"2/alpha python={sys.executable}", f"2/beta python={sys.executable}")
 
 
@@ -2186,11 +2188,12 @@ class Controller:
     def function(self, function):
         ident = (1 << 62) + len(self._functions)
         self._functions[ident] = function
-        self.send(*wire.message(wire.FUNCTION, ident, 0, wire.pack(function)))
+        packed = executors._Functions().get(function).packed
+        self.send(*wire.message(wire.FUNCTION, ident, 0, packed))
         return ident
 
     def call(self, ident, function, *args):
-        self.send(*wire.message(wire.CALL, ident, function, wire.pack_call(args, {})))
+        self.send(*wire.message(wire.CALL, ident, function, wire.pack_call(args, {})[0]))
 
     def await_(self, kind, ident=0):
         """Return what comes of a kind, about somebody; leave the rest for later."""
@@ -2859,30 +2862,42 @@ CHANGES = {
 }
 
 
-class TestWhatIsPickledAgain:
+@pytest.fixture
+def module():
+    """A module whose functions go by value, like those of a script."""
+    module = types.ModuleType("a_script")
+    sys.modules["a_script"] = module
+    cloudpickle.register_pickle_by_value(module)
+    yield module
+    cloudpickle.unregister_pickle_by_value(module)
+    del sys.modules["a_script"]
+
+
+class TestWhatIsSentAgain:
     @pytest.mark.parametrize("kind", CHANGES)
-    def test_what_changes_is(self, kind):
-        """Whatever it is, what travels next is the function as it is then."""
-        setup, change = CHANGES[kind]
-        space = {"__name__": "__main__"}
-        functions = executors._Functions()
+    @pytest.mark.parametrize("where", ["module", "elsewhere"])
+    def test_what_changes_is(self, shared, module, kind, where):
+        """Whatever it is, what is called next is the function as it was when it was submitted."""
+        pool, (setup, change) = shared("slot"), CHANGES[kind]
+        space = vars(module) if where == "module" else {"__name__": "__main__"}
         exec(setup, space)
+        sent = []
         for _ in range(3):
             for step in (change, "0"):
-                self.compare(functions, space["f"])
+                self.submit(pool, space["f"], sent)
                 exec(step, space)
             exec(setup, space)
-            self.compare(functions, space["f"])
+            self.submit(pool, space["f"], sent)
+        for future, expected in sent:
+            assert future.result(PATIENCE) == expected
 
-    def compare(self, functions, f):
-        sent, fresh = (wire.unpack((packed,)) for packed in (
-            functions.get(f).packed, wire.pack(f)))
-        assert sent() == fresh() and sent.__doc__ == fresh.__doc__
-        assert sent.__name__ == fresh.__name__ and sent.__annotations__ == fresh.__annotations__
+    def submit(self, pool, f, sent):
+        def look():
+            return repr(f()), f.__name__, f.__doc__, repr(f.__annotations__)
+        sent += (pool.submit(look), look()), (pool.submit(f), copy.deepcopy(f()))
 
-    def test_what_does_not_is_not(self, monkeypatch):
-        """Not what a script is made of: constants, modules, functions that call each other."""
-        space = {"__name__": "__main__"}
+    def test_what_does_not_is_not(self, module):
+        """A script's functions are one each, however often they are submitted."""
         exec("""if True:
             import math, functools, os.path
             N, S, T = 1000, "text", (1, (2.0, None))
@@ -2895,18 +2910,14 @@ class TestWhatIsPickledAgain:
                 return helper(x) if x else f(os.path.join(S, str(T)), load())
             def make(k):
                 return lambda x: helper(x) + k
-            """, space)
-        functions, pack, packed = executors._Functions(), wire.pack, []
-        monkeypatch.setattr(wire, "pack", lambda obj: packed.append(obj) or pack(obj))
-        first = functions.get(space["f"])
-        assert all(functions.get(space["f"]) is first for _ in range(5))
-        assert packed == [space["f"]]
-        one = functions.get(space["make"](1))
-        assert functions.get(space["make"](1)) is one is not functions.get(space["make"](2))
-        assert len(packed) == 3
+            """, vars(module))
+        functions = executors._Functions()
+        first = functions.get(module.f)
+        assert all(functions.get(module.f) is first for _ in range(5))
+        one = functions.get(module.make(1))
+        assert functions.get(module.make(1)) is one is not functions.get(module.make(2))
 
-    def test_little_is_kept_alive(self):
-        """Of long closures nothing, and of short ones no more than a few hundred."""
+    def test_nothing_is_kept_alive(self):
         functions, living = executors._Functions(), weakref.WeakSet()
         for n in range(2000):
             exec("def f(): return n", space := {"__name__": "__main__", "n": n})
@@ -2914,12 +2925,7 @@ class TestWhatIsPickledAgain:
             living.add(space["f"])
             space.clear()
         gc.collect()
-        assert len(functions._by_code) <= executors.KNOWN_FUNCTIONS[0] >= len(living) - 1
-        exec("def f(): return n", space := {"__name__": "__main__", "n": "x" * 10 ** 6})
-        functions.get(space["f"])
-        gone = weakref.ref(space.pop("f"))
-        gc.collect()
-        assert gone() is None
+        assert len(functions._by_content) == 0 and len(living) <= 1
 
 
 class TestDeadlockMatrix:

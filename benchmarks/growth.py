@@ -42,7 +42,7 @@ def pending(number: int) -> None:
         futures = [pool.submit(operator.neg, n) for n in range(number)]
         submitted = time.perf_counter() - started
         each = (resident() - before) / number
-        pickled = sys.getsizeof(wire.pack_call((number,), {}))
+        pickled = sys.getsizeof(wire.pack_call((number,), {})[0])
         print(f"{number} pending: {each:.0f} bytes each, of which its pickle {pickled}; "
               f"submitted at {number / submitted:.0f}/s", end="")
         started = time.perf_counter()
