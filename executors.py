@@ -402,10 +402,10 @@ class BaseExecutor(Executor):
                 raise
             return free.results(deadline, int(buffersize is not None))
         if chunksize in (None, 1):
-            return _in_order(self._submitter(fn), items, buffersize, deadline)
+            return _in_order(self, fn, items, buffersize, deadline)
         chunks = iter(lambda: tuple(itertools.islice(items, chunksize)), ())
-        submit = self._submitter(functools.partial(wire.run_chunk, fn))
-        results = _in_order(submit, zip(chunks), buffersize, deadline)
+        results = _in_order(
+            self, functools.partial(wire.run_chunk, fn), zip(chunks), buffersize, deadline)
         return itertools.chain.from_iterable(results)
 
     def _submitter(self, fn: Callable[..., _T]) -> Callable[..., Future[_T]]:
@@ -416,6 +416,9 @@ class BaseExecutor(Executor):
         """Return arguments of a chunk packed for `wire.run_some`; () if they are too long."""
         packed, needs = wire.pack_outward(columns)
         return wire.Prepacked(packed, needs) if type(packed) is bytes else ()
+
+    def _release(self, submit: Callable[..., Any]) -> None:
+        """Let go of what `_submitter` has returned; everything that it submitted is done."""
 
     def _has_chunks(self) -> bool:
         """Tell whether items of a `map` may travel together, without having been asked to."""
@@ -451,9 +454,10 @@ class BaseExecutor(Executor):
         return True
 
 
-def _in_order(submit: Callable[..., Future[_T]], items: Iterator[Any], buffersize: int | None,
-              deadline: float | None) -> Iterator[_T]:
+def _in_order(pool: BaseExecutor, fn: Callable[..., _T], items: Iterator[Any],
+              buffersize: int | None, deadline: float | None) -> Iterator[_T]:
     """Submit items, so many now; return their results in order, each followed by one more item."""
+    submit = pool._submitter(fn)
     futures = deque(submit(*item) for item in itertools.islice(items, buffersize))
 
     def results() -> Iterator[_T]:
@@ -466,6 +470,7 @@ def _in_order(submit: Callable[..., Future[_T]], items: Iterator[Any], buffersiz
         finally:        # also when it is left early
             for future in futures:
                 future.cancel()
+            pool._release(submit)
 
     return results()
 
@@ -553,6 +558,8 @@ class _Chunks:
         self._pool._promise(-left)
         for future in futures:
             future.cancel()
+        for submit in (self._submit_one, self._submit_some):
+            self._pool._release(submit)
 
     def _feed(self) -> None:
         with self._changed:
@@ -1147,19 +1154,21 @@ def _default_workers() -> list[RemoteWorkerRecord]:
 #     LAUNCH link, attempt: send the attempt
 #     KILL link, identifier: end an attempt; `freed`, `finish` or `died` follows
 #     RECALL link, number: take back what has not started; `recalled` follows
-#     SEND link, frames: (never decided; they go out in the order of the others)
+#     SEND link, frames; DROP link, identifier of a function: (never decided; they go out in the
+#         order of the others)
 #     LEAVE link, (): close it
 #     SETTLE bundle, (kind, body): resolve its future; once for every bundle
 #     FINISH (), (): the scheduler was closed, and every bundle is settled
 #     WARN (), words: tell the user
-_Act = enum.IntEnum("_Act", "CONNECT LAUNCH KILL RECALL SEND LEAVE SETTLE FINISH WARN")
-_CONNECT, _LAUNCH, _KILL, _RECALL, _SEND, _LEAVE, _SETTLE, _FINISH, _WARN = _Act
+_Act = enum.IntEnum("_Act", "CONNECT LAUNCH KILL RECALL SEND DROP LEAVE SETTLE FINISH WARN")
+_CONNECT, _LAUNCH, _KILL, _RECALL, _SEND, _DROP, _LEAVE, _SETTLE, _FINISH, _WARN = _Act
 # How it stands with a worker.
 _State = enum.Enum("_State", "WAITING CONNECTING UP FAILED REMOVED")
 _WAITING, _CONNECTING, _UP, _UNFIT, _REMOVED = _State
-# What becomes of bundles that have not started: they are welcome, they still run, or not.
-_Mode = enum.Enum("_Mode", "OPEN DRAINING CANCELLING")
-_OPEN, _DRAINING, _CANCELLING = _Mode
+# What becomes of bundles: they are welcome; what was submitted still runs, or only what has
+# started; all is killed.
+_Mode = enum.Enum("_Mode", "OPEN DRAINING CANCELLING KILLING")
+_OPEN, _DRAINING, _CANCELLING, _KILLING = _Mode
 # How far a bundle is: on its way to the scheduler, in its hands, settled.
 _Phase = enum.Enum("_Phase", "NEW LIVE OVER")
 _NEW, _LIVE, _OVER = _Phase
@@ -1194,7 +1203,7 @@ class _Function:
     durations: _Durations
     lacking: frozenset[str] = frozenset()       # machines without a module that it needs
     root: Any = None        # the function as it was submitted
-    needs: Container[Any] = ()      # names of the script
+    needs: Iterable[Any] = ()       # names of the script
     kept: Sequence[Any] = ()        # its definitions, which results may refer to
     variants: set[_Function] = dataclasses.field(default_factory=set)   # with what arguments need
 
@@ -1619,7 +1628,7 @@ class _Scheduler:
     def close(self, cancel: bool) -> None:
         """Accept no more; with `cancel`, settle what has not started."""
         if cancel:
-            self.mode = _CANCELLING
+            self.mode = _KILLING if self.mode is _KILLING else _CANCELLING
             self._settle_waiting(_CANCELLED)
             for worker in self.up:
                 self._act(_RECALL, worker.link, len(worker.ahead))
@@ -1630,6 +1639,7 @@ class _Scheduler:
 
     def give_up(self) -> None:
         """Accept no more; settle everything as cancelled, and kill what runs."""
+        self.mode = _KILLING
         self.close(True)
         self._cancel_where(lambda bundle: True)
 
@@ -1648,7 +1658,7 @@ class _Scheduler:
 
     def is_over(self) -> bool:
         """Tell whether it was closed, and every bundle is settled."""
-        is_kept = self.tally.promised <= 0 or self.mode is _CANCELLING
+        is_kept = self.tally.promised <= 0 or self.mode in (_CANCELLING, _KILLING)
         return self.mode is not _OPEN and not self.unfinished and is_kept
 
     def _settle_waiting(self, kind: int, body: Any = ()) -> None:
@@ -1916,7 +1926,7 @@ class _Scheduler:
             self._backups.pop(other.ident, None)        # now it is all there is
             return
         self.waiting += 1
-        if self.mode is _CANCELLING and not has_started:
+        if self.mode in (_CANCELLING, _KILLING) and not has_started:
             self._settle(bundle, _CANCELLED)
             return
         self.tally.retried += 1
@@ -2699,8 +2709,12 @@ class _Channel:
         self.send([wire.frame(wire.PING, monotonic_ns())])
         return self._missed < MISSED_BEATS
 
+    def quit(self) -> None:
+        """Have the machine end once its slots have, whose threads may still be at work."""
+        self.send([wire.frame(wire.QUIT)])
+
     def close(self) -> None:
-        """End it in peace: the shim sees the end of its input, and goes."""
+        """End it: the shim sees the end of its input, kills what still runs, and goes."""
         if self.pipe is _WHOLE:
             self.pipe = _CLOSING
         self.pump()
@@ -2710,11 +2724,21 @@ class _Channel:
         self._stdin.close()
 
 
+    def drop(self, function: _Function) -> None:
+        """Have the machine forget a function that is not called any more."""
+        self.queue.append((_DROP, function.ident))
+        self.pump()
+
+    def _drop(self, ident: int) -> list[Any]:
+        return [wire.frame(wire.FORGET, ident)] if self._known.pop(ident, None) else []
+
+
 _FRAMES: dict[_Act, Callable[[_Channel, Any], Iterable[Any]]] = {
     _LAUNCH: _Channel.call,
     _KILL: lambda _channel, ident: [wire.frame(wire.KILL, ident)],
     _RECALL: lambda _channel, number: [wire.frame(wire.RECALL, number)],
     _SEND: lambda _channel, buffers: buffers,
+    _DROP: _Channel._drop,
 }
 
 
@@ -2740,7 +2764,10 @@ def _find_spec(name: str) -> Any:
         return spec
     parent = name.rpartition(".")[0]
     if not parent:
-        return importlib.util.find_spec(name)
+        spec = importlib.util.find_spec(name)
+        if spec and isinstance(spec.loader, wire.PackageLoader):    # we are in a task
+            spec.loader.create_module(spec)     # which has it copied here
+        return spec
     # Not by PathFinder: what it says of a namespace needs its parents to have been imported.
     portions: list[str] = []
     for place in getattr(_find_spec(parent), "submodule_search_locations", None) or ():
@@ -2833,7 +2860,27 @@ class _Packages:
             self._known[found.name] = _examine(found, *others)
         one = self._known[found.name]
         key = "" if _misfit(one.tags, facts) else one.key
-        return wire.ModuleFinder.INSTALLED, (one.name, one.version, one.info, key), False
+        is_package = spec.submodule_search_locations is not None
+        return wire.ModuleFinder.INSTALLED, (one.name, one.version, one.info, key), is_package
+
+    def describe(self, name: str, facts: Sequence[str], is_editable_sent: bool) -> Any:
+        """Return a distribution's version, key and metadata, if it may follow, or None.
+
+        What is installed here as editable follows as modules of the project; so does its metadata.
+        """
+        from importlib import metadata
+        try:
+            found = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            return None
+        is_editable = '"editable": true' in (found.read_text("direct_url.json") or "")
+        is_named = not self._names or _normal(name) in self._names
+        if not (is_editable and is_editable_sent or self._is_on and is_named):
+            return None
+        one = _examine(found)
+        texts = {file: found.read_text(file) for file in (
+            "METADATA", "PKG-INFO", "entry_points.txt", "top_level.txt")}
+        return found.version, "" if _misfit(one.tags, facts) else one.key, texts
 
     def pack(self, name: str, facts: Sequence[str]) -> _File:
         """Return a distribution as a file for `scp`. Raises ValueError if a machine cannot have it.
@@ -3201,7 +3248,7 @@ class _Snapshot:
         """Pickle a definition or a module."""
         if wire.reference(value):
             return wire.Pickled(pickle.dumps(value, 5))
-        if isinstance(value, types.ModuleType) and sys.modules.get(value.__name__) is value:
+        if _is_imported(value):
             return _pickle_module(value.__name__)
         try:
             return wire.pickle_definition(value, self.globals_by_id(key[0]), (key,))
@@ -3260,6 +3307,10 @@ class _Snapshot:
         return vars(sys.modules[key[0]]).get(key[1], wire.ABSENT)
 
 
+def _is_imported(value: Any) -> bool:
+    return isinstance(value, types.ModuleType) and sys.modules.get(value.__name__) is value
+
+
 @functools.cache
 def _pickle_module(name: str) -> wire.Pickled:
     return wire.Pickled(pickle.dumps(_Import(name), 5))
@@ -3273,6 +3324,51 @@ class _Import:
 
     def __reduce__(self) -> Any:
         return importlib.import_module, (self._name,)
+
+
+class _Parts:
+    """All that a function and its pickle are made of, object by object.
+
+    As long as `hold` says so, it needs no new pickle. Raises ValueError if some of it can change
+    without being replaced: a list, an instance, a class.
+    """
+
+    def __init__(self, function: Any, names: Iterable[_Key]) -> None:
+        self._modules = len(sys.modules)        # submodules that code uses are sent along
+        self._function = _face(function)
+        self._globals = []
+        for module, name in names:
+            space = vars(sys.modules[module])
+            value = space.get(name, wire.ABSENT)
+            face = _face(value) if wire.path_of(value)[0] else []
+            is_constant = wire.is_plain(value) or _is_imported(value)
+            if not (face or is_constant or wire.reference(value)):
+                raise ValueError(name)
+            self._globals.append((space, name, value, face))
+
+    def hold(self, function: Any) -> bool:
+        """Return whether everything is what it was, for this function."""
+        return len(sys.modules) == self._modules and _is_same(_face(function), self._function) and (
+            all(space.get(name, wire.ABSENT) is value and (not face or _is_same(_face(value), face))
+                for space, name, value, face in self._globals))
+
+
+def _face(value: Any) -> list[Any]:
+    """Return the parts of a function, cached perhaps. Raises ValueError if they can change."""
+    function = value.__wrapped__ if type(value) is wire.CACHED else value
+    if type(function) is not types.FunctionType or function.__kwdefaults__ or function.__dict__:
+        raise ValueError("it can change")
+    cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    values = [*(function.__defaults__ or ()), *function.__annotations__.values(), *cells]
+    is_constant = all(wire.is_plain(one) or wire.reference(one) for one in values)
+    if not is_constant or not wire.module_of(function.__globals__):
+        raise ValueError("it can change")
+    return [function.__globals__, function.__code__, function.__name__, function.__qualname__,
+            function.__module__, function.__doc__, *function.__annotations__, *values]
+
+
+def _is_same(some: list[Any], others: list[Any]) -> bool:
+    return len(some) == len(others) and all(map(operator.is_, some, others))
 
 
 class _Root(NamedTuple):
@@ -3296,6 +3392,7 @@ class _Functions:
         self._idents = itertools.count(wire.INITIALIZER + 1)
         self._by_name: dict[tuple[str, ...], _Function] = {}
         self._by_content: Any = weakref.WeakValueDictionary()
+        self._by_code: dict[int, tuple[_Parts, _Function]] = {}     # which keep the code alive
         self._durations: dict[Any, _Durations] = {}     # by module, name and line
 
     def get(self, fn: Callable[..., Any], is_for_map: bool = False) -> _Function:
@@ -3305,12 +3402,32 @@ class _Functions:
             is_for_map: have each slot unpickle it once, whatever calls leave in it.
         """
         key = wire.reference(fn)
-        if key not in self._by_name:
-            function = self._complete(self._take_root(fn, is_for_map), ())
-            if not key:
+        if key in self._by_name:
+            return self._by_name[key]
+        code = id(fn.__code__) if type(fn) is types.FunctionType and not is_for_map else 0
+        with contextlib.suppress(KeyError, ValueError):
+            parts, function = self._by_code[code]
+            if parts.hold(fn):
                 return function
+        function = self._complete(self._take_root(fn, is_for_map), ())
+        if key:
             self._by_name[key] = function
-        return self._by_name[key]
+        elif code and _size(function.packed) <= wire.INLINE:
+            with contextlib.suppress(ValueError):
+                if len(self._by_code) >= KNOWN_FUNCTIONS[0]:
+                    self._by_code.clear()
+                self._by_code[code] = _Parts(fn, function.needs), function
+        return function
+
+    def get_definition(self, name: str) -> Any:
+        """Return, packed, what `__main__` has under a name, or () if that is data, or nothing."""
+        value = vars(sys.modules["__main__"]).get(name)
+        if not isinstance(value, (type, types.FunctionType, wire.CACHED)) and (
+                type(value).__module__ != "typing"):
+            return ()
+        root = _Root(name, _Durations(), wire.NAMED, ("__main__", name),
+                     frozenset([("__main__", name)]), b"")
+        return self._complete(root, ()).packed
 
     def widen(self, function: _Function, names: Iterable[_Key]) -> _Function:
         """Return a function together with more of the script, which its arguments need."""
@@ -3653,8 +3770,10 @@ class _Supervisor:
         period = min(TICK_SECONDS, max(0.1, self.heartbeat_seconds))
         tick_at = beat_at = 0.0
         last = monotonic()
-        over_at = math.inf
-        while self.logins or over_at == math.inf:
+        killed_at = math.inf
+        is_over = False
+        leaving: set[int] = set()       # links that were told to quit
+        while self.logins or not is_over:
             events = self._next_events(tick_at - last)
             now = monotonic()
             if now - last > 1.0 + period:   # we were suspended; nobody else's time has passed
@@ -3663,15 +3782,16 @@ class _Supervisor:
             try:
                 self._pass(events)
                 if self.scheduler.is_over():
-                    over_at = min(over_at, now)
-                    for link in [*self.logins]:
-                        self._leave(link)
+                    is_over = True
+                    self._leave_all(leaving)
+                    if self.scheduler.mode is _KILLING:
+                        killed_at = min(killed_at, now)
                 if now >= tick_at:
                     tick_at = now + period
                     is_beat = now >= beat_at
                     if is_beat:
                         beat_at = now + self.heartbeat_seconds
-                    self._look_after_links(now, is_beat, now - over_at > CLOSE_SECONDS)
+                    self._look_after_links(now, is_beat, now - killed_at > CLOSE_SECONDS)
                     held_up = [link for link, channel in [*self.channels.items()]
                                if channel.is_held_up()]
                     held_up += [link for link, login in [*self.logins.items()] if login.copies]
@@ -3685,6 +3805,16 @@ class _Supervisor:
         self.ended.set()
         while not self.events.empty():
             self._pass(self._next_events(0))
+
+    def _leave_all(self, leaving: set[int]) -> None:
+        """Leave all machines: in peace, for slots end as processes do; at once, if we kill."""
+        for link in [*self.logins]:
+            channel = self.channels.get(link)
+            if channel is None or self.scheduler.mode is _KILLING:
+                self._leave(link)
+            elif link not in leaving:
+                leaving.add(link)
+                channel.quit()
 
     def _next_events(self, patience: float) -> list[_Event]:
         """Wait for something to happen, and return what has."""
@@ -3725,12 +3855,24 @@ class _Supervisor:
         except Exception as error:
             found = _blame_arguments(function.name, args, kwargs, error)
             raise found from found.__cause__
-        if needs and not all(map(function.needs.__contains__, needs)):
+        if needs and not set(needs).issubset(function.needs):
             function = self.functions.widen(function, needs)
         bundle = _Bundle(function, packed, cell=cell)
         future = bundle.future = _RemoteFuture(self, bundle)
         self._enter((self.scheduler.submit, (bundle, is_promised), _nobody))
         return future
+
+    def submit_item(self, function: _Function, *args: Any) -> Future[Any]:
+        """Have the function of a map called, which may go on after a shutdown has begun."""
+        return self.submit(function, args, {}, True)
+
+    def drop(self, function: _Function) -> None:
+        """Have all machines forget a function if it is large, with what arguments needed of it."""
+        if os.getpid() == self.pid:
+            for one in (function, *function.variants):
+                if _size(one.packed) > wire.MAX_FRAME:
+                    for channel in [*self.channels.values()]:
+                        channel.drop(one)
 
     def cancel(self, bundle: _Bundle) -> bool:
         """Cancel a call; return whether it was in time."""
@@ -3789,14 +3931,18 @@ class _Reader:
         self._link = link
         self._stuck = stuck
         self._login = supervisor.logins[link]
-        self._asked: set[str] = set()       # modules and packages
+        self._asked: set[tuple[int, str]] = set()       # by the kind of question
         self._copiers: list[threading.Thread] = []
         self._told: set[str] = set()        # why packages do not follow
         self._on: dict[int, Callable[[int, Any], None]] = {
             wire.OUTPUT: self._on_output, wire.DIED: self._on_died, wire.KILLED: self._on_killed,
-            wire.RECALLED: self._on_recalled, wire.WANTED: self._on_wanted,
-            wire.SLOTS: self._on_slots, wire.PONG: self._on_pong, wire.UNFIT: self._on_unfit,
-            wire.PACKAGE: self._on_package}
+            wire.RECALLED: self._on_recalled, wire.SLOTS: self._on_slots,
+            wire.PONG: self._on_pong, wire.UNFIT: self._on_unfit,
+            wire.PACKAGE: self._on_package, wire.NAME: self._on_name}
+        finders = {wire.WANTED: self._find_module, wire.CHILDREN: self._find_children,
+                   wire.METADATA: self._find_metadata}
+        self._on.update((kind, functools.partial(self._on_question, kind, find))
+                        for kind, find in finders.items())
 
     def run(self) -> None:
         """Read until the link ends, and say why."""
@@ -3915,22 +4061,47 @@ class _Reader:
         words = bytes(body[0]).decode("utf-8", "replace")
         raise _Down(f"the initializer raised {words}", True, GRAVE)
 
-    def _on_wanted(self, ident: int, body: bytes) -> None:
-        name = self._ask(body)
-        baggage = self._supervisor.baggage
+    def _on_question(self, kind: int, find: Callable[[str], Any], ident: int, body: bytes) -> None:
+        """Answer what a slot has asked for; with None where there is nothing."""
+        name = self._ask(kind, body)
         found = None
         try:
-            found = (baggage.modules and _find_source(name)
-                     or baggage.packages.offer(name, self._login.facts))
+            found = find(name)
         except Exception:       # users' import hooks raise what they like; it is not the machine's
-            _log.exception("%s: the module %s cannot be looked for", self._supervisor.title, name)
+            _log.exception("%s: %s cannot be looked for", self._supervisor.title, name)
         self._answer(ident, found)
 
-    def _ask(self, body: bytes) -> str:
+    def _find_module(self, name: str) -> Any:
+        baggage = self._supervisor.baggage
+        return (baggage.modules and _find_source(name)
+                or baggage.packages.offer(name, self._login.facts))
+
+    def _find_children(self, name: str) -> Any:
+        is_ours = self._supervisor.baggage.modules and _find_source(name)
+        places = _find_spec(name).submodule_search_locations if is_ours else ()
+        return [(one.name, one.ispkg) for one in pkgutil.iter_modules(places)]
+
+    def _find_metadata(self, name: str) -> Any:
+        baggage = self._supervisor.baggage
+        return baggage.packages.describe(name, self._login.facts, baggage.modules)
+
+    def _on_name(self, ident: int, body: bytes) -> None:
+        """Send what the script has under a name, as it is now, but no data."""
+        name = self._ask(wire.NAME, body)
+        supervisor = self._supervisor
+        packed: Any = wire.NOTHING
+        try:
+            if supervisor.baggage.modules:
+                packed = supervisor.functions.get_definition(name) or packed
+        except Exception:       # it cannot be pickled
+            _log.debug("%s: %s cannot be sent", supervisor.title, name, exc_info=True)
+        self._channel.send(wire.message(wire.MODULE, ident, 0, packed))
+
+    def _ask(self, kind: int, body: bytes) -> str:
         text = body.decode()
-        if text in self._asked:
+        if (kind, text) in self._asked:
             raise ValueError(f"{text!r} is asked for twice")
-        self._asked.add(text)
+        self._asked.add((kind, text))
         return text
 
     def _answer(self, ident: int, answer: Any) -> None:
@@ -3938,7 +4109,7 @@ class _Reader:
 
     def _on_package(self, ident: int, body: bytes) -> None:
         """Have a distribution copied by a thread of its own; everything else goes on."""
-        name, own, target = self._ask(body).split("\n")
+        name, own, target = self._ask(wire.PACKAGE, body).split("\n")
         if not _PLAIN_PATH.fullmatch(target):
             raise ValueError(f"a path like {target!r}")
         self._login.copies.append(name)
@@ -4091,6 +4262,8 @@ class RemoteExecutor(BaseExecutor):
             in $EXECUTORS_SLOT and $EXECUTORS_MACHINE in any case.
         initializer: a function that each slot calls, with `initargs`, before its first task. If it
             raises, its machine is not used any more.
+        max_tasks_per_child: tasks after which a slot is replaced by a fresh one, items of a `map`
+            counted each.
 
     Large buffers (NumPy arrays) are sent from where they are: do not change an array until the task
     it went to is done.
@@ -4115,33 +4288,31 @@ class RemoteExecutor(BaseExecutor):
                  output: bool | Callable[[str, str, str], object] = True,
                  env: Mapping[str, str] | None = None,
                  initializer: Callable[..., object] | None = None,
-                 initargs: tuple[Any, ...] = ()) -> None:
+                 initargs: tuple[Any, ...] = (),
+                 max_tasks_per_child: int | None = None) -> None:
         super().__init__(title)
         records = _default_workers() if workers is None else _parse_workers(workers)
         if not records:
             raise ValueError("workers is empty: name at least one machine, or ':' for this one")
         _check_process()
         [*_parse_options(ssh_options)]
-        rules = _Rules(
-            bool(_or_environment(
-                schedule_backups, "EXECUTORS_SCHEDULE_REMOTE_BACKUPS", _boolean, True)),
-            _or_environment(max_bundle_failures, "EXECUTORS_MAX_BUNDLE_FAILURES", int, 3),
-            math.inf if bundle_timeout is None else bundle_timeout)
+        rules = _rules(schedule_backups, max_bundle_failures, bundle_timeout)
         _check_values({**rules._asdict(), "heartbeat_seconds": heartbeat_seconds}, {
             "schedule_backups": schedule_backups, "modules": modules, "show_status": show_status})
-        scheduler = _Scheduler(_checked_policy(policy), rules)
-        functions = _Functions()
-        call = _packed_initializer(initializer, initargs, functions)
+        call = _checked_initializer(initializer, initargs)
         config = {"lease": LEASE_BEATS * heartbeat_seconds, "output": bool(_checked_output(output)),
-                  "env": _checked_env(env or {}), "initializer": bool(call)}
-        baggage = _Baggage(_Files(files), modules, _Packages(packages), call, config)
-        self._supervisor = _Supervisor(scheduler, self.title, [*ssh_options], baggage,
-                                       heartbeat_seconds, _Scoreboard(show_status, output))
+                  "env": _checked_env(env or {}), "max_tasks_per_child": _checked_number(
+                      "max_tasks_per_child", max_tasks_per_child), "initializer": bool(call)}
+        self._supervisor = _Supervisor(
+            _Scheduler(_checked_policy(policy), rules), self.title, [*ssh_options],
+            _Baggage(_Files(files), modules, _Packages(packages), call, config),
+            heartbeat_seconds, _Scoreboard(show_status, output))
         _prepare_process()
         _supervisors.add(self._supervisor)
         _Notebook.watch(self._supervisor)
         self._finalizer = weakref.finalize(
-            self, self._supervisor.events.put, (scheduler.close, (False,), _nobody))
+            self, self._supervisor.events.put,
+            (self._supervisor.scheduler.close, (False,), _nobody))
         for record in records:
             self.add_worker(record)
 
@@ -4209,7 +4380,11 @@ class RemoteExecutor(BaseExecutor):
         supervisor = self._supervisor
         supervisor.scheduler.check_open()
         function = supervisor.functions.get(fn, is_for_map=True)
-        return lambda *args: supervisor.submit(function, args, {}, True)
+        return functools.partial(supervisor.submit_item, function)
+
+    def _release(self, submit: Callable[..., Any]) -> None:
+        function: _Function = submit.args[0]        # type: ignore[attr-defined]
+        self._supervisor.drop(function)
 
     def _has_chunks(self) -> bool:
         rules = self._supervisor.scheduler.rules
@@ -4238,6 +4413,15 @@ def _check_process() -> None:
     _bootstrap()
 
 
+def _rules(schedule_backups: bool | None, max_bundle_failures: int | None,
+           bundle_timeout: float | None) -> _Rules:
+    return _Rules(
+        bool(_or_environment(
+            schedule_backups, "EXECUTORS_SCHEDULE_REMOTE_BACKUPS", _boolean, True)),
+        _or_environment(max_bundle_failures, "EXECUTORS_MAX_BUNDLE_FAILURES", int, 3),
+        math.inf if bundle_timeout is None else bundle_timeout)
+
+
 def _check_values(amounts: Mapping[str, Any], switches: Mapping[str, Any]) -> None:
     for name, value in amounts.items():
         if not isinstance(value, numbers.Real) or not isinstance(value, bool) and value <= 0:
@@ -4247,12 +4431,19 @@ def _check_values(amounts: Mapping[str, Any], switches: Mapping[str, Any]) -> No
             raise ValueError(f"{name} is {value!r}; it must be True or False")
 
 
-def _packed_initializer(initializer: Any, initargs: Any, functions: _Functions) -> Any:
+def _checked_number(name: str, value: Any) -> int:
+    """Return a count, 0 for None. Raises ValueError."""
+    if value is not None and (not isinstance(value, int) or value < 1):
+        raise ValueError(f"{name} is {value!r}; it must be a whole number, at least 1")
+    return value or 0
+
+
+def _checked_initializer(initializer: Any, initargs: Any) -> Any:
     if initializer is None:
         return ()
     if not callable(initializer):
         raise ValueError(f"initializer is {initializer!r}, which cannot be called")
-    return functions.get(functools.partial(initializer, *initargs)).packed
+    return _Functions().get(functools.partial(initializer, *initargs)).packed
 
 
 def _checked_policy(policy: Any) -> RemoteWorkerSelectionPolicy:
@@ -4280,6 +4471,9 @@ def _checked_env(env: Mapping[str, str]) -> dict[str, str]:
             is_good = bool(re.fullmatch("[^=\0]+", name)) and "\0" not in value
         except (AttributeError, LookupError, TypeError, ValueError):
             is_good = False
+        if re.fullmatch("PYTHON(?!PATH|BREAKPOINT|ASYNCIODEBUG)[A-Z0-9]+", str(name)):
+            raise ValueError(f"env: Python reads {name} only when it starts, and slots are forked: "
+                             "set it there, in a login file or ~/.ssh/environment")
         if not is_good:
             raise ValueError(f"env: {name!r}: {value!r} is not a name and a text in which {{slot}} "
                              "and {machine} may stand, and braces are doubled")
@@ -4964,13 +5158,19 @@ class _SharingCalls:
             submitter = self._pool._submitter(functools.partial(wire.run_with, arrays))
             self._submitters[key] = submitter, arrays       # alive, or others get their numbers
             if len(self._submitters) > SHARED_ARRAYS:
-                self._submitters.popitem(last=False)
+                _, (oldest, _) = self._submitters.popitem(last=False)
+                self._pool._release(oldest)
         future: Future[Any] = self._submitters[key][0](pickled)
         return future
 
     def cancel(self) -> None:
         for future in [*self._futures]:
             future.cancel()
+
+    def end(self) -> None:
+        """Let go of all arrays."""
+        for submitter, _ in self._submitters.values():
+            self._pool._release(submitter)
 
 
 def joblib_backend(pool: BaseExecutor) -> Any:
@@ -5014,6 +5214,7 @@ def joblib_backend(pool: BaseExecutor) -> Any:
             self._calls.cancel()
 
         def stop_call(self) -> None:
+            self._calls.end()
             del self._calls
             self.reset_batch_stats()
 

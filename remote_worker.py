@@ -75,13 +75,13 @@ if TYPE_CHECKING:       # importing typing would take a tenth of the time to the
 
 __version__ = "0.2.0"      # of executors, which this file belongs to
 __all__ = [
-    "ABSENT", "EACH", "NAMED", "NONSENSE", "ONCE", "FrameError", "FrameReader",
-    "MessageReader", "Outbox",
-    "Pickled", "Prepacked", "Script", "Shipped", "describe", "digest_file", "enlarge", "frame",
-    "is_data", "is_plain", "main", "message", "nameless_file", "pack", "pack_apart", "pack_call",
-    "pack_function", "pack_local", "pack_outcome", "pack_outward", "path_of", "pickle_definition",
-    "process_tree", "reference", "run_call", "run_chunk", "run_plain", "run_shipped", "run_some",
-    "run_with", "script", "serve", "signal_tree", "take_seconds", "unpack", "write_all",
+    "ABSENT", "EACH", "NAMED", "NONSENSE", "ONCE", "FrameError", "FrameReader", "MessageReader",
+    "Outbox", "PackageLoader", "Pickled", "Prepacked", "Script", "Shipped", "describe",
+    "digest_file", "enlarge", "frame", "is_data", "is_plain", "main", "message", "module_of",
+    "nameless_file", "pack", "pack_apart", "pack_call", "pack_function", "pack_local",
+    "pack_outcome", "pack_outward", "path_of", "pickle_definition", "process_tree", "reference",
+    "run_call", "run_chunk", "run_plain", "run_shipped", "run_some", "run_with", "script", "serve",
+    "signal_tree", "take_seconds", "unpack", "write_all",
 ]
 
 MAX_FRAME = 1 << 20     # bytes of payload; a longer one on the wire means a garbled stream
@@ -90,6 +90,7 @@ READ_SIZE = 1 << 16     # bytes asked of one read; small frames come many to a r
 SLOT_DEPTH = 64         # calls in a slot's pipe, with the running one: busy through our turn
 BACKLOG = 4 << 20       # bytes queued towards one descriptor at which its source is no longer read
 TERM_SECONDS = 0.5      # between SIGTERM and SIGKILL
+STATE_SECONDS = 1.0     # between two states of a progress bar that are passed on
 LAST_WORDS = 2000       # bytes of stderr kept to explain a slot's death
 SHARED_CACHES = 64      # cached functions that a slot keeps, which came by value
 NEVER = float("inf")
@@ -108,10 +109,11 @@ INITIALIZER = 1 << 62   # identifiers: of attempts from 1, of functions from her
 FIRST_MODULE = 1 << 63
 
 # Controller to shim; slots get CALL and FORGET, and what they ask for with CALL, FUNCTION, WANTED.
-CONFIG, CALL, FUNCTION, FORGET, KILL, RECALL, PING, MODULE, FILES, PRINTED = range(1, 11)
+CONFIG, CALL, FUNCTION, FORGET, KILL, RECALL, PING, MODULE, FILES, PRINTED, QUIT = range(1, 12)
 # Shim to controller; RESULT, ERROR, MISSING, UNFIT and PART come from slots.
 HELLO, RESULT, ERROR, DIED, KILLED, RECALLED, PONG, WANTED, OUTPUT, STORED, SLOTS = range(32, 43)
-UNFIT, PACKAGE, PART, MISSING = range(43, 47)
+UNFIT, PACKAGE, PART, MISSING, NAME, METADATA, CHILDREN, RETIRED = range(43, 51)
+QUESTIONS = WANTED, PACKAGE, NAME, METADATA, CHILDREN       # which MODULE answers
 _MESSAGES = {CALL, FUNCTION, MODULE, RESULT, ERROR, MISSING, UNFIT}
 
 
@@ -378,6 +380,7 @@ _SHORT = {int, float, complex, bool, type(None)}    # but an int that nobody wri
 _PLAIN = _SHORT | {str, bytes}
 CACHED = type(functools.lru_cache(len))
 _DEFINITIONS = types.FunctionType, type, CACHED
+NOTHING = pickle.dumps(None, 5)     # the answer to a question that has none
 ABSENT = b""        # the version of a name that the script does not have
 
 
@@ -666,7 +669,7 @@ class _OutwardReducers(_Reducers):
     def reduce_function(self, function: Any, made: tuple[Any, ...]) -> Any:
         """Have a function use the globals of the slot's `__main__`, which get what it needs."""
         make, args, (state, others), *rest = made
-        module = _module_of(function.__globals__)
+        module = module_of(function.__globals__)
         if module:
             self.names.update((module, name) for name in _names_in(function.__code__))
             self._add_annotations(function, module)
@@ -745,7 +748,7 @@ class _Space:
         return _space, (self._module,)
 
 
-def _module_of(space: dict[str, Any]) -> Any:
+def module_of(space: dict[str, Any]) -> Any:
     """Return the name of the script's module whose globals these are, or None."""
     name = space.get("__name__")
     if isinstance(name, str) and _goes_by_value(name):
@@ -890,6 +893,28 @@ class Script:
         if first not in space:
             raise AttributeError("%s has no %r here" % (module, first))
         return operator.attrgetter(rest)(space[first]) if rest else space[first]
+
+    def ask(self, pull: Callable[[int, bytes], Any], missing: set[str], name: str) -> Any:
+        """Return what the controller's `__main__` has under a name. Raises AttributeError.
+
+        Arguments:
+            missing: names that it does not have, or keeps for itself.
+        """
+        with self._lock:
+            if ("__main__", name) in self._pending:
+                self._load(("__main__", name))
+        space = self.namespace("__main__")
+        if name not in space and name not in missing and not name.startswith("__"):
+            missing.add(name)
+            try:
+                segments = pull(NAME, name.encode())
+                if bytes(segments[0]) != NOTHING:
+                    self.add(_Function(segments))
+            except EOFError:        # nobody answers
+                pass
+        if name not in space:
+            raise AttributeError("module '__main__' has no attribute %r" % name)
+        return space[name]
 
     def forget(self, functions: Iterable[_Function]) -> None:
         """Drop what none of these functions needs: what is aside, and what is large."""
@@ -1125,9 +1150,17 @@ def run_call(function: Callable[..., Any], args: Any, kwargs: Any) -> tuple[bool
         return False, error
 
 
+class _Budget:
+    """How many tasks this slot may still begin, and with it whether it is to be replaced."""
+
+    left = NEVER
+
+
 def run_chunk(function: Callable[..., Any], chunk: Iterable[tuple[Any, ...]]) -> list[Any]:
     """Call a function on each tuple of arguments; this is what `map(..., chunksize=n)` sends."""
-    return [function(*args) for args in chunk]
+    values = [function(*args) for args in chunk]
+    _Budget.left -= len(values) - 1
+    return values
 
 
 def run_some(function: Callable[..., Any], packed: bytes, seconds: float) -> tuple[Any, ...]:
@@ -1152,7 +1185,7 @@ def run_some(function: Callable[..., Any], packed: bytes, seconds: float) -> tup
             values.append(function(*args))
             if getattr(sys.stdout, "is_in_line", False) or getattr(sys.stderr, "is_in_line", False):
                 _end_lines()
-            if time.perf_counter() > until:
+            if time.perf_counter() > until or len(values) >= _Budget.left:
                 break
     except ModuleNotFoundError:
         if not values:      # perhaps another machine has it
@@ -1160,6 +1193,7 @@ def run_some(function: Callable[..., Any], packed: bytes, seconds: float) -> tup
     except BaseException as error:
         raised = pack_outcome(False, error)[1]
     took = time.perf_counter() - started
+    _Budget.left -= max(len(values) - 1, 0)
     kind, found = pack_outcome(True, tuple(values))
     if kind == ERROR:
         outcomes = [pack_outcome(True, value) for value in values]
@@ -1384,6 +1418,9 @@ class ModuleFinder:
     def __init__(self, pull: Callable[[int, bytes], Any], folder: str) -> None:
         self._pull = pull
         self._known: dict[str, Any] = {}
+        self._metadata: dict[str, Any] = {}
+        self._folders: dict[str, str] = {}      # of packages that were sent, with their names
+        self._saved = os.path.join(folder, ".modules")
         self._packages = _Packages(pull, folder)
         self._left = {*sys.stdlib_module_names}
         for name in os.listdir(folder) if os.path.isdir(folder) else ():
@@ -1392,33 +1429,75 @@ class ModuleFinder:
                 self._left.add(name.partition(".")[0])
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        parent = name.rpartition(".")[0]
+        """Find a module; see `importlib.abc.MetaPathFinder`, as for the others."""
+        parent, top = name.rpartition(".")[0], name.partition(".")[0]
         known = self._known.get(parent)         # what is installed is not asked for piece by piece
-        if name.partition(".")[0] in self._left or parent and (
-                not known or known[0] == self.INSTALLED):
+        if top in self._left or parent and (not known or known[0] == self.INSTALLED):
             return None
-        try:
-            if name not in self._known:
-                self._known[name] = unpack(self._pull(WANTED, name.encode()))
-        except EOFError:        # nobody answers
-            return None
+        if name not in self._known:
+            self._known[name] = self._ask(WANTED, name)
         found = self._known[name]
         if not found:
             return None
         filename, source, is_package = found
         if filename == self.INSTALLED:
-            place = self._packages.get(name.partition(".")[0], *source)
-            if place and path is not None:      # in a namespace, which has found its parts before
-                path.insert(0, os.path.join(place, *name.split(".")[:-1]))
-            return None
-        loader: Any = SourceLoader(filename, source)
+            if not self._packages.is_better(top, *source):
+                return None
+            copy = functools.partial(self._packages.get, *source)
+            loader: Any = PackageLoader(copy, path)
+            return machinery.ModuleSpec(name, loader, origin="a copy", is_package=is_package)
+        loader = SourceLoader(filename, source)
         spec: Any = machinery.ModuleSpec(name, loader, origin=filename, is_package=is_package)
         spec.has_location = True
         if filename == self.NAMESPACE:      # other parts of it may be installed here
             here = machinery.PathFinder.find_spec(name, path)
             spec.submodule_search_locations += here and here.submodule_search_locations or ()
+        elif is_package:
+            folder = os.path.dirname(filename)
+            spec.submodule_search_locations.append(folder)
+            self._folders[folder] = name
+        self._save(name, source, is_package and filename != self.NAMESPACE)
         return spec
 
+    def _ask(self, kind: int, name: str) -> Any:
+        try:
+            return unpack(self._pull(kind, name.encode()))
+        except EOFError:        # nobody answers
+            return None
+
+    def _save(self, name: str, source: str, is_package: bool) -> None:
+        """Leave a module where child processes find it, who cannot ask for it; if there is room."""
+        path = os.path.join(self._saved, *name.split("."), *["__init__"] * is_package) + ".py"
+        try:
+            os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+            if source:
+                with open(path, "w", encoding="utf-8") as file:
+                    file.write(source)
+        except OSError:
+            pass
+
+    def list_children(self, folder: str) -> Any:
+        """Return what lists the modules of a package that was sent, for `sys.path_hooks`."""
+        if folder not in self._folders or os.path.isdir(folder):
+            raise ImportError(folder)
+        return _Children(self.find_spec, functools.partial(
+            self._ask, CHILDREN, self._folders[folder]))
+
+    def find_distributions(self, context: Any) -> Iterator[Any]:
+        """Find the metadata of what would be imported from the controller."""
+        if context.name is None:
+            return
+        from importlib import metadata
+        name = str(context.name).replace("_", "-").lower()
+        if name not in self._metadata:
+            self._metadata[name] = self._ask(METADATA, name)
+        if self._metadata[name]:
+            version, key, texts = self._metadata[name]
+            own, _ = _find_own(name)
+            if not own or key and not _is_same_version(own, version):
+                found = type("Distribution", (metadata.Distribution,), {
+                    "read_text": lambda _, file: texts.get(file), "locate_file": lambda *_: None})
+                yield found()
 
     def why_not(self, name: str) -> str:
         """Say why a module's distribution could not be had; "" if there is none."""
@@ -1443,29 +1522,27 @@ class _Packages:
         self._places: dict[str, str] = {}       # by distribution; so are these
         self.problems: dict[str, str] = {}
 
-    def get(self, top: str, name: str, version: str, info: str, key: str) -> str:
-        """Return where a distribution is now, in `sys.path`; "" if what is here must do."""
-        if name not in self._places:
-            self._places[name] = self._find(top, name, version, info, key)
-        return self._places[name]
-
-    def _find(self, top: str, name: str, version: str, info: str, key: str) -> str:
+    def is_better(self, top: str, name: str, version: str, info: str, key: str) -> bool:
+        """Return whether a distribution is to be had, and this Python has not got that version."""
+        if name in self._places:        # it is in sys.path, or it could not be had
+            return False
         here = machinery.PathFinder.find_spec(top)
         origin = here and here.has_location and here.origin or ""
         folder = os.path.dirname(origin)
         if here and here.submodule_search_locations:
             folder = os.path.dirname(folder)
         if origin and os.path.exists(os.path.join(folder, info)):
-            return ""       # this is what it would have found, a tenth of a second later
-        from importlib import metadata
-        own = ""
-        try:
-            found = metadata.distribution(name)
-            own, folder = found.version or "", str(found.locate_file(""))
-        except metadata.PackageNotFoundError:
-            pass
-        if own.partition("+")[0] == version.partition("+")[0]:
-            return ""
+            return False        # this is what metadata would find, a tenth of a second later
+        return not _is_same_version(_find_own(name)[0], version)
+
+    def get(self, name: str, version: str, info: str, key: str) -> str:
+        """Return where a distribution is now, in `sys.path`; "" if what is here must do."""
+        if name not in self._places:
+            self._places[name] = self._find(name, version, key)
+        return self._places[name]
+
+    def _find(self, name: str, version: str, key: str) -> str:
+        own, folder = _find_own(name)
         try:
             place = self._fetch(name, own, key)
         except (OSError, EOFError) as error:
@@ -1476,6 +1553,7 @@ class _Packages:
             return ""
         at = [n for n, one in enumerate(sys.path) if one.endswith("-packages") or one == folder]
         sys.path.insert((*at, len(sys.path))[0], place)
+        os.environ["PYTHONPATH"] = place + os.pathsep + os.environ["PYTHONPATH"]
         return place
 
     def _fetch(self, name: str, own: str, key: str) -> str:
@@ -1502,6 +1580,57 @@ class _Packages:
             raise OSError(answer)
         _admit(place, name, os.path.join(os.path.expanduser("~"), target), answer[0], True)
         _prune(cache)
+
+
+def _find_own(name: str) -> tuple[str, str]:
+    """Return the version and the folder of a distribution that this Python has, or `("", "")`."""
+    from importlib import metadata
+    context = metadata.DistributionFinder.Context(name=name)
+    found: Any = next(iter(metadata.MetadataPathFinder.find_distributions(context)), None)
+    return (found.version or "", str(found.locate_file(""))) if found else ("", "")
+
+
+def _is_same_version(one: str, other: str) -> bool:
+    return one.partition("+")[0] == other.partition("+")[0]
+
+
+class PackageLoader:
+    """Have a distribution copied when a module of it is executed, then load it as usual.
+
+    Arguments:
+        copy: returns where it is in `sys.path`.
+        path: of the namespace that the module is in, which has found its parts before; or None.
+    """
+
+    def __init__(self, copy: Callable[[], str], path: Any) -> None:
+        self._copy = copy
+        self._path = path
+
+    def create_module(self, spec: Any) -> Any:
+        """Let the spec become that of what was copied; see `importlib.abc.Loader`."""
+        place = self._copy()
+        if place and self._path is not None:
+            self._path.insert(0, os.path.join(place, *spec.name.split(".")[:-1]))
+        found = machinery.PathFinder.find_spec(spec.name, self._path)
+        if found is None or found.loader is None:
+            raise ModuleNotFoundError("No module named %r" % spec.name, name=spec.name)
+        vars(spec).update(vars(found))
+        return found.loader.create_module(found)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        """Execute nothing: the spec has another loader by now."""
+
+
+class _Children:
+    """Stand for the folder of a package that was sent, for pkgutil: find and list its modules."""
+
+    def __init__(self, find_spec: Callable[[str], Any], ask: Callable[[], Any]) -> None:
+        self.find_spec = find_spec
+        self._ask = ask
+
+    def iter_modules(self, prefix: str = "") -> list[tuple[str, bool]]:
+        """Return `(name, is a package)` of each."""
+        return [(prefix + name, is_package) for name, is_package in self._ask() or ()]
 
 
 class SourceLoader:
@@ -1572,7 +1701,9 @@ def _why_no_data(error: FileNotFoundError) -> str:
 
 # A slot's descriptors, see the drawing.
 _CALLS, _RESULTS, _PERMITS, _QUESTIONS, _ANSWERS = range(3, 8)
-_THREADS = "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
+_THREADS = [library + "_THREADS" for library in (
+    "OMP_NUM", "MKL_NUM", "OPENBLAS_NUM", "NUMBA_NUM", "BLIS_NUM", "NUMEXPR_NUM", "POLARS_MAX",
+    "VECLIB_MAXIMUM")]
 
 
 class _Pull:
@@ -1724,6 +1855,7 @@ class _Slot:
         self._pull = pull
         self._finder = finder
         self._is_ready = not config["initializer"]
+        _Budget.left = config["max_tasks_per_child"] or NEVER
         self._functions: dict[int, _Function] = {}
         self._permit = b""      # read, and of a call further on
 
@@ -1737,6 +1869,10 @@ class _Slot:
                         script.forget(self._functions.values())
                     elif self._may_start(ident):
                         self._serve(ident, data)
+                        _Budget.left -= 1
+                        if _Budget.left <= 0:       # the shim takes back what waits here
+                            write_all(_RESULTS, (frame(RETIRED),))
+                            return
         except EOFError:
             pass
         except OSError as error:
@@ -1830,20 +1966,51 @@ def _pack_failure(error: BaseException, stage: str = "run") -> tuple[int, Packed
     return kind, packed
 
 
-def _be_slot(scratch: str, shim: int, number: int, ends: Sequence[int], high: int,
-             config: Mapping[str, Any]) -> None:
-    """Turn a fresh fork of the shim into a slot, and run it: its own session and descriptors.
+def _keep_slot(shim: int, high: int, be_slot: Callable[[int], object]) -> None:
+    """Turn a fresh fork of the shim into the parent of a slot, and end as that does.
 
-    `ends` are what becomes stdout, stderr and then the descriptors of the drawing; `high` is the
-    highest descriptor that the shim has had.
+    It adopts what the slot's processes leave behind, so that the slot has no children but its own,
+    and so that a kill finds all that belongs to it. It leads a session, which the slot is in.
+
+    Arguments:
+        high: the highest descriptor that the shim has had.
     """
     signal.set_wakeup_fd(-1)
-    for one in (signal.SIGCHLD, signal.SIGTERM, signal.SIGCONT):
+    for one in (signal.SIGTERM, signal.SIGINT):     # which are for the slot
+        signal.signal(one, signal.SIG_IGN)
+    for one in (signal.SIGCHLD, signal.SIGCONT):
         signal.signal(one, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.setsid()
     _prctl(1, signal.SIGKILL)       # PR_SET_PDEATHSIG: die with the shim, even if it is killed
-    _prctl(36, 1)                   # PR_SET_CHILD_SUBREAPER: what its children leave stays below it
+    _prctl(36, 1)                   # PR_SET_CHILD_SUBREAPER
+    if os.getppid() != shim:        # it died before its death could be ours
+        return
+    keeper = os.getpid()
+    slot = os.fork()
+    if slot == 0:
+        _exit_after(lambda: be_slot(keeper))
+    os.closerange(_CALLS, high + 1)
+    pid = status = 0
+    while pid != slot:
+        pid, status = os.wait()
+    if os.WIFSIGNALED(status):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        number = os.WTERMSIG(status)
+        if number != signal.SIGKILL:
+            signal.signal(number, signal.SIG_DFL)
+        os.kill(keeper, number)
+    os._exit(os.WEXITSTATUS(status))
+
+
+def _be_slot(scratch: str, keeper: int, number: int, ends: Sequence[int], high: int,
+             config: Mapping[str, Any]) -> None:
+    """Turn a fresh fork of its keeper into a slot, and run it with descriptors of its own.
+
+    `ends` are what becomes stdout, stderr and then the descriptors of the drawing.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    _prctl(1, signal.SIGKILL)       # die with the keeper
     for place, fd in enumerate(ends, 1):
         os.dup2(fd, place, inheritable=place < _CALLS)
     os.closerange(_ANSWERS + 1, high + 1)
@@ -1852,32 +2019,44 @@ def _be_slot(scratch: str, shim: int, number: int, ends: Sequence[int], high: in
                          line_buffering=True)
         setattr(sys, name, stream)
         setattr(sys, "__%s__" % name, stream)
-    os.environ.update(_environment(number, config))
+    _set_environment(number, config, os.path.join(scratch, ".modules"))
     os.nice(config["nice"])
-    sys.modules["__main__"] = types.ModuleType("__main__")
     pull = _Pull()
+    main = sys.modules["__main__"] = types.ModuleType("__main__")
+    vars(main)["__getattr__"] = functools.partial(script.ask, pull, set())
     finder = ModuleFinder(pull, scratch)
     sys.meta_path.insert(0, finder)
-    if os.getppid() == shim:        # otherwise it died before its death could be ours
+    sys.path_hooks.insert(0, finder.list_children)
+    if os.getppid() == keeper:      # otherwise it died before its death could be ours
         slot = _Slot(number, pull, finder, config)
         _explanations.append(slot.explain)
         slot.run()
         import atexit
+        threading: Any = sys.modules["threading"]
+        threading._shutdown()       # as at the end of any process: threads are waited for
         atexit._run_exitfuncs()
 
 
-def _environment(number: int, config: Mapping[str, Any]) -> dict[str, str]:
-    """Return what users' code finds in a slot's environment, besides the account's own.
+def _set_environment(number: int, config: Mapping[str, Any], modules: str) -> None:
+    """Set what users' code finds in a slot's environment, besides the account's own.
 
     Numerical libraries start a thread for each core, in each slot: that is the square of what the
     machine can do.
+
+    Arguments:
+        modules: the folder where child processes find the modules that were sent.
     """
     threads = str(max(1, _count_cores() // config["slots"]))
     place = {"slot": number, "machine": config["machine"]}
-    return {
-        **{name: threads for name in _THREADS if name not in os.environ},
-        **{"EXECUTORS_" + name.upper(): str(value) for name, value in place.items()},
-        **{name: value.format(**place) for name, value in config["env"].items()}}
+    os.environ.update({name: threads for name in _THREADS if name not in os.environ})
+    os.environ.update({"EXECUTORS_" + name.upper(): str(value) for name, value in place.items()})
+    env = {name: value.format(**place) for name, value in config["env"].items()}
+    sys.path[:0] = filter(None, env.get("PYTHONPATH", "").split(os.pathsep))
+    sys.path.append(modules)
+    os.environ.update(env)
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, (modules, os.environ.get("PYTHONPATH"))))
+    time.tzset()
 
 
 # ────────────────────────────────────────────── shim ──────────────────────────────────────────────
@@ -1954,7 +2133,8 @@ class _Child:
                 os.close(fd)
             raise
         if self.pid == 0:
-            _exit_after(lambda: _be_slot(scratch, shim, number, theirs, self.high, config))
+            _exit_after(lambda: _keep_slot(shim, self.high, lambda keeper: _be_slot(
+                scratch, keeper, number, theirs, self.high, config)))
         ours = [pipe[not way] for pipe, way in zip(pipes, _WAYS)]
         out, err, calls, results, _, questions, answers = ours
         self.permits = pipes[_PERMITS - 1]      # what is read here has been taken back
@@ -1979,7 +2159,16 @@ class _Child:
         self.answering = 0                      # the last call it answered
         self.expecting = 0                      # bytes of that which are still to come
         self.is_killed = False                  # by a KILL, or is about to be
+        self.is_retired = False                 # it takes no more calls, and is about to end
+        self.states: dict[int, tuple[float, bytes]] = {}    # of lines that `\r` begins anew
         self.kill_at = NEVER                    # when SIGTERM has had its time
+
+    def end_calls(self) -> None:
+        """Let the slot end when it is done with what it has."""
+        if self.outbox.fd in self.fds:
+            self.fds.remove(self.outbox.fd)
+            os.close(self.outbox.fd)
+            self.outbox.fd = -1     # which flushes nothing
 
     def answer(self, number: int, data: bytes) -> None:
         """Queue a frame as part of the answer to one of its questions."""
@@ -2012,12 +2201,14 @@ class Shim:
         self._outbox = Outbox(link_out)
         self._poll = select.poll()
         self._handlers: dict[int, Callable[[], object]] = {}        # by descriptor
-        self._modules = {name: _Parcel(_frames(packed)) for name, packed in modules.items()}
+        self._answers = {(WANTED, name): _Parcel(_frames(packed))
+                         for name, packed in modules.items()}
         self._functions: dict[int, _Parcel] = {}    # that calls name, and the INITIALIZER
         self._arriving: dict[int, _Parcel] = {}     # by the identifier of their frames to come
         self._children: dict[int, _Child] = {}      # by process
         self._queue: collections.deque[_Call] = collections.deque()     # those without a slot
-        self._config: dict[str, Any] = {"lease": 60.0}      # until CONFIG tells the rest
+        # Until CONFIG tells the rest.
+        self._config: dict[str, Any] = {"lease": 60.0, "is_ending": False}
         self._scratch = scratch
         self._guardian = os.getppid()
         self._heard = monotonic()               # when the controller was
@@ -2035,7 +2226,7 @@ class Shim:
             CALL: self._on_call, PART: self._on_part, FUNCTION: self._on_function,
             FORGET: self._on_forget, KILL: self._on_kill, RECALL: self._on_recall,
             PING: self._on_ping, MODULE: self._on_part, CONFIG: self._on_config,
-            FILES: self._on_files, PRINTED: self._on_printed}
+            FILES: self._on_files, PRINTED: self._on_printed, QUIT: self._on_quit}
         signal.signal(signal.SIGTERM, lambda *_: setattr(self, "_over", True))
         signal.signal(signal.SIGCONT, self._on_continue)
 
@@ -2081,13 +2272,14 @@ class Shim:
             if now >= child.kill_at:
                 child.kill_at = NEVER
                 signal_tree(child.pid, signal.SIGKILL)
-        if now >= self._heard + self._config["lease"]:
+        is_done = self._config["is_ending"] and not children
+        if is_done or now >= self._heard + self._config["lease"]:
             self._over = True
 
     def _end(self) -> None:
         """End all slots: the idle leave by their atexit functions, the busy by SIGTERM, SIGKILL."""
         for child in self._children.values():
-            os.close(child.outbox.fd)
+            child.end_calls()
             if child.calls:
                 signal_tree(child.pid, signal.SIGTERM)
         deadline = monotonic() + TERM_SECONDS
@@ -2241,6 +2433,13 @@ class Shim:
     def _on_config(self, _ident: int, data: bytes) -> None:
         self._config.update(pickle.loads(data[HEAD:]))
 
+    def _on_quit(self, _ident: int, _data: bytes) -> None:
+        """End in peace: each slot ends as a process does, however long its threads may take."""
+        self._config["is_ending"] = True
+        for child in self._children.values():
+            self._unwatch(child.outbox.fd)
+            child.end_calls()
+
     def _on_printed(self, size: int, _data: bytes) -> None:
         self._unprinted -= size
 
@@ -2255,10 +2454,13 @@ class Shim:
 
     def _deal(self) -> None:
         """Deal the queue out evenly, forking slots as needed; let none wait beside an idle slot."""
-        live = [child for child in self._children.values() if not child.is_killed]
+        live = [child for child in self._children.values()
+                if not child.is_killed and not child.is_retired]
         if self._queue:
             idle = sum(not child.calls for child in live)
-            for _ in range(min(self._config["slots"] - len(live), len(self._queue) - idle)):
+            retired = sum(child.is_retired for child in self._children.values())
+            room = self._config["slots"] - len(live) - retired
+            for _ in range(min(room, len(self._queue) - idle)):
                 live += self._new_slots()
             waiting = len(self._queue) + sum(len(child.calls) for child in live)
             for child in live:
@@ -2324,6 +2526,10 @@ class Shim:
         if polled < 0 or len(frames) > 1:
             for fd in () if self._held[1] else child.streams:
                 self._on_output(child, fd)
+        if frames[-1:] and frames[-1][0] == RETIRED:
+            frames.pop()
+            child.is_retired = True
+            self._take_back(child)
         for kind, ident, data in frames:
             child.answering = ident
             if kind == PART:
@@ -2354,8 +2560,16 @@ class Shim:
             self._end_of(child, fd)
         elif fd == child.stderr:
             child.last_words = (child.last_words + chunk)[-LAST_WORDS:]
-        child.streams[fd] = text = child.streams[fd] + chunk
+        text = child.streams[fd] + chunk
         cut = text.rfind(b"\n") + 1 if chunk else len(text)
+        if not cut and b"\r" in text:       # a progress bar: only its last state counts
+            state = _replace_lines(text)
+            since, shown = child.states.setdefault(fd, (monotonic(), b""))
+            if state not in (b"", shown) and monotonic() > since + STATE_SECONDS:
+                child.states[fd] = monotonic(), state
+                self._send_output(child, fd, state + b"\n")
+            text = b"\r" + state
+        child.streams[fd] = text
         if not cut and len(text) >= INLINE:     # an endless line: cut it between two characters
             cut = len(text)
             while cut > len(text) - 3 and text[cut - 1] & 0xC0 == 0x80:
@@ -2365,22 +2579,31 @@ class Shim:
         return bool(chunk)
 
     def _pass_output(self, child: _Child, fd: int, size: int) -> None:
-        text = child.streams[fd]
-        child.streams[fd] = text[size:]
-        if size and self._config["output"]:
-            self._send(OUTPUT, 2 if fd == child.stderr else 1, text[:size])
-            self._unprinted += size
+        text, child.streams[fd] = child.streams[fd][:size], child.streams[fd][size:]
+        if b"\r" in text:
+            text = _replace_lines(text)
+            shown = child.states.pop(fd, (0.0, b""))[1]
+            first, _, rest = text.partition(b"\n")
+            if shown and first == shown:
+                text = rest
+        if text:
+            self._send_output(child, fd, text)
+
+    def _send_output(self, child: _Child, fd: int, text: bytes) -> None:
+        if self._config["output"]:
+            self._send(OUTPUT, 2 if fd == child.stderr else 1, text)
+            self._unprinted += len(text)
 
     def _on_question(self, child: _Child) -> None:
         try:
             for kind, number, data in child.questions.read():
-                if kind in (WANTED, PACKAGE):
-                    name = data[HEAD:].decode()
-                    if name not in self._modules:       # the controller is asked for it once
-                        ident = FIRST_MODULE + len(self._modules)
-                        self._modules[name] = self._arriving[ident] = _Parcel()
+                if kind in QUESTIONS:
+                    key = kind, data[HEAD:].decode()
+                    if key not in self._answers:        # the controller is asked for it once
+                        ident = FIRST_MODULE + len(self._answers)
+                        self._answers[key] = self._arriving[ident] = _Parcel()
                         self._send(kind, ident, data[HEAD:])
-                    self._modules[name].give(child, number)
+                    self._answers[key].give(child, number)
                     continue
                 ident, = IDENT.unpack_from(data, HEAD)
                 if ident == INITIALIZER:
@@ -2427,6 +2650,11 @@ class Shim:
             os.close(fd)
 
 
+def _replace_lines(text: bytes) -> bytes:
+    """Return what of lines a terminal still shows: after `\r`, a line is written anew."""
+    return b"\n".join([line.rstrip(b"\r").rpartition(b"\r")[2] for line in text.split(b"\n")])
+
+
 def _frames(packed: Packed) -> list[bytes]:
     """Return a packed object's message, each frame whole."""
     head, *parts = message(MODULE, 0, 0, packed)
@@ -2436,10 +2664,39 @@ def _frames(packed: Packed) -> list[bytes]:
 # ──────────────────────────────────────────── processes ───────────────────────────────────────────
 
 
-def _count_cores() -> int:
+def _count_cores(root: str = "/") -> int:
+    """Return how many processors we may use: of affinity and quota, the smaller."""
+    number = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        number = len(os.sched_getaffinity(0))
+    return max(1, min(number, *_quotas(root)))
+
+
+def _quotas(root: str) -> list[int]:
+    """Return the limits of a container, in processors, rounded up. See cgroups(7)."""
+    found = [1 << 16]
+    try:
+        with open(os.path.join(root, "proc/self/cgroup")) as file:
+            groups = [line.rstrip("\n").split(":", 2) for line in file]
+    except OSError:
+        return found
+    for _, controllers, path in groups:
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        place = os.path.join("sys/fs/cgroup", controllers)
+        names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if controllers else ("cpu.max",)
+        parts = path.strip("/").split("/")
+        for depth in range(len(parts) + 1):     # limits of the groups further up hold, too
+            try:
+                words = []
+                for name in names:
+                    with open(os.path.join(root, place, *parts[:depth], name)) as file:
+                        words += file.read().split()
+                quota, period = map(int, words)
+                found += [-(-quota // period)] if quota > 0 else []
+            except (OSError, ValueError, ZeroDivisionError):    # in a container, it is not there
+                pass
+    return found
 
 
 def platform_facts() -> tuple[str, str, str]:
