@@ -2787,6 +2787,10 @@ def _find_source(name: str) -> Any:
     Return None for any other, which the worker must have.
     """
     try:
+        if name == "__main__":      # for processes that a task spawns
+            origin = sys.modules[name].__file__
+            with open(str(origin), "rb") as file:
+                return origin, importlib.util.decode_source(file.read()), False
         spec = _find_spec(name)
         if not spec:
             return None
@@ -3213,7 +3217,8 @@ class _Snapshot:
     Raises TypeError, or what pickling raises, with the name that cannot be pickled.
     """
 
-    def __init__(self, names: Iterable[_Key]) -> None:
+    def __init__(self, names: Iterable[_Key], pickles: _Pickles) -> None:
+        self._known = pickles
         self.versions: dict[_Key, bytes] = {}
         self.definitions: dict[bytes, tuple[Sequence[_Key], wire.Pickled]] = {}
         self._pickles: dict[_Key, wire.Pickled] = {}        # of definitions and modules
@@ -3251,7 +3256,7 @@ class _Snapshot:
         if _is_imported(value):
             return _pickle_module(value.__name__)
         try:
-            return wire.pickle_definition(value, self.globals_by_id(key[0]), (key,))
+            return self._known.get(value, self, key)
         except Exception as error:
             raise _cannot_be_sent(key[1], value, error) from error
 
@@ -3326,49 +3331,48 @@ class _Import:
         return importlib.import_module, (self._name,)
 
 
-class _Parts:
-    """All that a function and its pickle are made of, object by object.
+class _Pickles:
+    """The pickles of functions that are still what they were, object by object.
 
-    As long as `hold` says so, it needs no new pickle. Raises ValueError if some of it can change
-    without being replaced: a list, an instance, a class.
+    Only of those in which nothing can change unless it is replaced: no list, instance or class.
     """
 
-    def __init__(self, function: Any, names: Iterable[_Key]) -> None:
-        self._modules = len(sys.modules)        # submodules that code uses are sent along
-        self._function = _face(function)
-        self._globals = []
-        for module, name in names:
-            space = vars(sys.modules[module])
-            value = space.get(name, wire.ABSENT)
-            face = _face(value) if wire.path_of(value)[0] else []
-            is_constant = wire.is_plain(value) or _is_imported(value)
-            if not (face or is_constant or wire.reference(value)):
-                raise ValueError(name)
-            self._globals.append((space, name, value, face))
+    def __init__(self) -> None:
+        self._known: dict[tuple[Any, ...], tuple[list[Any], wire.Pickled]] = {}
 
-    def hold(self, function: Any) -> bool:
-        """Return whether everything is what it was, for this function."""
-        return len(sys.modules) == self._modules and _is_same(_face(function), self._function) and (
-            all(space.get(name, wire.ABSENT) is value and (not face or _is_same(_face(value), face))
-                for space, name, value, face in self._globals))
-
-
-def _face(value: Any) -> list[Any]:
-    """Return the parts of a function, cached perhaps. Raises ValueError if they can change."""
-    function = value.__wrapped__ if type(value) is wire.CACHED else value
-    if type(function) is not types.FunctionType or function.__kwdefaults__ or function.__dict__:
-        raise ValueError("it can change")
-    cells = [cell.cell_contents for cell in function.__closure__ or ()]
-    values = [*(function.__defaults__ or ()), *function.__annotations__.values(), *cells]
-    is_constant = all(wire.is_plain(one) or wire.reference(one) for one in values)
-    if not is_constant or not wire.module_of(function.__globals__):
-        raise ValueError("it can change")
-    return [function.__globals__, function.__code__, function.__name__, function.__qualname__,
-            function.__module__, function.__doc__, *function.__annotations__, *values]
+    def get(self, function: Any, snapshot: _Snapshot, *keys: _Key) -> wire.Pickled:
+        """Return the pickle of a function, as `wire.pickle_definition` makes it."""
+        parts = _parts_of(function)
+        # Submodules that its code uses are sent along, as far as they are imported by now.
+        place = id(function.__code__) if parts else 0, len(sys.modules), *keys
+        known, pickled = self._known.get(place, ((), None))
+        if pickled is None or len(parts) != len(known) or not all(map(operator.is_, parts, known)):
+            globals_by_id = snapshot.globals_by_id(keys[0][0] if keys else "__main__")
+            pickled = wire.pickle_definition(function, globals_by_id, keys, bool(keys))
+            if len(self._known) >= KNOWN_FUNCTIONS[0]:
+                self._known.clear()
+            if parts and len(pickled.data) <= wire.INLINE:
+                self._known[place] = parts, pickled
+        return pickled
 
 
-def _is_same(some: list[Any], others: list[Any]) -> bool:
-    return len(some) == len(others) and all(map(operator.is_, some, others))
+def _parts_of(function: Any) -> list[Any]:
+    """Return all that makes up a function of the script; nothing, if some of it can change."""
+    if (type(function) is not types.FunctionType or function.__kwdefaults__ or function.__dict__
+            or not wire.module_of(function.__globals__)):
+        return []
+    values = [*(function.__defaults__ or ()), *function.__annotations__.values()]
+    try:
+        values += [cell.cell_contents for cell in function.__closure__ or ()]
+    except ValueError:      # it is empty
+        return []
+    if not all(wire.is_plain(one) or wire.reference(one) for one in values):
+        return []
+    # A lambda is another object each time; what has a name must be the same, for results.
+    is_named = wire.path_of(function)[0]
+    return [is_named and function, function.__globals__, function.__code__, function.__name__,
+            function.__qualname__, function.__module__, function.__doc__,
+            *function.__annotations__, *values]
 
 
 class _Root(NamedTuple):
@@ -3392,7 +3396,7 @@ class _Functions:
         self._idents = itertools.count(wire.INITIALIZER + 1)
         self._by_name: dict[tuple[str, ...], _Function] = {}
         self._by_content: Any = weakref.WeakValueDictionary()
-        self._by_code: dict[int, tuple[_Parts, _Function]] = {}     # which keep the code alive
+        self._pickles = _Pickles()
         self._durations: dict[Any, _Durations] = {}     # by module, name and line
 
     def get(self, fn: Callable[..., Any], is_for_map: bool = False) -> _Function:
@@ -3404,19 +3408,9 @@ class _Functions:
         key = wire.reference(fn)
         if key in self._by_name:
             return self._by_name[key]
-        code = id(fn.__code__) if type(fn) is types.FunctionType and not is_for_map else 0
-        with contextlib.suppress(KeyError, ValueError):
-            parts, function = self._by_code[code]
-            if parts.hold(fn):
-                return function
         function = self._complete(self._take_root(fn, is_for_map), ())
         if key:
             self._by_name[key] = function
-        elif code and _size(function.packed) <= wire.INLINE:
-            with contextlib.suppress(ValueError):
-                if len(self._by_code) >= KNOWN_FUNCTIONS[0]:
-                    self._by_code.clear()
-                self._by_code[code] = _Parts(fn, function.needs), function
         return function
 
     def get_definition(self, name: str) -> Any:
@@ -3448,8 +3442,7 @@ class _Functions:
             if wire.reference(fn):
                 pickled = wire.Pickled(pickle.dumps(fn, 5))
                 return _Root(name, durations, wire.ONCE, pickled, frozenset(), pickled.digest())
-            main = _Snapshot(()).globals_by_id("__main__")
-            pickled = wire.pickle_definition(fn, main, is_root=False)
+            pickled = self._pickles.get(fn, _Snapshot((), self._pickles))
         except Exception as error:
             culprit = _find_unpicklable(inner)
             if not culprit:
@@ -3463,7 +3456,7 @@ class _Functions:
     def _complete(self, root: _Root, names: Iterable[_Key]) -> _Function:
         """Return the function of a root, with all that it needs of the script as it is now."""
         try:
-            script = _Snapshot({*root.names, *names})
+            script = _Snapshot({*root.names, *names}, self._pickles)
         except _CannotBeSent as problem:
             raise _like(problem.error, f"{root.name} cannot be sent: {problem}") from problem.error
         content = root.how, root.digest, root.pickled if root.how == wire.NAMED else (), frozenset(

@@ -1476,6 +1476,30 @@ class ModuleFinder:
         except OSError:
             pass
 
+    def save_script(self) -> str:
+        """Leave the script, and all that it imports, where child processes find it.
+
+        Return its path. `multiprocessing` asks for it where it does not fork. Raises AttributeError
+        if there is none.
+        """
+        import ast
+        found = self._ask(WANTED, "__main__")
+        if not found:
+            raise AttributeError("module '__main__' has no attribute '__file__'")
+        own = sys.modules[__name__]
+        self._save(__name__, getattr(own, "__loader__").get_source(__name__), False)
+        self._save("__main__", found[1], False)
+        for node in ast.walk(ast.parse(found[1])):
+            names = [one.name for one in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module]
+            for name in names:
+                try:
+                    __import__(name)        # which saves it
+                except Exception:           # it may stand in a `try` there
+                    pass
+        return os.path.join(self._saved, "__main__.py")
+
     def list_children(self, folder: str) -> Any:
         """Return what lists the modules of a package that was sent, for `sys.path_hooks`."""
         if folder not in self._folders or os.path.isdir(folder):
@@ -2022,9 +2046,11 @@ def _be_slot(scratch: str, keeper: int, number: int, ends: Sequence[int], high: 
     _set_environment(number, config, os.path.join(scratch, ".modules"))
     os.nice(config["nice"])
     pull = _Pull()
-    main = sys.modules["__main__"] = types.ModuleType("__main__")
-    vars(main)["__getattr__"] = functools.partial(script.ask, pull, set())
     finder = ModuleFinder(pull, scratch)
+    main = sys.modules["__main__"] = types.ModuleType("__main__")
+    missing: set[str] = set()
+    vars(main)["__getattr__"] = lambda name: (
+        finder.save_script() if name == "__file__" else script.ask(pull, missing, name))
     sys.meta_path.insert(0, finder)
     sys.path_hooks.insert(0, finder.list_children)
     if os.getppid() == keeper:      # otherwise it died before its death could be ours
@@ -2121,6 +2147,20 @@ class _Child:
 
     def __init__(self, number: int, high: int, scratch: str, config: Mapping[str, Any]) -> None:
         """Fork a slot; `high` is the highest descriptor that we have had."""
+        self.number = number
+        self.streams: dict[int, bytes] = {}     # descriptor -> a line that is not whole yet
+        self.states: dict[int, tuple[float, bytes]] = {}    # of lines that `\r` begins anew
+        self.ended: set[int] = set()            # descriptors at whose end of file we are
+        self.last_words = b""
+        self.calls: dict[int, _Call] = {}       # by identifier, as they were sent
+        self.answering = 0                      # the last call it answered
+        self.expecting = 0                      # bytes of that which are still to come
+        self.is_killed = False                  # by a KILL, or is about to be
+        self.is_retired = False                 # it takes no more calls, and is about to end
+        self.kill_at = NEVER                    # when SIGTERM has had its time
+        self._fork(high, scratch, config)
+
+    def _fork(self, high: int, scratch: str, config: Mapping[str, Any]) -> None:
         shim = os.getpid()
         pipes: list[tuple[int, int]] = []
         try:
@@ -2134,7 +2174,7 @@ class _Child:
             raise
         if self.pid == 0:
             _exit_after(lambda: _keep_slot(shim, self.high, lambda keeper: _be_slot(
-                scratch, keeper, number, theirs, self.high, config)))
+                scratch, keeper, self.number, theirs, self.high, config)))
         ours = [pipe[not way] for pipe, way in zip(pipes, _WAYS)]
         out, err, calls, results, _, questions, answers = ours
         self.permits = pipes[_PERMITS - 1]      # what is read here has been taken back
@@ -2146,22 +2186,12 @@ class _Child:
             os.set_blocking(fd, False)
         enlarge(results)
         enlarge(answers)
-        self.number = number
         self.outbox = Outbox(calls)
         self.answers = Outbox(answers)
         self.results = FrameReader(results)
         self.questions = FrameReader(questions)
-        self.streams = {out: b"", err: b""}     # descriptor -> a line that is not whole yet
-        self.ended: set[int] = set()            # descriptors at whose end of file we are
+        self.streams = {out: b"", err: b""}
         self.stderr = err
-        self.last_words = b""
-        self.calls: dict[int, _Call] = {}       # by identifier, as they were sent
-        self.answering = 0                      # the last call it answered
-        self.expecting = 0                      # bytes of that which are still to come
-        self.is_killed = False                  # by a KILL, or is about to be
-        self.is_retired = False                 # it takes no more calls, and is about to end
-        self.states: dict[int, tuple[float, bytes]] = {}    # of lines that `\r` begins anew
-        self.kill_at = NEVER                    # when SIGTERM has had its time
 
     def end_calls(self) -> None:
         """Let the slot end when it is done with what it has."""

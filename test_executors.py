@@ -2926,7 +2926,7 @@ class TestWhatIsSentAgain:
             living.add(space["f"])
             space.clear()
         gc.collect()
-        assert len(functions._by_code) <= executors.KNOWN_FUNCTIONS[0] >= len(living) - 1
+        assert len(functions._pickles._known) <= executors.KNOWN_FUNCTIONS[0] >= len(living) - 1
         exec("def f(): return n", space := {"__name__": "__main__", "n": "x" * 10 ** 6})
         functions.get(space["f"])
         gone = weakref.ref(space.pop("f"))
