@@ -1672,6 +1672,8 @@ class SourceLoader:
 
     def exec_module(self, module: types.ModuleType) -> None:
         """Run the text."""
+        if "numba" in self._source:
+            _teach_numba()
         code = compile(self._source, self.path, "exec", dont_inherit=True)
         exec(code, module.__dict__)
 
@@ -1691,6 +1693,55 @@ class SourceLoader:
                                     "in files=" % name)
         import importlib.readers
         return importlib.readers.FileReader(self)       # type: ignore[arg-type]
+
+
+class _NumbaLocator:
+    """Tell numba where to cache the functions of a module that was sent, which has no file.
+
+    Attributes:
+        folder: it stays as long as the pool does.
+    """
+
+    folder = ""
+
+    def __init__(self, function: Any, source: str) -> None:
+        self._line = function.__code__.co_firstlineno
+        self._source = source
+
+    @classmethod
+    def from_function(cls, function: Any, _path: str) -> Any:
+        """Return a locator, or None for what is none of ours."""
+        loader = getattr(sys.modules.get(function.__module__), "__loader__", None)
+        if isinstance(loader, SourceLoader):
+            return cls(function, loader.get_source(function.__module__))
+        return None
+
+    def ensure_cache_path(self) -> None:
+        """Make the folder."""
+        os.makedirs(self.get_cache_path(), 0o700, exist_ok=True)
+
+    def get_cache_path(self) -> str:
+        """Return the folder."""
+        return self.folder
+
+    def get_source_stamp(self) -> Any:
+        """Return what changes with the source."""
+        return self._source
+
+    def get_disambiguator(self) -> str:
+        """Return what tells functions of one name in one file apart."""
+        return str(self._line)
+
+
+@functools.cache
+def _teach_numba() -> None:
+    try:
+        caching: Any = __import__("numba.core.caching", fromlist=["caching"])
+        found = getattr(caching, "CacheImpl", None) or caching._CacheImpl
+        for one in (found, *found.__subclasses__()):
+            one._locator_classes = [*one._locator_classes, _NumbaLocator]
+    except Exception:       # it is not there, or another one by now
+        pass
 
 
 def _why_no_data(error: FileNotFoundError) -> str:
@@ -2044,6 +2095,7 @@ def _be_slot(scratch: str, keeper: int, number: int, ends: Sequence[int], high: 
         setattr(sys, name, stream)
         setattr(sys, "__%s__" % name, stream)
     _set_environment(number, config, os.path.join(scratch, ".modules"))
+    _NumbaLocator.folder = os.path.join(scratch, ".numba")
     os.nice(config["nice"])
     pull = _Pull()
     finder = ModuleFinder(pull, scratch)

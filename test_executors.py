@@ -17,6 +17,7 @@ import fcntl
 import functools
 import gc
 import importlib.metadata
+import importlib.util
 import inspect
 import itertools
 import json
@@ -4508,6 +4509,70 @@ class TestPackages:
         assert on_bare().submit(use).result(PATIENCE) == ("2.1", "mine")
         assert copies(caplog) == ["ours 2.1"]
 
+    def test_child_processes_find_what_followed(self, bare, on_bare):
+        """As does whatever they start: it stands in PYTHONPATH."""
+        def use(n_jobs):
+            import helper
+            code = "import helper, numpy; print(helper.VALUE, numpy.zeros(2).sum())"
+            numpy.zeros(1)
+            said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+            found = joblib.Parallel(n_jobs)(joblib.delayed(numpy.square)(n) for n in range(3))
+            return said.stdout + said.stderr, [int(n) for n in found], helper.VALUE
+        found = on_bare(1).submit(use, 2).result(60)
+        assert found == ("helped 0.0\n", [0, 1, 4], "helped")
+
+    def test_metadata_before_any_import(self, bare, on_bare, tmp_path, monkeypatch):
+        """Of what may follow, and of the project itself, if it is an editable install."""
+        def use(name):
+            import importlib.metadata as metadata
+            try:
+                return metadata.version(name)
+            except metadata.PackageNotFoundError:
+                return None
+        info = tmp_path / "editable/project_e-0.7.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: project-e\nVersion: 0.7\n")
+        (info / "direct_url.json").write_text('{"dir_info": {"editable": true}, "url": "file:///"}')
+        monkeypatch.syspath_prepend(str(info.parent))
+        names = "Pure.Thing", "pure_thing", "ours", "project-e", "labelled", "condas", "nothing"
+        pool = on_bare()
+        assert list(pool.map(use, names)) == [
+            "1.5", "1.5", "2.1", "0.7", "2.1+cu121", "6", None]
+        assert not os.path.exists(bare.cache)       # nothing was copied for that
+        pool = on_bare(packages=False, modules=False)
+        assert list(pool.map(use, names)) == [None, None, "2.0", None, "2.1+cu121", "6", None]
+
+    def test_looking_for_a_package_copies_nothing(self, bare, on_bare):
+        def look():
+            import importlib.util
+            spec = importlib.util.find_spec("duo")
+            there = os.path.exists(os.path.expanduser("~/.cache/executors"))
+            missing = importlib.util.find_spec("no_such_thing")
+            import duo.main
+            return bool(spec), there, missing, duo.main.PART, duo.__file__, duo.__spec__.origin
+        *found, file, origin = on_bare(1).submit(look).result(PATIENCE)
+        assert found == [True, False, None, "main"]
+        assert file == origin and file.startswith(bare.cache)
+
+    @pytest.mark.skipif(not importlib.util.find_spec("numba"), reason="no wheel of numba")
+    def test_numba_in_a_project_module(self, bare, on_bare, tmp_path, monkeypatch):
+        """It may ask for its cache where there is no file of the source: it compiles, then."""
+        (tmp_path / "project").mkdir()
+        (tmp_path / "project/fast.py").write_text(textwrap.dedent("""
+            import numba
+            @numba.njit(cache=True)
+            def add(a, b):
+                return a + b
+            """))
+        monkeypatch.syspath_prepend(str(tmp_path / "project"))
+        import fast
+        with Sshd(["hidden"], prefix=["unshare", "-m", "sh", "-c", textwrap.dedent(f"""
+                mount -t tmpfs tmpfs {tmp_path}/project && exec "$@\""""), "sh"]) as hidden:
+            with maker(hidden.ssh_options) as make:
+                pool = make(f"1/hidden python={sys.executable}")
+                assert pool.submit(os.path.exists, fast.__file__).result(PATIENCE) is False
+                assert pool.submit(fast.add, 1, 2).result(120) == 3
+
     def test_a_storm(self, bare, caplog, tmp_path):
         """Many slots, and threads in each, of two machines that share a home: it is copied once."""
         def use(_):
@@ -4706,7 +4771,190 @@ LEVEL = None        # what an initializer sets
 LEVELS = {}         # and what it changes
 
 
+class TestProcesses:
+    """What a task starts, and what stays of it."""
+
+    def test_orphans_are_reaped_elsewhere(self, remote):
+        """A slot has no children but its task's, whatever these leave behind."""
+        def leave(number):
+            for _ in range(number):
+                subprocess.run("sleep 0.01 &", shell=True, check=True)
+            until(lambda: len(descendants(os.getppid()) - {os.getpid()}) == 0)
+            with open(f"/proc/{os.getpid()}/task/{os.getpid()}/children") as file:
+                return file.read().split()
+        assert remote.submit(leave, 30).result(PATIENCE) == []
+
+    def test_waiting_for_any_child_finds_ones_own(self, remote):
+        def wait_for_any():
+            subprocess.run("sleep 0.01 &", shell=True, check=True)
+            until(lambda: len(descendants(os.getppid()) - {os.getpid()}) == 0)
+            pid = os.fork()
+            if not pid:
+                os._exit(7)
+            found, status = os.wait()
+            return found == pid, os.waitstatus_to_exitcode(status)
+        assert remote.submit(wait_for_any).result(PATIENCE) == (True, 7)
+
+    @pytest.mark.parametrize("kind", ["pipe", "ssh", "process"])
+    @pytest.mark.parametrize("how", ["thread", "pool"])
+    def test_threads_are_waited_for(self, sshds, tmp_path, kind, how):
+        def start():
+            def write():
+                while not (tmp_path / "go").exists():
+                    time.sleep(0.01)
+                (tmp_path / "written").touch()
+            if how == "thread":
+                threading.Thread(target=write).start()
+            else:
+                cf.ThreadPoolExecutor(1).submit(write)
+        with maker(sshds[0].ssh_options) as make:
+            pool = make_pool(kind, make)
+            pool.submit(start).result(PATIENCE)
+            pool.shutdown(wait=False)
+            time.sleep(1.5)     # a slot that is not waited for is killed after a third of that
+            (tmp_path / "go").touch()
+            pool.shutdown()
+            until((tmp_path / "written").exists)    # the standard library has stopped waiting
+            assert kind == "process" or pool._supervisor.ended.is_set()
+
+    def test_a_killed_pool_waits_for_no_thread(self, local, tmp_path):
+        def start():
+            threading.Thread(target=touch_and_wait, args=[tmp_path / "began"]).start()
+            return os.getpid()
+        pool = local("1/:")
+        pid = pool.submit(start).result(PATIENCE)
+        closer = threading.Thread(target=pool.shutdown)
+        closer.start()
+        until((tmp_path / "began").exists)
+        pool._give_up()
+        closer.join(PATIENCE)
+        assert not closer.is_alive() and not alive(pid)
+
+    @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+    def test_pools_in_a_task(self, tmp_path, sshds, method):
+        """Of functions of the script, and of a module of the project, which is nowhere there."""
+        (tmp_path / "proj").mkdir()
+        (tmp_path / "proj/__init__.py").touch()
+        (tmp_path / "proj/deep.py").write_text("def cube(n): return n ** 3\n")
+        (tmp_path / "main.py").write_text(textwrap.dedent(f"""
+            import concurrent.futures, executors, multiprocessing, sys
+            from proj.deep import cube
+            class Shape:
+                def __init__(self, n): self.n = n
+                def __eq__(self, other): return self.n == other.n
+            def square(shape): return Shape(shape.n ** 2)
+            def use():
+                context = multiprocessing.get_context("{method}")
+                with context.Pool(2) as pool:
+                    found = pool.map(cube, range(3))
+                with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
+                    shape = pool.submit(square, Shape(3)).result()
+                return found, shape == Shape(9), type(shape) is Shape
+            if __name__ == "__main__":
+                worker = "1/hidden python=" + sys.executable
+                with executors.RemoteExecutor([worker], ssh_options=sys.argv[1:]) as pool:
+                    print(pool.submit(use).result())
+            """))
+        hide = f'mount -t tmpfs tmpfs {tmp_path} && cd / && exec "$@"'
+        with Sshd(["hidden"], prefix=["unshare", "-m", "sh", "-c", hide, "sh"]) as hidden:
+            done = run([sys.executable, "main.py", *hidden.ssh_options], cwd=tmp_path, env={
+                "PYTHONPATH": HERE})
+        assert done.stdout == "([0, 1, 8], True, True)\n", done
+
+    def test_modules_of_a_package(self, tmp_path):
+        """Those of a package that was sent are found by pkgutil, as plug-ins are."""
+        for name in ("proj/__init__.py", "proj/one.py", "proj/two.py", "proj/sub/__init__.py"):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).touch()
+        (tmp_path / "main.py").write_text(textwrap.dedent("""
+            import executors, pkgutil, proj, sys
+            def use():
+                found = [(one.name, one.ispkg) for one in pkgutil.iter_modules(proj.__path__)]
+                return found, [m.name for m in pkgutil.walk_packages(proj.__path__, "proj.")]
+            if __name__ == "__main__":
+                worker = "1/hidden python=" + sys.executable
+                with executors.RemoteExecutor([worker], ssh_options=sys.argv[1:]) as pool:
+                    print(pool.submit(use).result())
+            """))
+        hide = f'mount -t tmpfs tmpfs {tmp_path} && cd / && exec "$@"'
+        with Sshd(["hidden"], prefix=["unshare", "-m", "sh", "-c", hide, "sh"]) as hidden:
+            done = run([sys.executable, "main.py", *hidden.ssh_options], cwd=tmp_path, env={
+                "PYTHONPATH": HERE})
+        assert eval(done.stdout) == (
+            [("one", False), ("sub", True), ("two", False)],
+            ["proj.one", "proj.sub", "proj.two"]), done
+
+    def test_a_fresh_slot_after_so_many_tasks(self, remote, sshds):
+        with maker(sshds[0].ssh_options) as make:
+            pool = make(*(["1/:"] if remote._supervisor.scheduler.workers[0].machine == ":"
+                          else [f"1/alpha python={sys.executable}"]), max_tasks_per_child=3)
+
+            def who(_):
+                return os.getpid()
+            pids = [pool.submit(who, n).result(PATIENCE) for n in range(7)]
+            assert [len({*pids[n:n + 3]}) for n in (0, 3)] == [1, 1] and len({*pids}) == 3
+            futures = [pool.submit(who, n) for n in range(30)]
+            counts = [f.result(PATIENCE) for f in futures]
+            assert max(map(counts.count, counts)) <= 3
+            for chunksize in (None, 1, 3):
+                found = list(pool.map(who, range(60), chunksize=chunksize))
+                assert max(map(found.count, found)) <= 3
+            assert pool.status.retried == 0
+
+    def test_a_fresh_process_after_so_many_tasks(self):
+        if sys.version_info < (3, 11):
+            with pytest.raises(ValueError, match="3.11"):
+                executors.ProcessExecutor(1, max_tasks_per_child=2)
+            return
+        with executors.ProcessExecutor(1, max_tasks_per_child=2) as pool:
+            pids = [pool.submit(os.getpid).result(PATIENCE) for _ in range(4)]
+        assert len({*pids}) == 2
+
+    @pytest.mark.parametrize("number", [0, -1, 1.5, "2"])
+    def test_bad_numbers_of_tasks(self, number):
+        with pytest.raises(ValueError, match="max_tasks_per_child"):
+            RemoteExecutor(":", max_tasks_per_child=number)
+
+    @pytest.mark.parametrize("files, expected", [
+        ({}, None),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "150000 100000\n"}, 2),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, None),
+        ({"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/cpu.max": "100000 100000\n",
+          "sys/fs/cgroup/a/b/cpu.max": "max 100000\n"}, 1),
+        ({"proc/self/cgroup": "4:cpu,cpuacct:/x\n1:name=systemd:/\n0::/\n",
+          "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "50000\n",
+          "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000\n"}, 1),
+        ({"proc/self/cgroup": "4:cpu:/\n", "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
+          "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n"}, None)])
+    def test_the_quota_of_a_container(self, tmp_path, monkeypatch, files, expected):
+        """Of both versions of cgroups, and of the groups further up."""
+        for name, text in files.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(text)
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64))
+        monkeypatch.setattr(os, "cpu_count", lambda: 64)
+        assert wire._count_cores(str(tmp_path)) == (expected or 64)
+
+
 class TestSlots:
+    def test_environment_variables_that_must_be_acted_on(self, remote, local):
+        """The time zone is set; PYTHONPATH holds for the slot, too; a share of the cores."""
+        pool = local("2/:", env={"TZ": "Asia/Tokyo", "PYTHONPATH": "/no/such:/nor/this"})
+
+        def look():
+            names = ["NUMBA_NUM", "POLARS_MAX", "BLIS_NUM", "VECLIB_MAXIMUM", "NUMEXPR_NUM"]
+            return (time.tzname[0], sys.path[:2], os.environ["PYTHONPATH"].split(":")[-2:],
+                    {os.environ[name + "_THREADS"] for name in names})
+        share = str(max(1, wire._count_cores() // 2))
+        paths = ["/no/such", "/nor/this"]
+        assert pool.submit(look).result(PATIENCE) == ("JST", paths, paths, {share})
+
+    @pytest.mark.parametrize("name", [
+        "PYTHONHASHSEED", "PYTHONWARNINGS", "PYTHONUTF8", "PYTHONOPTIMIZE", "PYTHONHOME"])
+    def test_environment_variables_that_would_come_too_late(self, name):
+        with pytest.raises(ValueError, match=f"env: Python reads {name} only when it starts"):
+            RemoteExecutor(":", env={name: "0"})
+
     def test_places(self, ssh, monkeypatch):
         """Numbers from 0, which a slot that died leaves to the next; numerical threads share."""
         names = "EXECUTORS_SLOT", "EXECUTORS_MACHINE", "GPU", "OMP_NUM_THREADS", "MKL_NUM_THREADS"
@@ -5181,6 +5429,23 @@ class TestOutput:
             else:
                 future.exception(PATIENCE)
         assert capfd.readouterr().out == "alpha: second\n"
+
+    def test_a_progress_bar(self, local):
+        """A line that is written anew is passed on once a second at most, and as it was last."""
+        from tqdm import tqdm
+
+        def work(seconds):
+            for _ in tqdm(range(30), ncols=60, mininterval=0):
+                time.sleep(seconds / 30)
+            print("done\r\nand\rover")
+        lines = []
+        with local("1/:", output=lambda *line: lines.append(line)) as pool:
+            pool.submit(work, 0.3).result(PATIENCE)
+            pool.submit(work, 2.4).result(PATIENCE)
+        bars = [line for _, stream, line in lines if stream == "stderr"]
+        assert [line for _, stream, line in lines if stream == "stdout"] == ["done", "over"] * 2
+        assert "30/30" in bars[0] and 2 <= len(bars[1:]) <= 4, bars
+        assert "30/30" in bars[-1] and not any("30/30" in line for line in bars[1:-1])
 
     def test_output_can_be_turned_off_or_redirected(self, local, capfd):
         lines = []
