@@ -29,13 +29,17 @@ What a future or a call may raise, besides what your function raises:
     NoWorkersError          no machine can be used, each with its cause (a BrokenExecutor)
     ValueError              an argument, at once, with the remedy
 
-What lives how long on a worker:
+What a task finds, and how long it lives there:
 
-    the globals of a module; what functools.cache keeps,    as long as the slot: until it dies or is
-    in a module or in the script; what an initializer sets  killed, or the pool ends
-    the function of one `map`, with all that it refers to   as long as that map, in each slot
-    the function of `submit`: its defaults, its closure,    one call, if anything in it can change;
-    the classes and globals of the script that it uses      longer if it can make no difference
+    functions, classes, globals of the script   by name in the `__main__` of the slot, which lives
+                                                until it dies or is killed, or the pool ends. What is
+                                                changed here is sent anew with the next submission
+    modules of the project, packages            imported there, and live as long
+    lambdas, closures, partials, bound methods  unpickled for each call of `submit`; of a `map`, each
+                                                slot has one copy, which goes with that map
+    arguments                                   unpickled for each call
+    results                                     refer to the classes and functions here, and never
+                                                change them
 
 An execution is *at least once*: a bundle is retried if its machine is lost, and raced by a backup
 if it straggles. With `schedule_backups=False, max_bundle_failures=1` it starts at most once unless

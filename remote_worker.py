@@ -5,10 +5,10 @@ Nothing of this is installed anywhere. `executors.py` sends this file's own text
 Python, which makes a module of it and calls `serve()`. From then on the machine runs three kinds of
 process, each forked from the one before; only slots run users' code:
 
-    guardian ──► shim ──► slot, slot, ...
+    guardian ──► shim ──► keeper, keeper, ... ──► slot (one for each keeper)
 
-- A *slot* runs one call at a time. It is the leader of its own session and, on Linux, the reaper of
-  everything it starts.
+- A *slot* runs one call at a time. Its parent is a *keeper*: the leader of their session and, on
+  Linux, the reaper of whatever the slot's processes leave behind. It ends as the slot does.
 - The *shim* is one thread around `poll`. It deals calls to slots, passes their results and their
   output on, and replaces a slot that died or was killed. It never unpickles a call or a result. It
   ends when its controller does: at end of file, or after a lease without a word.
@@ -29,8 +29,8 @@ no frame is long enough to keep another waiting.
 
                  calls ►        CALL and FORGET, no parts
                  permits ►      the identifier of each CALL
-    shim         ◄ questions    what it has not got: a FUNCTION, the parts of its CALL, a MODULE of
-                                the project, an installed PACKAGE
+    shim         ◄ questions    what it has not got: a FUNCTION, the parts of its CALL, or one of
+                                QUESTIONS, which the controller answers
                  answers ►      that, as whole messages
                  ◄ results      RESULT and ERROR, with parts; beside them what it prints        slot
 
@@ -1486,8 +1486,8 @@ class ModuleFinder:
         found = self._ask(WANTED, "__main__")
         if not found:
             raise AttributeError("module '__main__' has no attribute '__file__'")
-        own = sys.modules[__name__]
-        self._save(__name__, getattr(own, "__loader__").get_source(__name__), False)
+        own: Any = vars(sys.modules[__name__])["__loader__"]
+        self._save(__name__, own.get_source(__name__), False)
         self._save("__main__", found[1], False)
         for node in ast.walk(ast.parse(found[1])):
             names = [one.name for one in node.names] if isinstance(node, ast.Import) else []
