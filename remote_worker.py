@@ -423,7 +423,8 @@ def path_of(obj: Any) -> tuple[Any, str]:
     """Return the module and the dotted path of a definition of the script, or `(None, "")`."""
     module = getattr(obj, "__module__", None)
     path = getattr(obj, "__qualname__", None)
-    if type(path) is str and _goes_by_value(module) and _look_up(module, path) is obj:
+    if type(path) is str and "<" not in path and _goes_by_value(module) and (
+            _look_up(module, path) is obj):
         return module, path
     return None, ""
 
@@ -446,7 +447,10 @@ def _arrive(make: Callable[..., Any], args: Any, token: bytes, *key: str) -> Any
     So definitions may refer to each other.
     """
     before = _by_token.get(token)
-    obj = make(*args)
+    try:
+        obj = make(*args)
+    except Exception as error:
+        raise _refuse(error, args[1] if type(args[1]) is str else "a function") from error
     if obj is not before:       # otherwise it is here already, or it began here
         _tokens[obj] = token
         _by_token[token] = obj
@@ -468,7 +472,15 @@ def _set_class(cls: Any, state: Any) -> None:
     """Set the attributes of a class that was sent. What began here never takes them from there."""
     if cls in _arrived:
         set_state, attributes = state
-        set_state(cls, attributes)
+        try:
+            set_state(cls, attributes)
+        except Exception as error:
+            raise _refuse(error, cls.__name__) from error
+
+
+def _refuse(error: Exception, name: str) -> TypeError:
+    return TypeError("%s of the script cannot be made anew here (%s: %s); if a module of its own "
+                     "defines it, that is sent" % (name, type(error).__name__, error))
 
 
 def _make_cached(settings: dict[str, Any], function: Any) -> Any:
@@ -487,12 +499,14 @@ def _share_cached(digest: bytes, settings: dict[str, Any], function: Any) -> Any
     return _caches[digest]
 
 
-def _make_plainly(kind: Any, attributes: Any) -> Any:
-    """Make an object without its constructor; one that has no attributes is made from its name."""
-    if isinstance(attributes, str):
-        return kind(attributes)
-    obj = kind.__new__(kind)
-    vars(obj).update(attributes)
+def _remake(make: Callable[..., Any], args: Any, module: str, attributes: Any) -> Any:
+    """Make what has a name in the script, which its pickle would have been."""
+    obj = make(*args)
+    try:
+        obj.__module__ = module
+        vars(obj).update(attributes)
+    except (AttributeError, TypeError):     # it cannot have any
+        pass
     return obj
 
 
@@ -537,7 +551,7 @@ class _Reducers:
     def reduce_class(self, cls: Any, made: tuple[Any, ...], key: Any = ()) -> Any:
         """Complete what cloudpickle makes of a class: its `__slots__`, and a setter of our own."""
         make, args, (state, others), _, _, set_state = made
-        if "__slots__" in vars(cls) and len(args) == 6:
+        if vars(cls).get("__slots__") and len(args) == 6:
             slots = cls.__slots__
             make_kwargs = {**args[3], "__slots__": slots}
             args = (*args[:3], make_kwargs, *args[4:])
@@ -561,8 +575,15 @@ class _Reducers:
         found = self.refer(obj, module, made)
         if found is not None:
             return found
-        attributes = getattr(obj, "__dict__", {}) or getattr(obj, "__name__", {})
-        return _make_plainly, (type(obj), attributes)
+        kind = type(obj)
+        plain = self.dispatch_table.get(kind)       # type: ignore[attr-defined]
+        if plain:       # a TypeVar
+            made = plain(obj)
+        elif kind.__module__ == "typing" and kind.__name__ != "NewType":
+            made = kind, (obj.__name__,)
+        else:
+            made = kind.__new__, (kind,)
+        return _remake, (*made, module, getattr(obj, "__dict__", {}))
 
 
 @functools.cache
@@ -589,7 +610,12 @@ def _may_be_a_name(kind: Any) -> bool:
     """Return whether the pickle of an instance may be the name that the script has it under."""
     if kind.__module__ == "typing":
         return kind.__name__ in ("NewType", "ParamSpec", "TypeVar", "TypeVarTuple")
-    return _goes_by_value(kind.__module__) and _reduces_itself(kind)
+    is_made_in_python = bool(kind.__flags__ & 1 << 9)       # Py_TPFLAGS_HEAPTYPE
+    return is_made_in_python and _reduces_itself(kind) and not _is_in_tables(kind)
+
+
+def _is_in_tables(kind: Any) -> bool:
+    return kind in _pickler(_Reducers).dispatch_table
 
 
 def _reduces_itself(kind: Any) -> bool:
@@ -601,7 +627,7 @@ class _HomeReducers(_Reducers):
     """For results: they refer to definitions that came from where the result goes."""
 
     def refer(self, obj: Any, module: Any, path: str) -> Any:
-        if obj in _arrived and module is not None:
+        if obj in _arrived and "<" not in getattr(obj, "__qualname__", "<"):
             return _come_home, (_token_of(obj), "")
         first, _, rest = path.partition(".")
         owner = _look_up(module, first) if rest else ABSENT
@@ -609,6 +635,11 @@ class _HomeReducers(_Reducers):
             return _come_home, (_token_of(owner), rest)
         is_inherited = first in _inherited and _inherited[first] is _look_up(module, first)
         return path if module == "__main__" and is_inherited else None
+
+
+    def reduce_named(self, obj: Any) -> Any:
+        """Let what came under a name go back as that."""
+        return obj.__reduce_ex__(5)
 
 
 class _LocalReducers(_Reducers):
@@ -2101,8 +2132,14 @@ def _be_slot(scratch: str, keeper: int, number: int, ends: Sequence[int], high: 
     finder = ModuleFinder(pull, scratch)
     main = sys.modules["__main__"] = types.ModuleType("__main__")
     missing: set[str] = set()
-    vars(main)["__getattr__"] = lambda name: (
-        finder.save_script() if name == "__file__" else script.ask(pull, missing, name))
+
+    def find(name: str) -> Any:
+        caller = sys._getframe(1).f_globals.get("__name__", "")
+        if name == "__file__" and caller.endswith(".spawn"):        # of multiprocessing, of loky
+            return finder.save_script()
+        return script.ask(pull, missing, name)
+
+    vars(main)["__getattr__"] = find
     sys.meta_path.insert(0, finder)
     sys.path_hooks.insert(0, finder.list_children)
     if os.getppid() == keeper:      # otherwise it died before its death could be ours
