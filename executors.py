@@ -91,6 +91,7 @@ from concurrent.futures import (
     Future,
     ProcessPoolExecutor,
     ThreadPoolExecutor,
+    as_completed,
     wait,
 )
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING
@@ -5104,97 +5105,94 @@ def _selftest(workers: str, ssh_options: list[str]) -> bool:
     return all(results)
 
 
-class _Checkup(threading.Thread):
-    """What `--check` finds out about one machine, stage by stage, in a thread of its own.
+@dataclasses.dataclass
+class _Checkup:
+    """What `--check` finds out about one machine, stage by stage, until one fails.
 
-    It is a pool of that machine alone that is observed; and another one, with files, for scp.
+    It has work done by a pool of that machine alone; and by another one, with a file, for scp.
     """
 
-    STAGES = "name", "TCP", "login", "shell", "python", "start", "cores", "trip", "MB/s", "scp"
+    record: RemoteWorkerRecord
+    ssh_options: list[str]
+    modules: Sequence[str]
+    interrupted: threading.Event
+    found: dict[str, str] = dataclasses.field(default_factory=dict)
+    failure: str = ""
+
+    _STAGES = ("name", "TCP", "login", "shell", "python", "interpreter", "start", "cores", "trip",
+               "MB/s", "scp")
     _handshakes = threading.Semaphore(HANDSHAKES[0])
 
-    def __init__(self, record: RemoteWorkerRecord, ssh_options: list[str],
-                 modules: Sequence[str]) -> None:
-        super().__init__(name=f"check of {record.machine}")
-        self.record = record
-        self.label = _label(record.login)
-        self.found: dict[str, str] = {}
-        self.failure = ""
-        self._modules = modules
-        self.stages = (*self.STAGES, *(f"import {module}" for module in modules))
-        self._ssh_options = [*ssh_options, "-v"]
-        self._pools = contextlib.ExitStack()
-        self.start()
-
-    def run(self) -> None:
-        """Go through the stages."""
+    def run(self) -> _Checkup:
+        """Go through the stages; return itself once one has failed or all have passed."""
         try:
-            with self._pools, tempfile.NamedTemporaryFile() as file:
-                pool = self._connect()
-                trip = min(self._time(pool, os.getpid) for _ in range(6))
-                self.found["trip"] = _seconds(trip)
-                there = self._time(pool, len, os.urandom(4 << 20))
-                back = self._time(pool, os.urandom, 4 << 20)
-                self.found["MB/s"] = "/".join(
-                    f"{rate:.3g}" if rate < 100 else f"{rate:.0f}" for rate in (
-                        4.2 / there, 4.2 / back))
-                if self.record.machine == ":":
-                    self.found["scp"] = "-"
-                else:
-                    file.write(os.urandom(1000))
-                    file.flush()
-                    self._time(self._connect(file.name), _uncache, os.path.basename(file.name))
-                for module in self._modules:
-                    self.found[f"import {module}"] = self._ask(
-                        pool, CHECK_SECONDS[1], _version_of, module)
+            with contextlib.ExitStack() as pools, tempfile.NamedTemporaryFile() as file:
+                file.write(os.urandom(1000))
+                file.flush()
+                self._go_through(pools, file.name)
         except Exception as error:
             notes = getattr(error, "__notes__", ())
             self.failure = "\n".join([str(error) or wire.describe(error), *notes])
+        return self
 
-    def _connect(self, *files: str) -> RemoteExecutor:
-        """Make a pool of the machine, and wait until it is up. Raises ExecutorError."""
+    def _go_through(self, pools: contextlib.ExitStack, file: str) -> None:
+        """Go through the stages. Raises what makes one fail."""
+        short, long = CHECK_SECONDS
+        found, pool = self.found, self._connect(pools)
+        found["trip"] = _seconds(min(self._ask(pool, short, os.getpid)[1] for _ in range(6)))
+        there = 4.2 / self._ask(pool, short, len, os.urandom(4 << 20))[1]
+        back = 4.2 / self._ask(pool, short, os.urandom, 4 << 20)[1]
+        found["MB/s"] = f"{there:.1f} there and {back:.1f} back"
+        if self.record.machine == ":":
+            found["scp"] = "-"
+        else:
+            self._ask(self._connect(pools, file), short, _uncache, os.path.basename(file))
+        for module in self.modules:
+            found[f"import {module}"] = self._ask(pool, long, _version_of, module)[0]
+
+    def _connect(self, pools: contextlib.ExitStack, *files: str) -> RemoteExecutor:
+        """Make a pool of the machine, and wait until it is up; a login has limits of its own."""
         with self._handshakes:
-            pool = RemoteExecutor([self.record], ssh_options=self._ssh_options, files=files,
-                                  show_status=False, output=False)
-            self._pools.callback(pool._give_up)
-            ready = pool.submit(os.getpid)
-            while not ready.done():
-                wait([ready], 0.1)
-                status, = pool.status.workers
-                self.found |= status.found
-                if status.cause:
-                    raise ExecutorError(status.cause.replace(_TRIED_AGAIN, ""))
-            ready.result()
+            if self.interrupted.is_set():
+                raise ExecutorError("interrupted before its login")
+            pool = RemoteExecutor([self.record], ssh_options=[*self.ssh_options, "-v"],
+                                  files=files, show_status=False, output=False)
+            pools.callback(pool._give_up)
+            self._ask(pool, math.inf, os.getpid)
         return pool
 
-    def _ask(self, pool: RemoteExecutor, limit: float, fn: Callable[..., _T], *args: Any) -> _T:
-        """Have a function called; return its result. Raises ExecutorError after so many seconds."""
-        future = pool.submit(fn, *args)
-        wait([future], limit)
-        if future.cancel():
-            status, = pool.status.workers
-            raise ExecutorError(f"not done after {limit:.0f} s; {status.cause}".rstrip("; "))
-        return future.result()
+    def _ask(self, pool: RemoteExecutor, limit: float, fn: Callable[..., Any],
+             *args: Any) -> tuple[Any, float]:
+        """Have a function called; return its result and the seconds that it took.
 
-    def _time(self, pool: RemoteExecutor, fn: Callable[..., Any], *args: Any) -> float:
+        Raises ExecutorError if the machine is lost, after `limit` seconds, and on Ctrl-C.
+        """
         started = monotonic()
-        self._ask(pool, CHECK_SECONDS[0], fn, *args)
-        return monotonic() - started
+        future = pool.submit(fn, *args)
+        while True:
+            is_done = wait([future], 0.1).done
+            seconds = monotonic() - started
+            status, = pool.status.workers
+            self.found |= status.found
+            if status.cause:
+                raise ExecutorError(status.cause.replace(_TRIED_AGAIN, ""))
+            if is_done:
+                return future.result(), seconds
+            if seconds > limit or self.interrupted.is_set():
+                raise ExecutorError(f"not done after {limit:.0f} s")
 
-    def stop(self) -> None:
-        """End it, wherever it is."""
-        self._pools.close()
-        self.join()
-
-    @property
-    def stage(self) -> str:
-        """The stage that it is at, or where it failed; "" if it has passed all."""
-        return next((stage for stage in self.stages if stage not in self.found), "")
-
-    def cells(self) -> list[str]:
-        """One for each stage; a module tells of its version what it likes."""
-        found = {self.stage: "FAIL" if self.failure else "...", **self.found}
-        return [_printable(found.get(stage, "")).strip()[:16] for stage in self.stages]
+    def lines(self, columns: int) -> list[str]:
+        """Return what each stage found and, below it, why one failed and what to do."""
+        label, lines = _label(self.record.login), []
+        stages = [*self._STAGES, *(f"import {module}" for module in self.modules)]
+        parts = [f"{stage} {_printable(self.found[stage])}" for stage in stages
+                 if self.found.get(stage, "-") != "-"]      # this machine is reached without ssh
+        if self.failure:
+            failed = next((stage for stage in stages if stage not in self.found), "end")
+            parts.append(f"{failed} FAILED")
+            lines = textwrap.wrap(f"{label}: {failed}: {_printable(self.failure)}", columns,
+                                  subsequent_indent="  ", break_on_hyphens=False)
+        return _wrap_parts([f"{label}: {parts[0]}", *parts[1:]], columns) + lines
 
 
 def _version_of(module: str) -> str:
@@ -5207,91 +5205,24 @@ def _uncache(name: str) -> None:
     shutil.rmtree(os.path.dirname(os.path.realpath(name)))
 
 
-class _CheckTable:
-    """How `--check` is shown: a row for each machine, and below it why it failed.
-
-    It is a list where a table is too wide.
-    """
-
-    _WIDTHS: ClassVar = {"python": 7, "start": 7, "trip": 7, "MB/s": 9}    # rows come one by one
-
-    def __init__(self, checkups: Sequence[_Checkup], columns: int) -> None:
-        self._columns = columns
-        stages = checkups[0].stages
-        self._heads = heads = [stage.removeprefix("import ") for stage in stages]
-        cells = [max(len(head), self._WIDTHS.get(stage, 4), 11 * (head != stage))
-                 for head, stage in zip(heads, stages)]
-        names = max(len(one.label) for one in checkups)
-        gap = 1 + (names + sum(cells) + 2 * len(cells) <= columns)
-        room = columns - sum(cells) - gap * len(cells)
-        self._gap = " " * gap
-        self._widths = [min(names, room), *cells] if room >= min(names, 12) else []
-
-    def head(self) -> list[str]:
-        """Return the lines above all."""
-        return self._lay_out(["", *self._heads]) if self._widths else []
-
-    def _lay_out(self, cells: Sequence[str]) -> list[str]:
-        padded = (f"{cell:{width}}" for cell, width in zip(cells, self._widths))
-        return [self._gap.join(padded).rstrip()]
-
-    def row(self, one: _Checkup) -> list[str]:
-        """Return the lines of a machine."""
-        name, cells = one.label, one.cells()
-        if self._widths:
-            lines = self._lay_out([name[:self._widths[0]], *cells])
-        else:
-            parts = [f"{head} {cell}" for head, cell in zip(self._heads, cells) if cell]
-            lines = _wrap_parts([f"{name}: {parts[0]}", *parts[1:]], self._columns)
-        if one.failure:
-            text = f"{name}: {one.stage}: {_printable(one.failure)}"
-            lines += textwrap.wrap(
-                text, self._columns, subsequent_indent="  ", break_on_hyphens=False)
-        return lines
-
-    def foot(self, checkups: Iterable[_Checkup]) -> list[str]:
-        """Return the lines below all: whose interpreter is where."""
-        users: dict[str, list[str]] = {}
-        for one in checkups:
-            users.setdefault(one.found.get("interpreter", ""), []).append(one.label)
-        users.pop("", None)
-        return [line for path, names in users.items()
-                for line in _wrap_parts([f"{_printable(path)}: {names[0]}", *names[1:]],
-                                        self._columns)]
-
-
 def _check(records: Sequence[RemoteWorkerRecord], ssh_options: list[str],
            modules: Sequence[str]) -> bool:
-    """Diagnose every machine side by side; return whether all are fit.
+    """Check machines side by side; print a paragraph for each once it is done.
 
-    What is done is printed; what is not stands below it and is redrawn, if it is a terminal.
+    Return whether all are fit. After Ctrl-C, each thread ends its pools before this is left.
     """
-    checkups = [_Checkup(record, ssh_options, modules) for record in records]
-    table = _CheckTable(checkups, shutil.get_terminal_size().columns - 1)
-    lines, late, drawn = table.head(), checkups, 0
-    try:
-        while late:
-            done = [one for one in late if not one.is_alive()]
-            late = [one for one in late if one not in done]
-            lines += [line for one in done for line in table.row(one)]
-            shown = late if sys.stdout.isatty() else []
-            rest = [line for one in shown for line in table.row(one)]
-            columns, height = shutil.get_terminal_size()
-            if len(rest) >= height:
-                names = ", ".join(one.label for one in late)
-                rest = [f"{len(late)} of {len(checkups)} not done yet: {names}"]
-            rest = [line[:columns - 1] for line in rest]
-            if lines or rest:
-                print(f"\x1b[{drawn}A\x1b[J" * bool(drawn) + "\n".join(lines + rest), flush=True)
-            lines, drawn = [], len(rest)
-            for one in late:
-                one.join(0.2 / len(late))
-        for line in table.foot(checkups):
-            print(line)
-        return not any(one.failure for one in checkups)
-    finally:
-        for one in checkups:
-            one.stop()
+    is_fit, interrupted = True, threading.Event()
+    columns = shutil.get_terminal_size().columns - 1
+    with ThreadPoolExecutor(len(records)) as threads:
+        try:
+            checks = [threads.submit(_Checkup(record, ssh_options, modules, interrupted).run)
+                      for record in records]
+            for one in map(Future.result, as_completed(checks)):
+                is_fit = is_fit and not one.failure
+                print(*one.lines(columns), sep="\n", flush=True)
+        finally:
+            interrupted.set()       # without Ctrl-C, no thread is left to see it
+    return is_fit
 
 
 def _main(arguments: Sequence[str] | None = None) -> int:
