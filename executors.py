@@ -95,6 +95,7 @@ from concurrent.futures import (
     Future,
     ProcessPoolExecutor,
     ThreadPoolExecutor,
+    as_completed,
     wait,
 )
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING
@@ -2303,7 +2304,7 @@ class _Login:
         self._complaint = f"nothing was heard for {HELLO_SECONDS:g} s"      # what to say then
 
     def open(self, files: Mapping[str, _File], config: Mapping[str, Any],
-             stuck: SimpleQueue[Any], is_expected: Callable[[int, int], bool]) -> _Channel:
+             is_expected: Callable[[int, int], bool]) -> _Channel:
         """Start the shim and copy files to it. Raises _Down, with ssh's own words."""
         magic = os.urandom(12).hex()
         try:
@@ -2341,7 +2342,7 @@ class _Login:
             raise self.diagnose(error) from None
         process.stdin = None        # it is the channel's now, and nobody else's
         self._until = math.inf
-        return _Channel(reader, stdin, stuck)
+        return _Channel(reader, stdin)
 
     def _run(self, argv: Sequence[str], **options: Any) -> Any:
         process = _spawn(argv, stdin=subprocess.PIPE, **options)
@@ -2575,38 +2576,26 @@ def _last_line(words: str | bytes) -> str:
 
 # ──────────────────────────────────────────── channels ────────────────────────────────────────────
 
-# How it stands with what a channel writes to: CLOSING as we want it, or BROKEN, for ssh has ended.
-# In both cases who has the baton closes it.
-_Pipe = enum.Enum("_Pipe", "WHOLE CLOSING BROKEN")
-_WHOLE, _CLOSING, _BROKEN = _Pipe
-
-
 class _Channel:
     """Frames to a machine and from it; the functions that it knows; whether it lives.
 
-    Who appends to `queue` pumps, holding no lock. Who gets the baton turns what is queued, in its
-    order, into frames and writes them; when the pipe is full, the baton goes to the writer thread.
-    Nobody waits for the baton: who has it looks again after having let go of it.
+    Any thread may queue something, without waiting. The writer thread alone turns what is queued,
+    in its order, into frames and writes them.
 
     Arguments:
         reader: of the frames that come; it belongs to the reader thread.
-        stdin: a raw file that takes the others; closed here.
-        stuck: where the channel puts itself when the writer thread is to go on.
+        stdin: a raw file that takes the others; the writer thread closes it.
     """
 
-    def __init__(self, reader: wire.MessageReader, stdin: Any, stuck: SimpleQueue[Any]) -> None:
+    def __init__(self, reader: wire.MessageReader, stdin: Any) -> None:
         self._reader = reader
         self._stdin = stdin
-        self._stuck = stuck
-        self.queue: deque[tuple[_Act, Any]] = deque()
-        self._baton = threading.Lock()      # never waited for; what follows is whose it is
-        os.set_blocking(stdin.fileno(), False)
-        self._outbox = wire.Outbox(stdin.fileno())
-        self._known: OrderedDict[int, _Function] = OrderedDict()
-        self.pipe = _WHOLE
+        self.queue: SimpleQueue[tuple[_Act, Any]] = SimpleQueue()
+        self._known: OrderedDict[int, _Function] = OrderedDict()    # the writer thread's
+        self.is_closing = False             # because we want it; it never opens again
         # Liveness; written by one thread each, and read with no harm from another.
         self._reads = 0
-        self._writes = 0
+        self._relieved = 0                  # how often a full pipe had room again
         self._seen = 0, 0
         self._asked = -1
         self._is_reading = False            # False while our own code keeps the reader busy
@@ -2614,54 +2603,33 @@ class _Channel:
 
     def send(self, buffers: Iterable[Any]) -> None:
         """Send frames."""
-        self.queue.append((_SEND, buffers))
-        self.pump()
+        self.queue.put((_SEND, buffers))
 
-    def pump(self) -> None:
-        """Write what is queued, from this thread, unless another one does or the pipe is full."""
-        while (self.queue or self.pipe is not _WHOLE) and self._baton.acquire(blocking=False):
-            is_kept = False
-            try:
-                is_kept = self._write()
-            finally:
-                if not is_kept:
-                    self._baton.release()
-            if is_kept:
-                break
-
-    def _write(self) -> bool:
-        """With the baton, write; return whether it is kept: by the writer thread, or for ever."""
-        outbox = self._outbox
-        is_told = _log.isEnabledFor(logging.DEBUG)
-        try:
-            while self.pipe is _WHOLE and (self.queue or outbox.size):
-                while self.queue:
-                    verb, operand = self.queue.popleft()
-                    if is_told:
-                        _log.debug("%r %s", verb, operand)
-                    outbox.put(_FRAMES[verb](self, operand))
-                is_done = outbox.flush()
-                self._writes += 1
-                if not is_done:
-                    self._stuck.put(self)
-                    return True
-        except Exception:       # the reader will say why, if it was an OSError
-            self.pipe = _BROKEN
-            if not isinstance(sys.exc_info()[1], OSError):
-                _log.exception("a link cannot be written to")
-        if self.pipe is not _WHOLE:
-            self._stdin.close()
-        return self.pipe is not _WHOLE
-
-    def write_on(self) -> None:
-        """Be the writer thread, which has the baton: go on where others found the pipe full."""
+    def write(self) -> None:
+        """Be the writer thread: write what is queued, until the channel closes or breaks."""
+        outbox = wire.Outbox(self._stdin.fileno())
+        os.set_blocking(outbox.fd, False)
         poll = select.poll()
-        poll.register(self._outbox.fd, select.POLLOUT)
-        while self.pipe is _WHOLE and not poll.poll(1000):
-            pass        # it is stuck; whether for good is for the heartbeat to say
-        if not self._write():
-            self._baton.release()
-            self.pump()
+        poll.register(outbox.fd, select.POLLOUT)
+        try:
+            while not (self.is_closing and self.queue.empty()):
+                outbox.put(self._next_frames())
+                while self.queue.empty() and not outbox.flush():    # one write for all
+                    self._relieved += len(poll.poll(1000))
+                    if self.is_closing:     # perhaps it is stuck for good
+                        return
+        except OSError:
+            pass        # the reader will say why
+        except Exception:
+            _log.exception("a link cannot be written to")
+        finally:
+            self._stdin.close()
+
+    def _next_frames(self) -> Iterable[Any]:
+        """Wait for something to send; keep no reference to it, for it may be large."""
+        verb, operand = self.queue.get()
+        _log.debug("%r %s", verb, operand)
+        return _FRAMES[verb](self, operand)
 
     def call(self, attempt: _Attempt) -> list[Any]:
         """Return an attempt's frames; ahead of the first of its function here, the function's."""
@@ -2705,7 +2673,7 @@ class _Channel:
         Counted in beats, not seconds, so that a controller that was suspended does not condemn
         everyone when it wakes. Bytes moving either way are signs of life.
         """
-        signs = self._reads, self._writes * self._baton.locked()
+        signs = self._reads, self._relieved
         self._missed += 1
         if signs != self._seen or not self._is_reading:
             self._missed = 0
@@ -2719,19 +2687,16 @@ class _Channel:
 
     def close(self) -> None:
         """End it: the shim sees the end of its input, kills what still runs, and goes."""
-        if self.pipe is _WHOLE:
-            self.pipe = _CLOSING
-        self.pump()
+        self.is_closing = True
+        self.send(())       # wakes the writer thread
 
     def abandon(self) -> None:
         """In a forked child: let go of the parent's connection without a word."""
         self._stdin.close()
 
-
     def drop(self, function: _Function) -> None:
         """Have the machine forget a function that is not called any more."""
-        self.queue.append((_DROP, function.ident))
-        self.pump()
+        self.queue.put((_DROP, function.ident))
 
     def _drop(self, ident: int) -> list[Any]:
         return [wire.frame(wire.FORGET, ident)] if self._known.pop(ident, None) else []
@@ -3090,7 +3055,8 @@ def _tar(members: Iterable[tuple[str, str]], place: str = "content") -> Iterator
 #     thread             waits for                      enters the door to
 #     the callers'       nothing; results               submit, cancel, shut down
 #     one reader a link  its machine's frames           say how attempts ended, its machine is up...
-#     one writer a link  room in its machine's pipe     (never: it writes what did not go at once)
+#     one writer a link  something to send; and room    (never)
+#                        in its machine's pipe
 #     copiers            scp of an installed package    (never: they answer the slot that asked)
 #     one heartbeat      the clock; the main thread     find stragglers and time-outs, connect, give
 #                                                       up; and what the main thread wants, for
@@ -3099,8 +3065,8 @@ def _tar(members: Iterable[tuple[str, str]], place: str = "content") -> Iterator
 #
 #     state                                      who writes it           guarded by
 #     queues, attempts, workers, quarantine      _Scheduler              the supervisor's one lock
-#     what is to be sent to a machine, and how   who holds its channel's baton, which is passed on
-#     far that is; functions known there         and never waited for
+#     what is to be sent to a machine            who sends it            the queue's own
+#     how far that is; functions known there     its writer              -
 #     a login: its process, what was found       its reader              -
 #     a future                                   who performs its settle, once; or its own condition
 
@@ -3663,7 +3629,6 @@ class _Supervisor:
     def _pass(self, events: Iterable[_Event]) -> None:
         """Pass the door: decide under the lock, in this order; then, without it, do and answer."""
         passed: list[Any] = []
-        channels: dict[_Channel, None] = {}
         with self._lock:
             self.scheduler.now = monotonic() - self._lost_seconds
             for decision, operands, reply in events:
@@ -3677,15 +3642,9 @@ class _Supervisor:
                     if verb >= _LEAVE or verb is _CONNECT:
                         others.append(action)
                     elif channel := self.channels.get(target):
-                        channel.queue.append((verb, operand))
-                        channels[channel] = None
+                        channel.queue.put((verb, operand))
                 if others or reply is not _nobody:
                     passed.append((reply, answer, others))
-        for channel in channels:
-            try:
-                channel.pump()
-            except Exception:
-                _log.exception("%s: a link cannot be written to", self.title)
         for reply, answer, others in passed:
             futures: list[_RemoteFuture] = []
             for verb, target, operand in others:
@@ -3714,15 +3673,15 @@ class _Supervisor:
             _log.exception("%s: a callback of a future raised", self.title)
 
     def _connect(self, worker: _Worker, link: int) -> tuple[()]:
-        stuck: SimpleQueue[Any] = SimpleQueue()
+        opened: SimpleQueue[_Channel | None] = SimpleQueue()
         try:
             self.logins[link] = _Login(worker.record, self.ssh_options)
-            reader = _Reader(self, worker, link, stuck)
-            self.start_thread(f"{worker.machine} writer", _write_on, stuck)
+            reader = _Reader(self, worker, link, opened)
+            self.start_thread(f"{worker.machine} writer", _run_writer, opened)
             self.start_thread(f"{worker.machine} reader", reader.run)
         except (OSError, RuntimeError) as error:
             # There are too many of something; and Python 3.12.0 and 3.12.1 start none at exit.
-            stuck.put(None)
+            opened.put(None)
             if self.logins.pop(link, None):
                 self.events.put((self.scheduler.ended, (link,), _nobody))
             cause = wire.describe(error)
@@ -3912,21 +3871,21 @@ class _Supervisor:
             channel.abandon()
 
 
-def _write_on(stuck: SimpleQueue[Any]) -> None:
-    """Be the writer thread of a link: write what others could not, until there is no more."""
-    for channel in iter(stuck.get, None):
-        channel.write_on()
+def _run_writer(opened: SimpleQueue[_Channel | None]) -> None:
+    """Run the writer thread of a link, which waits for the channel; None if it did not open."""
+    if channel := opened.get():
+        channel.write()
 
 
 class _Reader:
     """The reader thread of a link: from its login on, what its machine says."""
 
     def __init__(self, supervisor: _Supervisor, worker: _Worker, link: int,
-                 stuck: SimpleQueue[Any]) -> None:
+                 opened: SimpleQueue[_Channel | None]) -> None:
         self._supervisor = supervisor
         self._worker = worker
         self._link = link
-        self._stuck = stuck
+        self._opened = opened               # the writer thread waits there for the channel
         self._login = supervisor.logins[link]
         self._asked: set[tuple[int, str]] = set()       # by the kind of question
         self._copiers: list[threading.Thread] = []
@@ -3947,8 +3906,9 @@ class _Reader:
         baggage = supervisor.baggage
         try:
             self._channel = login.open(
-                baggage.files.by_name, baggage.config, self._stuck, self._is_expected)
+                baggage.files.by_name, baggage.config, self._is_expected)
             supervisor.channels[self._link] = self._channel
+            self._opened.put(self._channel)
             if baggage.initializer:
                 self._channel.send(
                     wire.message(wire.FUNCTION, wire.INITIALIZER, 0, baggage.initializer))
@@ -3964,7 +3924,7 @@ class _Reader:
         finally:
             if self._link in supervisor.channels:
                 supervisor.channels.pop(self._link).close()
-            self._stuck.put(None)
+            self._opened.put(None)
             login.end()
             for thread in self._copiers:
                 thread.join()
@@ -3998,7 +3958,7 @@ class _Reader:
                         for _, ident, _, body in group:
                             self._hear(kind, ident, body)
             except (OSError, EOFError, wire.FrameError) as error:
-                if self._channel.pipe is not _CLOSING:
+                if not self._channel.is_closing:
                     raise self._login.diagnose(error) from None
                 self._tell(_Scheduler.left)
                 return
@@ -5302,97 +5262,94 @@ def _selftest(workers: str, ssh_options: list[str]) -> bool:
     return all(results)
 
 
-class _Checkup(threading.Thread):
-    """What `--check` finds out about one machine, stage by stage, in a thread of its own.
+@dataclasses.dataclass
+class _Checkup:
+    """What `--check` finds out about one machine, stage by stage, until one fails.
 
-    It is a pool of that machine alone that is observed; and another one, with files, for scp.
+    It has work done by a pool of that machine alone; and by another one, with a file, for scp.
     """
 
-    STAGES = "name", "TCP", "login", "shell", "python", "start", "cores", "trip", "MB/s", "scp"
+    record: RemoteWorkerRecord
+    ssh_options: list[str]
+    modules: Sequence[str]
+    interrupted: threading.Event
+    found: dict[str, str] = dataclasses.field(default_factory=dict)
+    failure: str = ""
+
+    _STAGES = ("name", "TCP", "login", "shell", "python", "interpreter", "start", "cores", "trip",
+               "MB/s", "scp")
     _handshakes = threading.Semaphore(HANDSHAKES[0])
 
-    def __init__(self, record: RemoteWorkerRecord, ssh_options: list[str],
-                 modules: Sequence[str]) -> None:
-        super().__init__(name=f"check of {record.machine}")
-        self.record = record
-        self.label = _label(record.login)
-        self.found: dict[str, str] = {}
-        self.failure = ""
-        self._modules = modules
-        self.stages = (*self.STAGES, *(f"import {module}" for module in modules))
-        self._ssh_options = [*ssh_options, "-v"]
-        self._pools = contextlib.ExitStack()
-        self.start()
-
-    def run(self) -> None:
-        """Go through the stages."""
+    def run(self) -> _Checkup:
+        """Go through the stages; return itself once one has failed or all have passed."""
         try:
-            with self._pools, tempfile.NamedTemporaryFile() as file:
-                pool = self._connect()
-                trip = min(self._time(pool, os.getpid) for _ in range(6))
-                self.found["trip"] = _seconds(trip)
-                there = self._time(pool, len, os.urandom(4 << 20))
-                back = self._time(pool, os.urandom, 4 << 20)
-                self.found["MB/s"] = "/".join(
-                    f"{rate:.3g}" if rate < 100 else f"{rate:.0f}" for rate in (
-                        4.2 / there, 4.2 / back))
-                if self.record.machine == ":":
-                    self.found["scp"] = "-"
-                else:
-                    file.write(os.urandom(1000))
-                    file.flush()
-                    self._time(self._connect(file.name), _uncache, os.path.basename(file.name))
-                for module in self._modules:
-                    self.found[f"import {module}"] = self._ask(
-                        pool, CHECK_SECONDS[1], _version_of, module)
+            with contextlib.ExitStack() as pools, tempfile.NamedTemporaryFile() as file:
+                file.write(os.urandom(1000))
+                file.flush()
+                self._go_through(pools, file.name)
         except Exception as error:
             notes = getattr(error, "__notes__", ())
             self.failure = "\n".join([str(error) or wire.describe(error), *notes])
+        return self
 
-    def _connect(self, *files: str) -> RemoteExecutor:
-        """Make a pool of the machine, and wait until it is up. Raises ExecutorError."""
+    def _go_through(self, pools: contextlib.ExitStack, file: str) -> None:
+        """Go through the stages. Raises what makes one fail."""
+        short, long = CHECK_SECONDS
+        found, pool = self.found, self._connect(pools)
+        found["trip"] = _seconds(min(self._ask(pool, short, os.getpid)[1] for _ in range(6)))
+        there = 4.2 / self._ask(pool, short, len, os.urandom(4 << 20))[1]
+        back = 4.2 / self._ask(pool, short, os.urandom, 4 << 20)[1]
+        found["MB/s"] = f"{there:.1f} there and {back:.1f} back"
+        if self.record.machine == ":":
+            found["scp"] = "-"
+        else:
+            self._ask(self._connect(pools, file), short, _uncache, os.path.basename(file))
+        for module in self.modules:
+            found[f"import {module}"] = self._ask(pool, long, _version_of, module)[0]
+
+    def _connect(self, pools: contextlib.ExitStack, *files: str) -> RemoteExecutor:
+        """Make a pool of the machine, and wait until it is up; a login has limits of its own."""
         with self._handshakes:
-            pool = RemoteExecutor([self.record], ssh_options=self._ssh_options, files=files,
-                                  show_status=False, output=False)
-            self._pools.callback(pool._give_up)
-            ready = pool.submit(os.getpid)
-            while not ready.done():
-                wait([ready], 0.1)
-                status, = pool.status.workers
-                self.found |= status.found
-                if status.cause:
-                    raise ExecutorError(status.cause.replace(_TRIED_AGAIN, ""))
-            ready.result()
+            if self.interrupted.is_set():
+                raise ExecutorError("interrupted before its login")
+            pool = RemoteExecutor([self.record], ssh_options=[*self.ssh_options, "-v"],
+                                  files=files, show_status=False, output=False)
+            pools.callback(pool._give_up)
+            self._ask(pool, math.inf, os.getpid)
         return pool
 
-    def _ask(self, pool: RemoteExecutor, limit: float, fn: Callable[..., _T], *args: Any) -> _T:
-        """Have a function called; return its result. Raises ExecutorError after so many seconds."""
-        future = pool.submit(fn, *args)
-        wait([future], limit)
-        if future.cancel():
-            status, = pool.status.workers
-            raise ExecutorError(f"not done after {limit:.0f} s; {status.cause}".rstrip("; "))
-        return future.result()
+    def _ask(self, pool: RemoteExecutor, limit: float, fn: Callable[..., Any],
+             *args: Any) -> tuple[Any, float]:
+        """Have a function called; return its result and the seconds that it took.
 
-    def _time(self, pool: RemoteExecutor, fn: Callable[..., Any], *args: Any) -> float:
+        Raises ExecutorError if the machine is lost, after `limit` seconds, and on Ctrl-C.
+        """
         started = monotonic()
-        self._ask(pool, CHECK_SECONDS[0], fn, *args)
-        return monotonic() - started
+        future = pool.submit(fn, *args)
+        while True:
+            is_done = wait([future], 0.1).done
+            seconds = monotonic() - started
+            status, = pool.status.workers
+            self.found |= status.found
+            if status.cause:
+                raise ExecutorError(status.cause.replace(_TRIED_AGAIN, ""))
+            if is_done:
+                return future.result(), seconds
+            if seconds > limit or self.interrupted.is_set():
+                raise ExecutorError(f"not done after {limit:.0f} s")
 
-    def stop(self) -> None:
-        """End it, wherever it is."""
-        self._pools.close()
-        self.join()
-
-    @property
-    def stage(self) -> str:
-        """The stage that it is at, or where it failed; "" if it has passed all."""
-        return next((stage for stage in self.stages if stage not in self.found), "")
-
-    def cells(self) -> list[str]:
-        """One for each stage; a module tells of its version what it likes."""
-        found = {self.stage: "FAIL" if self.failure else "...", **self.found}
-        return [_printable(found.get(stage, "")).strip()[:16] for stage in self.stages]
+    def lines(self, columns: int) -> list[str]:
+        """Return what each stage found and, below it, why one failed and what to do."""
+        label, lines = _label(self.record.login), []
+        stages = [*self._STAGES, *(f"import {module}" for module in self.modules)]
+        parts = [f"{stage} {_printable(self.found[stage])}" for stage in stages
+                 if self.found.get(stage, "-") != "-"]      # this machine is reached without ssh
+        if self.failure:
+            failed = next((stage for stage in stages if stage not in self.found), "end")
+            parts.append(f"{failed} FAILED")
+            lines = textwrap.wrap(f"{label}: {failed}: {_printable(self.failure)}", columns,
+                                  subsequent_indent="  ", break_on_hyphens=False)
+        return _wrap_parts([f"{label}: {parts[0]}", *parts[1:]], columns) + lines
 
 
 def _version_of(module: str) -> str:
@@ -5405,91 +5362,24 @@ def _uncache(name: str) -> None:
     shutil.rmtree(os.path.dirname(os.path.realpath(name)))
 
 
-class _CheckTable:
-    """How `--check` is shown: a row for each machine, and below it why it failed.
-
-    It is a list where a table is too wide.
-    """
-
-    _WIDTHS: ClassVar = {"python": 7, "start": 7, "trip": 7, "MB/s": 9}    # rows come one by one
-
-    def __init__(self, checkups: Sequence[_Checkup], columns: int) -> None:
-        self._columns = columns
-        stages = checkups[0].stages
-        self._heads = heads = [stage.removeprefix("import ") for stage in stages]
-        cells = [max(len(head), self._WIDTHS.get(stage, 4), 11 * (head != stage))
-                 for head, stage in zip(heads, stages)]
-        names = max(len(one.label) for one in checkups)
-        gap = 1 + (names + sum(cells) + 2 * len(cells) <= columns)
-        room = columns - sum(cells) - gap * len(cells)
-        self._gap = " " * gap
-        self._widths = [min(names, room), *cells] if room >= min(names, 12) else []
-
-    def head(self) -> list[str]:
-        """Return the lines above all."""
-        return self._lay_out(["", *self._heads]) if self._widths else []
-
-    def _lay_out(self, cells: Sequence[str]) -> list[str]:
-        padded = (f"{cell:{width}}" for cell, width in zip(cells, self._widths))
-        return [self._gap.join(padded).rstrip()]
-
-    def row(self, one: _Checkup) -> list[str]:
-        """Return the lines of a machine."""
-        name, cells = one.label, one.cells()
-        if self._widths:
-            lines = self._lay_out([name[:self._widths[0]], *cells])
-        else:
-            parts = [f"{head} {cell}" for head, cell in zip(self._heads, cells) if cell]
-            lines = _wrap_parts([f"{name}: {parts[0]}", *parts[1:]], self._columns)
-        if one.failure:
-            text = f"{name}: {one.stage}: {_printable(one.failure)}"
-            lines += textwrap.wrap(
-                text, self._columns, subsequent_indent="  ", break_on_hyphens=False)
-        return lines
-
-    def foot(self, checkups: Iterable[_Checkup]) -> list[str]:
-        """Return the lines below all: whose interpreter is where."""
-        users: dict[str, list[str]] = {}
-        for one in checkups:
-            users.setdefault(one.found.get("interpreter", ""), []).append(one.label)
-        users.pop("", None)
-        return [line for path, names in users.items()
-                for line in _wrap_parts([f"{_printable(path)}: {names[0]}", *names[1:]],
-                                        self._columns)]
-
-
 def _check(records: Sequence[RemoteWorkerRecord], ssh_options: list[str],
            modules: Sequence[str]) -> bool:
-    """Diagnose every machine side by side; return whether all are fit.
+    """Check machines side by side; print a paragraph for each once it is done.
 
-    What is done is printed; what is not stands below it and is redrawn, if it is a terminal.
+    Return whether all are fit. After Ctrl-C, each thread ends its pools before this is left.
     """
-    checkups = [_Checkup(record, ssh_options, modules) for record in records]
-    table = _CheckTable(checkups, shutil.get_terminal_size().columns - 1)
-    lines, late, drawn = table.head(), checkups, 0
-    try:
-        while late:
-            done = [one for one in late if not one.is_alive()]
-            late = [one for one in late if one not in done]
-            lines += [line for one in done for line in table.row(one)]
-            shown = late if sys.stdout.isatty() else []
-            rest = [line for one in shown for line in table.row(one)]
-            columns, height = shutil.get_terminal_size()
-            if len(rest) >= height:
-                names = ", ".join(one.label for one in late)
-                rest = [f"{len(late)} of {len(checkups)} not done yet: {names}"]
-            rest = [line[:columns - 1] for line in rest]
-            if lines or rest:
-                print(f"\x1b[{drawn}A\x1b[J" * bool(drawn) + "\n".join(lines + rest), flush=True)
-            lines, drawn = [], len(rest)
-            for one in late:
-                one.join(0.2 / len(late))
-        for line in table.foot(checkups):
-            print(line)
-        return not any(one.failure for one in checkups)
-    finally:
-        for one in checkups:
-            one.stop()
+    is_fit, interrupted = True, threading.Event()
+    columns = shutil.get_terminal_size().columns - 1
+    with ThreadPoolExecutor(len(records)) as threads:
+        try:
+            checks = [threads.submit(_Checkup(record, ssh_options, modules, interrupted).run)
+                      for record in records]
+            for one in map(Future.result, as_completed(checks)):
+                is_fit = is_fit and not one.failure
+                print(*one.lines(columns), sep="\n", flush=True)
+        finally:
+            interrupted.set()       # without Ctrl-C, no thread is left to see it
+    return is_fit
 
 
 def _main(arguments: Sequence[str] | None = None) -> int:
