@@ -31,12 +31,12 @@ What a future or a call may raise, besides what your function raises:
 
 What a task finds, and how long it lives there:
 
-    functions, classes, globals of the script   by name in the `__main__` of the slot, which lives
-                                                until it dies or is killed, or the pool ends. What is
-                                                changed here is sent anew with the next submission
+    functions, classes, globals of the script   in the slot's `__main__`, until the slot dies or is
+                                                killed, or the pool ends; what changes here is sent
+                                                anew with the next submission
     modules of the project, packages            imported there, and live as long
-    lambdas, closures, partials, bound methods  unpickled for each call of `submit`; of a `map`, each
-                                                slot has one copy, which goes with that map
+    lambdas, closures, partials, bound methods  unpickled for each call of `submit`; of a `map`,
+                                                each slot has one copy, which goes with that map
     arguments                                   unpickled for each call
     results                                     refer to the classes and functions here, and never
                                                 change them
@@ -123,6 +123,7 @@ TICK_SECONDS = 0.25             # between two looks at the clock, for stragglers
 MISSED_BEATS = 3                # unanswered pings after which a link is lost
 LEASE_BEATS = 12                # heartbeats a shim lives on without hearing from us
 HELLO_SECONDS = 30.0            # from starting ssh to the shim's greeting, login files included
+COUNT_SECONDS = 5.0             # that who asks for the number of slots waits for machines to tell
 CLOSE_SECONDS = 3.0             # for ssh to end after its input was closed
 HANDSHAKES = 8, 64              # at once: at first, for sshd's MaxStartups (10:30:100); at most
 QUARANTINE_SECONDS = 1.0, 60.0  # after the first failure; at most
@@ -354,6 +355,29 @@ class BaseExecutor(Executor):
         """Return the number of tasks that are submitted and not done."""
         return self.task_count
 
+    @property
+    def slots(self) -> int:
+        """How many tasks run at a time; at least 1.
+
+        A RemoteExecutor counts every machine that is up or may still come up. It first waits up to
+        5 s for those to say how many cores they have for which no number of slots is given.
+        """
+        self._await_slots()
+        return self._count_slots()
+
+    size = _max_workers = slots         # Dask's scheduler, among others, looks at the latter
+
+    def _await_slots(self) -> None:
+        """Wait until it is known how many slots there are, or long enough."""
+
+    def _count_slots(self) -> int:
+        """Return how many slots there are, as far as is known now."""
+        raise NotImplementedError
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a pool stays where it is: leave it out of what is sent, or drop it in the "
+                        "__getstate__ of what holds it")
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.title!r}: {self.task_count} tasks>"
 
@@ -393,6 +417,8 @@ class BaseExecutor(Executor):
         What `fn` raises is raised where its result would have been yielded; the tasks after it are
         then cancelled.
         """
+        if buffersize is not None and not isinstance(buffersize, int):
+            raise TypeError(f"buffersize must be an integer or None, not {buffersize!r}")
         if min(chunksize or 1, 1 if buffersize is None else buffersize) < 1 or chunksize == 0:
             raise ValueError(
                 f"chunksize ({chunksize}) and buffersize ({buffersize}) must be at least 1")
@@ -580,7 +606,7 @@ class _Chunks:
 
     def _take(self) -> tuple[Any, ...]:
         """Return what is to be sent next: its first item, the arguments, whether it goes alone."""
-        slots = max(1, getattr(self._pool, "_max_workers", 1))
+        slots = self._pool._count_slots()
         with self._changed:
             if self._is_over or not self._ranges or len(self._under_way) > 2 * slots:
                 self._is_feeding = False
@@ -732,6 +758,9 @@ class PoolExecutor(BaseExecutor):
     def task_count(self) -> int:
         return len(self._started)
 
+    def _count_slots(self) -> int:
+        return int(getattr(self._pool, "_max_workers", None) or os.cpu_count() or 1)
+
     def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
         return self._watch(monotonic(), self._pool.submit(fn, *args, **kwargs))
 
@@ -828,7 +857,6 @@ class ProcessExecutor(PoolExecutor):
             self._more["max_tasks_per_child"] = max_tasks_per_child
         self._there: Mapping[str, object] | None = None     # of `__main__`, see wire.Shipped
         super().__init__(self._make(), title=title)
-        self._max_workers: int = getattr(self._pool, "_max_workers", 1)
         self._pool.shutdown()       # the first submission makes one beside the threads of then
         self._is_started = False
         self._is_closed = False     # to all but maps that have begun
@@ -1455,6 +1483,18 @@ class _Scheduler:
         self._handshakes.links.discard(link)
         self._connect()
 
+    def greeted(self, worker: _Worker, cores: int) -> None:
+        """A machine has said how many cores it has; it may still have files to wait for."""
+        worker.count = worker.record.count or cores
+
+    def is_counted(self) -> bool:
+        """Return whether every machine has a number of slots, or has failed to say it.
+
+        Any thread may ask.
+        """
+        return self.is_over() or all(
+            worker.count or worker.failures for worker in [*self.workers])
+
     def is_up(self, worker: _Worker, cores: int) -> None:
         """A machine is ready to work."""
         self._handshakes.worked(worker.link)
@@ -1462,7 +1502,7 @@ class _Scheduler:
         worker.state = _UP
         worker.was_up = True
         worker.cause = ""
-        worker.count = worker.record.count or cores
+        self.greeted(worker, cores)
         worker.is_recalling = False
         worker.ahead_seconds = AHEAD_SECONDS
         self._alone = 0.0
@@ -2304,8 +2344,13 @@ class _Login:
         self._complaint = f"nothing was heard for {HELLO_SECONDS:g} s"      # what to say then
 
     def open(self, files: Mapping[str, _File], config: Mapping[str, Any],
-             is_expected: Callable[[int, int], bool]) -> _Channel:
-        """Start the shim and copy files to it. Raises _Down, with ssh's own words."""
+             is_expected: Callable[[int, int], bool],
+             greeted: Callable[[int], object]) -> _Channel:
+        """Start the shim and copy files to it. Raises _Down, with ssh's own words.
+
+        Arguments:
+            greeted: is called with the number of cores, before files are copied.
+        """
         magic = os.urandom(12).hex()
         try:
             argv = _login_argv(self.record, self._ssh_options, magic)
@@ -2322,16 +2367,13 @@ class _Login:
             wire.enlarge(out)
             reader = wire.MessageReader(out, is_expected)
             wire.write_all(fd, [_bootstrap()])
-            hello = self._await(reader, wire.HELLO)
-            self.cores, self.shim, self.guardian = wire.GREETING.unpack_from(hello)
-            self.facts = [*hello[wire.GREETING.size:].decode().split("\n"), "", ""][:3]
-            if not 0 < self.cores < 1 << 16:
-                raise wire.FrameError(f"it says that it has {self.cores} cores")
+            self._read_hello(self._await(reader, wire.HELLO))
             if self._is_local and hasattr(os, "pidfd_open"):
                 self._shim_fd = os.pidfd_open(self.shim)
                 weakref.finalize(self, os.close, self._shim_fd)     # `abort` may be late
             start = _seconds(monotonic() - self._started)
             self.found.update(start=start, cores=str(self.cores))
+            greeted(self.cores)
             if files:
                 self._copy(files, fd, reader)
             slots = self.record.count or self.cores
@@ -2343,6 +2385,12 @@ class _Login:
         process.stdin = None        # it is the channel's now, and nobody else's
         self._until = math.inf
         return _Channel(reader, stdin)
+
+    def _read_hello(self, hello: bytes) -> None:
+        self.cores, self.shim, self.guardian = wire.GREETING.unpack_from(hello)
+        self.facts = [*hello[wire.GREETING.size:].decode().split("\n"), "", ""][:3]
+        if not 0 < self.cores < 1 << 16:
+            raise wire.FrameError(f"it says that it has {self.cores} cores")
 
     def _run(self, argv: Sequence[str], **options: Any) -> Any:
         process = _spawn(argv, stdin=subprocess.PIPE, **options)
@@ -3495,13 +3543,13 @@ def _is_unpicklable(value: Any) -> bool:
 def _blame_arguments(name: str, args: Iterable[Any], kwargs: Mapping[str, Any],
                      error: Exception) -> Exception:
     """Return what names the argument that cannot be pickled, in place of what pickle says."""
-    if not isinstance(error, (AttributeError, TypeError, pickle.PicklingError)):
-        return error
+    if type(error) not in (AttributeError, TypeError, pickle.PicklingError):
+        return error        # another may want other arguments than words
     for where, value in _unpicklable((*enumerate(args, 1), *kwargs.items())):
         why = ("it is a future: pass what its result() returns, or have `parallelize` wait"
                if isinstance(value, Future) else wire.describe(error))
-        found = _like(error, f"argument {where} of {name}, a {type(value).__name__}, cannot be "
-                             f"pickled ({why})")
+        found = type(error)(f"argument {where} of {name}, a {type(value).__name__}, cannot be "
+                            f"pickled ({why})")
         found.__cause__ = error
         return found
     return error
@@ -3559,6 +3607,7 @@ class _Supervisor:
         self._lost_seconds = 0.0            # that this process was suspended; the heartbeat's
         self.events: SimpleQueue[_Event] = SimpleQueue()    # for the heartbeat
         self.ended = threading.Event()
+        self.counted = threading.Event()    # the scheduler is_counted(), or somebody has waited
         # The one lock. It guards the scheduler, and with it the order in which channels are sent
         # what it decided. Who has it may come to the door once more: the garbage collector runs
         # finalizers in any thread, and they cancel and submit.
@@ -3605,6 +3654,8 @@ class _Supervisor:
             self.events.put((bool, (), lambda _: self._call_back(
                 () if outcomes.empty() else outcomes.get()[1])))
             raise
+        if not self.counted.is_set() and self.scheduler.is_counted():
+            self.counted.set()
         self._call_back(futures)
         if isinstance(answer, _Refusal):
             raise answer.error
@@ -3840,15 +3891,28 @@ class _Supervisor:
             return
         self.board.quiet = self.board.quiet or quiet
         self.decide(self.scheduler.close, cancel_futures)
-        # A callback that shuts its own pool down cannot wait for itself.
-        is_ours = threading.current_thread() in {*self._threads, self.board.thread}
-        if wait and not is_ours and not self._lock._is_owned():
+        if wait and self._may_wait():
             try:
                 self.ended.wait()
             except KeyboardInterrupt:       # whoever presses Ctrl-C is not waiting for results
                 self.decide(self.scheduler.give_up)
                 self.ended.wait()
                 raise
+
+    def _may_wait(self) -> bool:
+        """Return whether this thread may wait for what the threads of the pool do."""
+        # A callback cannot wait for itself; who has the lock is a finalizer, which may be anywhere.
+        is_ours = threading.current_thread() in {*self._threads, self.board.thread}
+        return not is_ours and not self._lock._is_owned()
+
+    def await_count(self) -> None:
+        """Wait until each machine has said how many slots it has, or has failed; COUNT_SECONDS.
+
+        Nobody waits again after that, until another machine is added.
+        """
+        if not self.counted.is_set() and os.getpid() == self.pid and self._may_wait():
+            self.counted.wait(COUNT_SECONDS)
+            self.counted.set()
 
     @property
     def histogram(self) -> Histogram:
@@ -3906,7 +3970,8 @@ class _Reader:
         baggage = supervisor.baggage
         try:
             self._channel = login.open(
-                baggage.files.by_name, baggage.config, self._is_expected)
+                baggage.files.by_name, baggage.config, self._is_expected,
+                functools.partial(self._tell, _Scheduler.greeted))
             supervisor.channels[self._link] = self._channel
             self._opened.put(self._channel)
             if baggage.initializer:
@@ -4284,18 +4349,17 @@ class RemoteExecutor(BaseExecutor):
     def histogram(self) -> Histogram:
         return self._supervisor.histogram
 
-    @property
-    def slots(self) -> int:
-        """How many tasks it runs at a time: on what is up, else as configured; at least 1."""
-        scheduler = self._supervisor.scheduler
-        return max(1, sum(worker.count for worker in [*scheduler.up] or [*scheduler.workers]))
+    def _await_slots(self) -> None:
+        self._supervisor.await_count()
 
-    _max_workers = slots        # which Dask's scheduler, among others, looks at
+    def _count_slots(self) -> int:
+        workers = [*self._supervisor.scheduler.workers]     # others may add some meanwhile
+        return max(1, sum(one.count or 1 for one in workers if one.state is not _UNFIT))
 
     def __repr__(self) -> str:
         scheduler = self._supervisor.scheduler
         machines = f"{len(scheduler.up)} of {len(scheduler.workers)} machines up"
-        return (f"<{type(self).__name__} {self.title!r}: {machines}, {self.slots} slots, "
+        return (f"<{type(self).__name__} {self.title!r}: {machines}, {self._count_slots()} slots, "
                 f"{self.task_count} tasks>")
 
     def _repr_html_(self) -> str:
@@ -4311,6 +4375,7 @@ class RemoteExecutor(BaseExecutor):
         """Let one more machine join."""
         record, = _parse_workers([worker])
         self._supervisor.decide(self._supervisor.scheduler.add_worker, record)
+        self._supervisor.decide(self._supervisor.counted.clear)     # set at once, if it is known
 
     def remove_worker(self, worker: RemoteWorkerRecord | str) -> None:
         """Let a machine leave; its work is done elsewhere. Raises ValueError if it is not there."""
@@ -5137,7 +5202,8 @@ def joblib_backend(pool: BaseExecutor) -> Any:
             GridSearchCV(model, grid).fit(X, y)
 
     Arrays from a megabyte on that calls of one `Parallel` share go over once per machine. What runs
-    in a slot and uses joblib itself stays there, one call after the other.
+    in a slot and uses joblib itself stays there: one call after the other or, if it asks for a
+    number of jobs, on threads. With `n_jobs=1` joblib asks no backend, and runs everything here.
 
     >>> import joblib
     >>> with RemoteExecutor("2/:", show_status=False) as pool:
@@ -5147,14 +5213,19 @@ def joblib_backend(pool: BaseExecutor) -> Any:
     """
     import joblib.parallel as parallel  # type: ignore
 
-    class Backend(parallel.AutoBatchingMixin, parallel.ParallelBackendBase):    # type: ignore[misc]
+    class ExecutorsBackend(     # joblib's messages name it
+            parallel.AutoBatchingMixin, parallel.ParallelBackendBase):  # type: ignore[misc]
         supports_retrieve_callback = True
         default_n_jobs = -1
 
         def effective_n_jobs(self, n_jobs: int | None) -> int:
-            slots = max(1, getattr(pool, "_max_workers", os.cpu_count() or 1))
+            if n_jobs == 0:
+                raise ValueError("n_jobs == 0 in Parallel has no meaning")
             number = self.default_n_jobs if n_jobs is None else n_jobs
-            return number if number > 0 else max(1, slots + 1 + number)
+            if number > 0:
+                return number
+            # Told 1, joblib would run everything here.
+            return max(2, pool.slots + 1 + number)
 
         def start_call(self) -> None:
             self._calls = _SharingCalls(pool)
@@ -5175,10 +5246,7 @@ def joblib_backend(pool: BaseExecutor) -> Any:
             del self._calls
             self.reset_batch_stats()
 
-        def get_nested_backend(self) -> tuple[Any, None]:
-            return parallel.SequentialBackend(nesting_level=(self.nesting_level or 0) + 1), None
-
-    return Backend()
+    return ExecutorsBackend()
 
 
 # ────────────────────────────────────────── command line ──────────────────────────────────────────

@@ -511,6 +511,53 @@ class TestContract:
         with pytest.raises(ValueError, match="at least 1"):
             pool.map(neg, [1], **bad)
 
+    def test_a_buffer_is_of_whole_items(self, pool):
+        with pytest.raises(TypeError, match="buffersize must be an integer or None, not 2.0"):
+            pool.map(neg, [1], buffersize=2.0)
+
+    def test_it_says_how_many_slots_it_has(self, pool):
+        assert pool.slots == pool.size == pool._max_workers == 4
+
+    def test_a_pool_stays_where_it_is(self, pool, remote):
+        class Holder:
+            def __init__(self, pool):
+                self.pool, self.number = pool, 7
+
+            def get(self):
+                return self.number
+
+        class Careful(Holder):
+            def __getstate__(self):
+                return {"number": self.number}
+
+        for attempt in (lambda: pickle.dumps(pool), lambda: remote.submit(print, pool),
+                        lambda: remote.submit(Holder(pool).get),
+                        lambda: remote.submit(lambda: pool)):
+            with pytest.raises(TypeError, match="a pool stays where it is: leave it out of what"):
+                attempt()
+        assert remote.submit(Careful(pool).get).result(PATIENCE) == 7
+
+    @pytest.mark.parametrize("kind", ["process", "pipe", "ssh"])
+    @pytest.mark.parametrize("error", [
+        pickle.PicklingError("why"), AttributeError("why"), TypeError("why"), OSError(5, "why"),
+        TwoArguments("x", "y"), type("Mine", (pickle.PicklingError,), {})("why"),
+    ], ids=lambda error: type(error).__name__)
+    def test_what_pickling_an_argument_raises_keeps_its_type(self, shared, kind, error):
+        class Bad:
+            def __reduce__(self):
+                raise error
+
+        pool, bad = shared(kind), Bad()
+        for attempt in (lambda: pool.submit(repr, bad).result(PATIENCE),
+                        lambda: pool.submit(dict, key=bad).result(PATIENCE),
+                        lambda: list(pool.map(repr, [bad])),
+                        lambda: list(pool.map(repr, [1, 2, bad] * 10)),
+                        lambda: list(pool.map(repr, [bad], chunksize=1)),
+                        lambda: list(pool.map(repr, [1, 2, bad], chunksize=3))):
+            with pytest.raises(type(error)) as found:
+                attempt()
+            assert type(found.value) is type(error)
+
     def test_map_reads_no_further_ahead_than_its_buffer(self, pool):
         taken = []
         results = pool.map(neg, (taken.append(n) or n for n in itertools.count()), buffersize=4)
@@ -915,6 +962,39 @@ def test_sizes_come_from_the_environment(monkeypatch):
     monkeypatch.setenv("EXECUTORS_THREADPOOL_SIZE", "many")
     with pytest.raises(ValueError, match="EXECUTORS_THREADPOOL_SIZE is 'many'"):
         executors.ThreadExecutor()
+
+
+class Foreign(cf.Executor):
+    """A pool of somebody else's, which pickles its calls."""
+
+    def __init__(self):
+        self.calls = []
+
+    def submit(self, fn, /, *args, **kwargs):
+        self.calls.append(cloudpickle.dumps((fn, args, kwargs)))
+        future = cf.Future()
+        fn, args, kwargs = pickle.loads(self.calls[-1])
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+
+def test_an_adopted_pool_has_the_size_that_it_says():
+    with cf.ThreadPoolExecutor(3) as threads:
+        assert executors.PoolExecutor(threads).size == 3
+    assert executors.PoolExecutor(Foreign()).size == os.cpu_count()
+
+
+def test_dask_fills_a_pool():
+    dask = pytest.importorskip("dask")
+    all_at_once = threading.Barrier(12)
+
+    @dask.delayed
+    def meet(n):
+        all_at_once.wait(PATIENCE)
+        return n
+
+    with executors.ThreadExecutor(12) as pool:
+        assert dask.compute(*map(meet, range(12)), scheduler=pool) == (*range(12),)
 
 
 # ─────────────────────────────────── the end of the interpreter ───────────────────────────────────
@@ -3487,15 +3567,52 @@ class TestLostMachines:
         assert executors._without_chatter(text) == "real words"
 
     def test_how_many_slots_there_are(self, local):
-        """Dask takes the controller's cores, if a pool does not tell its own size."""
-        pool = local("3/:", "2/:")
-        assert pool.slots == pool._max_workers >= 3     # as configured, or of one that is up
-        until(lambda: all(worker.state == "up" for worker in pool.status.workers))
-        assert pool.slots == pool._max_workers == 5
-        pool.remove_worker("3/:")
-        assert pool.slots == 2
-        pool.remove_worker("2/:")
-        assert pool.slots == 1
+        """Those of machines that are up or may still come up, whatever Dask or joblib finds up."""
+        pool = local("3/:", "2/:", "7/127.0.0.1", ssh_options=["-p", "1"])
+        assert pool.slots == pool.size == pool._max_workers == 12
+        until(lambda: [one.state == "up" for one in pool.status.workers] == [True, True, False])
+        until(lambda: pool.status.workers[2].lost)
+        assert pool.slots == 12         # it is tried again
+        pool.add_worker("4/: python=/no/such/python")
+        until(lambda: pool.status.workers[3].state == "failed")
+        assert pool.slots == 12
+        for number, left in ((7, 5), (3, 2), (2, 1)):
+            pool.remove_worker(f"{number}/127.0.0.1" if number == 7 else f"{number}/:")
+            assert pool.slots == left
+
+    def test_who_asks_first_waits_for_machines_to_say_how_many_slots_they_have(self, ssh):
+        cores = wire._count_cores()
+        pool = ssh("alpha", "6/beta")
+        assert "0 of 2 machines up, 7 slots" in repr(pool)      # which does not wait
+        assert pool.slots == cores + 6
+        pool.add_worker(f": python={sys.executable}")
+        assert pool.slots == 2 * cores + 6
+
+    def test_slots_are_known_before_files_are_copied(self, ssh, tmp_path):
+        (tmp_path / "data").write_bytes(os.urandom(20_000_000))
+        pool = ssh("alpha", files=tmp_path / "data")
+        assert pool.slots == wire._count_cores()
+        assert pool.status.workers[0].state == "connecting"
+
+    def test_who_asks_for_slots_waits_once_and_not_for_ever(self, local, monkeypatch, tmp_path):
+        with socket.create_server(("127.0.0.1", 0)) as mute:
+            port = str(mute.getsockname()[1])
+            pool = local("1/:", "127.0.0.1", ssh_options=["-p", port])
+            monkeypatch.setattr(executors, "COUNT_SECONDS", 1000.0)
+            told = SimpleQueue()
+            future = pool.submit(wait_for, str(tmp_path / "go"))
+            future.add_done_callback(lambda _: told.put(pool.slots))
+            (tmp_path / "go").touch()
+            assert told.get(timeout=PATIENCE) == 2      # by a thread of the pool
+            assert pool._supervisor.decide(lambda: pool.slots) == 2     # with its lock
+            assert list(pool.map(neg, range(1000))) == [-n for n in range(1000)]
+            monkeypatch.setattr(executors, "COUNT_SECONDS", 0.1)
+            assert pool.slots == 2
+            monkeypatch.setattr(executors, "COUNT_SECONDS", 1000.0)
+            assert pool.slots == 2
+            pool.add_worker("127.0.0.1 python=python3")
+            threading.Thread(target=pool._give_up).start()      # all is known, then
+            assert pool.slots == 3
 
     def test_a_busy_controller_condemns_nobody(self, local):
         pool = local("1/:", heartbeat_seconds=0.05)
@@ -6292,6 +6409,38 @@ class TestJoblib:
             return {*inner} == {os.getpid()}
         assert parallel(outer, range(4)) == [True] * 4
 
+    def test_what_is_nested_gets_the_jobs_it_asks_for(self, parallel):
+        def outer():
+            meeting = threading.Barrier(3)
+
+            def inner(n):
+                meeting.wait(PATIENCE)
+                return n, joblib.effective_n_jobs(3)
+            calls = map(joblib.delayed(inner), range(3))
+            return joblib.effective_n_jobs(None), joblib.Parallel(n_jobs=3)(calls)
+        assert parallel(lambda _: outer(), range(4)) == [(1, [(n, 1) for n in range(3)])] * 4
+
+    @pytest.mark.parametrize("worker", ["alpha", "1/alpha"])
+    def test_nothing_runs_here_while_machines_come_up(self, ssh, worker):
+        with joblib.parallel_config(backend=executors.joblib_backend(ssh(worker))):
+            pids = joblib.Parallel()(joblib.delayed(os.getpid)() for _ in range(4))
+        assert os.getpid() not in pids
+
+    def test_no_jobs_and_a_name(self, parallel, remote, capsys):
+        with pytest.raises(ValueError, match="n_jobs == 0 in Parallel has no meaning"):
+            parallel(abs, [1], n_jobs=0)
+        assert parallel(abs, [-1, -2], verbose=10) == [1, 2]
+        assert f"backend ExecutorsBackend with {remote.size} concurrent" in capsys.readouterr().err
+
+    def test_an_adopted_pool_needs_no_module_of_ours(self):
+        foreign = Foreign()
+        backend = executors.joblib_backend(executors.PoolExecutor(foreign))
+        with joblib.parallel_config(backend=backend, n_jobs=2):
+            found = joblib.Parallel()(joblib.delayed(len)(numpy.ones(n)) for n in (2, 200_000))
+        assert found == [2, 200_000] and foreign.calls
+        for call in foreign.calls:
+            assert b"executors" not in call and b"remote_worker" not in call
+
     def test_shared_arrays_go_over_once(self, local):
         """Wherever in the arguments they are; and others do not stand in line."""
         shared = numpy.arange(300_000)
@@ -6324,8 +6473,8 @@ class TestJoblib:
 
     def test_numbers_of_jobs(self, local):
         backend = executors.joblib_backend(local("3/:"))
-        numbers = (-1, -2, -9, 1, 5, None)
-        assert [backend.effective_n_jobs(n) for n in numbers] == [3, 2, 1, 1, 5, 3]
+        numbers = (-1, -2, -9, 1, 5, None)      # never 1, unless it is asked for
+        assert [backend.effective_n_jobs(n) for n in numbers] == [3, 2, 2, 1, 5, 3]
 
 
 # ──────────────────────────────────────────── the house ───────────────────────────────────────────
