@@ -45,6 +45,7 @@ from __future__ import annotations
 
 import _thread
 import collections
+import copyreg
 import fcntl
 import functools
 import importlib.machinery as machinery
@@ -432,6 +433,7 @@ def path_of(obj: Any) -> tuple[Any, str]:
 _tokens: Any = weakref.WeakKeyDictionary()          # definition -> token
 _by_token: Any = weakref.WeakValueDictionary()      # token -> definition
 _arrived: Any = weakref.WeakSet()       # the definitions that did not begin in this process
+_set: Any = weakref.WeakKeyDictionary()             # class that was sent -> its attributes' names
 
 
 def _token_of(obj: Any) -> bytes:
@@ -465,10 +467,34 @@ def _come_home(token: bytes, path: str) -> Any:
 
 
 def _set_class(cls: Any, state: Any) -> None:
-    """Set the attributes of a class that was sent. What began here never takes them from there."""
+    """Set the attributes of a class that was sent. What began here never takes them from there.
+
+    An attribute that it had in another version, and has no more, is deleted.
+    """
     if cls in _arrived:
         set_state, attributes = state
+        for name in _set.get(cls, ()):
+            if name in vars(cls) and name not in attributes[0]:
+                delattr(cls, name)
         set_state(cls, attributes)
+        _set[cls] = {*attributes[0]}
+
+
+def _make_class(make: Callable[..., Any], meta: Any, name: str, bases: Any, *args: Any) -> Any:
+    """Make a class without the hooks of the script: they have run where the class began."""
+    hooks = [(one, hook) for one in meta.__mro__
+             for hook in ("__new__", "__init__", "__call__", "__prepare__")]
+    hooks += [(one, "__init_subclass__") for base in bases
+              for one in getattr(getattr(base, "__origin__", base), "__mro__", ())]
+    hidden = {(one, hook): vars(one)[hook] for one, hook in hooks
+              if one in _arrived and hook in vars(one)}
+    for one, hook in hidden:
+        delattr(one, hook)
+    try:
+        return make(meta, name, bases, *args)
+    finally:
+        for (one, hook), value in hidden.items():
+            setattr(one, hook, value)
 
 
 def _make_cached(settings: dict[str, Any], function: Any) -> Any:
@@ -537,7 +563,11 @@ class _Reducers:
     def reduce_class(self, cls: Any, made: tuple[Any, ...], key: Any = ()) -> Any:
         """Complete what cloudpickle makes of a class: its `__slots__`, and a setter of our own."""
         make, args, (state, others), _, _, set_state = made
-        if "__slots__" in vars(cls) and len(args) == 6:
+        if type(cls).__new__ is not type.__new__ and not hasattr(type(cls).__new__, "__code__"):
+            raise TypeError("its metaclass is not written in Python")
+        # A NamedTuple makes its own, which are none.
+        is_named_tuple = issubclass(cls, tuple) and "__orig_bases__" in vars(cls)
+        if "__slots__" in vars(cls) and len(args) == 6 and not is_named_tuple:
             slots = cls.__slots__
             make_kwargs = {**args[3], "__slots__": slots}
             args = (*args[:3], make_kwargs, *args[4:])
@@ -545,6 +575,8 @@ class _Reducers:
             names = (slots,) if isinstance(slots, str) else slots
             hidden = {"__slots__", *names, *(private + name for name in names)}
             state = {name: value for name, value in state.items() if name not in hidden}
+        if len(args) == 6:      # it is no Enum
+            make, args = _make_class, (make, *args)
         return (_arrive, (make, args, _token_of(cls), *key), (set_state, (state, others)),
                 None, None, _set_class)
 
@@ -561,8 +593,10 @@ class _Reducers:
         found = self.refer(obj, module, made)
         if found is not None:
             return found
+        if type(obj).__name__ == "TypeVar":     # cloudpickle knows how
+            return NotImplemented
         attributes = getattr(obj, "__dict__", {}) or getattr(obj, "__name__", {})
-        return _make_plainly, (type(obj), attributes)
+        return _arrive, (_make_plainly, (type(obj), attributes), _token_of(obj))
 
 
 @functools.cache
@@ -589,7 +623,9 @@ def _may_be_a_name(kind: Any) -> bool:
     """Return whether the pickle of an instance may be the name that the script has it under."""
     if kind.__module__ == "typing":
         return kind.__name__ in ("NewType", "ParamSpec", "TypeVar", "TypeVarTuple")
-    return _goes_by_value(kind.__module__) and _reduces_itself(kind)
+    # Others may be those of a library's decorators.
+    return kind not in copyreg.dispatch_table and any(
+        isinstance(one, types.FunctionType) for one in (kind.__reduce_ex__, kind.__reduce__))
 
 
 def _reduces_itself(kind: Any) -> bool:
@@ -876,12 +912,16 @@ class Script:
         except BaseException:
             del self._bound[key]
             raise
-        if size > MAX_FRAME:
-            self._large.add(version)
         for one, value in zip(keys or (key,), values):
-            if one == key or self._pending.pop(one, None):
+            version = function.needs[one]
+            # What shares parts with it is bound with it, so that they go on to share them.
+            if one == key or self._pending.pop(one, None) or (
+                    self._bound.get(one) == version and one not in self._kept):
+                self._aside.pop((one, version), None)
                 self._bound[one] = version
                 self.bind(one, value)
+                if size > MAX_FRAME:
+                    self._large.add(version)
 
     def find(self, module: str, path: str) -> Any:
         """Return what a dotted path leads to in the script. Raises AttributeError."""
@@ -949,8 +989,12 @@ def _attributes(value: object) -> Any:
 
 def is_data(value: object) -> bool:
     """Return whether a global of the script is neither constant nor a definition nor a module."""
-    return not (is_plain(value) or isinstance(
-        value, (*_DEFINITIONS, types.BuiltinFunctionType, types.ModuleType)))
+    return not (is_plain(value) or is_definition(value))
+
+
+def is_definition(value: object) -> bool:
+    """Return whether an object is a function, a class or a module."""
+    return isinstance(value, (*_DEFINITIONS, types.BuiltinFunctionType, types.ModuleType))
 
 
 script = Script()
@@ -1062,14 +1106,16 @@ class Pickled:
     Attributes:
         names: `(module, name)` of the globals that its code uses.
         refs: likewise, of what it refers to.
+        parts: by `id`, the objects in it; those of data, which other data may share.
     """
 
     def __init__(self, data: bytes, buffers: Sequence[Any] = (), names: Any = frozenset(),
-                 refs: Any = frozenset()) -> None:
+                 refs: Any = frozenset(), parts: Any = types.MappingProxyType({})) -> None:
         self.data = data
         self.buffers = buffers
         self.names = names
         self.refs = refs
+        self.parts = parts
 
     def digest(self) -> bytes:
         """Return the SHA-256 of all bytes."""
@@ -1092,7 +1138,24 @@ def pickle_definition(obj: object, globals_by_id: Mapping[int, Any], keys: Any =
     root = {"root": obj, "key": keys[0]} if is_root and keys else {}
     chunks, large, pickler = _dump(obj, _DefinitionReducers, 100, globals=globals_by_id,
                                    defining=keys, **root)
-    return Pickled(b"".join(chunks), large, pickler.names, pickler.refs)
+    parts = {}
+    if keys and not root:
+        parts = {number: part for number, (_, part) in pickler.memo.copy().items()
+                 if _can_be_shared(part)}
+    return Pickled(b"".join(chunks), large, pickler.names, pickler.refs, parts)
+
+
+def _can_be_shared(part: Any) -> bool:
+    """Return whether it matters that two objects have a part in common: it is no mere value."""
+    if is_definition(part) or type(part).__module__ == "logging":
+        return False
+    hashing: Any = type(part).__hash__
+    if isinstance(hashing, types.FunctionType):     # a tensor's is its `id`
+        try:
+            return bool(hash(part) == id(part))
+        except TypeError:
+            return False
+    return hashing in (None, object.__hash__)
 
 
 # How a slot gets the function of a call: it unpickles it for each call, or once, or finds it by
