@@ -3225,12 +3225,11 @@ _Key = tuple[str, str]      # a module of the script, and a name in it
 class _Snapshot:
     """What names of the script stand for at this moment, each pickled by itself.
 
-    Definitions (functions, classes), modules and constants are one each. Other data is pickled
-    together, for parts of it may be shared.
+    Data that has parts in common is pickled together as well.
 
     Attributes:
-        versions: by name; two are equal if what they stand for is.
-        definitions: by version, the keys and the pickle of what is no constant.
+        versions: by name; two are equal if what the name stands for is.
+        definitions: by version, the keys and the pickle of what is no short constant.
 
     Raises TypeError, or what pickling raises, with the name that cannot be pickled.
     """
@@ -3239,16 +3238,18 @@ class _Snapshot:
         self._known = pickles
         self.versions: dict[_Key, bytes] = {}
         self.definitions: dict[bytes, tuple[Sequence[_Key], wire.Pickled]] = {}
-        self._pickles: dict[_Key, wire.Pickled] = {}        # of definitions and modules
+        self._pickles: dict[_Key, wire.Pickled] = {}        # all but short constants
         self._data: dict[_Key, Any] = {}
         self._globals_by_id: dict[int, _Key] = {}
         self._scanned: set[str] = set()
         self._add(names)
-        if self._data:
-            self._add_data()
-        for key, pickled in self._pickles.items():
-            version = self.versions[key] = self._version((key,), pickled)
-            self.definitions[version] = (key,), pickled
+        for key in self._pickles:
+            self.versions[key] = self._version(key)
+        for keys in self._group():
+            pickled = self._pickles[keys[0]] if len(keys) == 1 else wire.pickle_definition(
+                [self._data[key] for key in keys], {}, keys, is_root=False)
+            self.definitions.update((self.versions[key], (keys, pickled)) for key in keys)
+        self.versions = {key: self.versions[key] for key in sorted(self.versions, key=self._rank)}
 
     def _add(self, names: Iterable[_Key]) -> None:
         todo = [*names]
@@ -3260,20 +3261,24 @@ class _Snapshot:
             if value is wire.ABSENT or key[1] in ("__builtins__", "__spec__", "__loader__"):
                 continue
             if wire.is_plain(value):
-                self.versions[key] = pickle.dumps(value, 5)
-            elif wire.is_data(value):
+                self.versions[key] = data = pickle.dumps(value, 5)
+                if len(data) > 100:
+                    self._pickles[key] = wire.Pickled(data)
+                continue
+            if wire.is_data(value):
                 self._data[key] = value
-            else:
-                found = self._pickles[key] = self._pickle(key, value)
-                todo += found.names | found.refs
+            found = self._pickles[key] = self._pickle(key, value)
+            todo += found.names | found.refs
 
     def _pickle(self, key: _Key, value: Any) -> wire.Pickled:
-        """Pickle a definition or a module."""
+        """Pickle what is no constant."""
         if wire.reference(value):
             return wire.Pickled(pickle.dumps(value, 5))
         if _is_imported(value):
             return _pickle_module(value.__name__)
         try:
+            if key in self._data:
+                return wire.pickle_definition(value, {}, (key,), is_root=False)
             return self._known.get(value, self, key)
         except Exception as error:
             raise _cannot_be_sent(key[1], value, error) from error
@@ -3287,43 +3292,46 @@ class _Snapshot:
                 if wire.is_data(value) and not name.startswith("__"))
         return self._globals_by_id
 
-    def _add_data(self) -> None:
-        """Pickle data, until it needs no more data."""
-        number = 0
-        while number < len(self._data):
-            number = len(self._data)
-            keys, values = (*self._data,), (*self._data.values(),)
-            try:
-                group = wire.pickle_definition(
-                    values[0] if number == 1 else values, {}, keys, is_root=False)
-            except Exception as error:
-                for key, value in self._data.items():
-                    if _is_unpicklable(value):
-                        raise _cannot_be_sent(key[1], value, error) from error
-                raise
-            self._add(group.names | group.refs)
-        version = self._version(keys, group)
-        self.definitions[version] = keys, group
-        self.versions.update(dict.fromkeys(keys, version))
+    def _group(self) -> list[list[_Key]]:
+        """Return all that is pickled, in groups of what has parts in common."""
+        groups: list[tuple[list[_Key], set[int]]] = []
+        for key, pickled in self._pickles.items():
+            keys, parts = [key], {*pickled.parts}
+            for other in [one for one in groups if parts and not parts.isdisjoint(one[1])]:
+                groups.remove(other)
+                keys, parts = [*other[0], *keys], parts | other[1]
+            groups.append((keys, parts))
+        return [keys for keys, _ in groups]
 
-    def _version(self, keys: Sequence[_Key], pickled: wire.Pickled) -> bytes:
-        """Return a digest of a definition, and of those that it holds on to.
+    def _version(self, key: _Key) -> bytes:
+        """Return a digest of what a name stands for, and of the definitions that it holds on to.
 
         That is what it refers to, but for classes, which stay the same objects in a slot whatever
         their content is. Of what is cached, it is all that its results may depend on.
         """
-        is_cached = type(self._value(keys[0])) is wire.CACHED
-        digests = []
-        todo = [*keys]
-        for key in todo:        # grows
-            one = pickled if key in keys else self._pickles.get(key)
-            if key not in keys and not is_cached and isinstance(self._value(key), type):
+        is_cached = type(self._value(key)) is wire.CACHED
+        hashed = hashlib.sha256(repr(key).encode())
+        todo = [key]
+        for one in todo:        # grows
+            if one != key and not is_cached and isinstance(self._value(one), type):
                 continue
-            digests.append(one.digest() if one else self.versions[key])
-            if one:
-                more = one.names | one.refs if is_cached else one.refs
+            pickled = self._pickles.get(one)
+            hashed.update(pickled.digest() if pickled else self.versions[one])
+            if pickled:
+                more = pickled.names | pickled.refs if is_cached else pickled.refs
                 todo += sorted(more.difference(todo))
-        return digests[0] if len(digests) == 1 else hashlib.sha256(b"".join(digests)).digest()
+        return hashed.digest()
+
+    def _rank(self, key: _Key) -> tuple[int, int]:
+        """Return what sorts names in the order in which a slot is to bind them.
+
+        What is bound may be referred to while its attributes are still to come: a class by its
+        subclasses and instances, a function by data.
+        """
+        value = self._value(key)
+        if isinstance(value, type):
+            return not issubclass(value, type), len(value.__mro__)
+        return 2 + (key in self._data), 0
 
     @staticmethod
     def _value(key: _Key) -> Any:
@@ -3365,7 +3373,10 @@ class _Pickles:
         place = id(function.__code__) if parts else 0, len(sys.modules), *keys
         known, pickled = self._known.get(place, ((), None))
         if pickled is None or len(parts) != len(known) or not all(map(operator.is_, parts, known)):
-            globals_by_id = snapshot.globals_by_id(keys[0][0] if keys else "__main__")
+            globals_by_id = {}
+            # The standard library sends callable objects, and what partials hold, with each call.
+            if keys or isinstance(function, types.FunctionType):
+                globals_by_id = snapshot.globals_by_id(keys[0][0] if keys else "__main__")
             pickled = wire.pickle_definition(function, globals_by_id, keys, bool(keys))
             if len(self._known) >= KNOWN_FUNCTIONS[0]:
                 self._known.clear()

@@ -45,6 +45,7 @@ from __future__ import annotations
 
 import _thread
 import collections
+import copyreg
 import fcntl
 import functools
 import importlib.machinery as machinery
@@ -433,6 +434,7 @@ def path_of(obj: Any) -> tuple[Any, str]:
 _tokens: Any = weakref.WeakKeyDictionary()          # definition -> token
 _by_token: Any = weakref.WeakValueDictionary()      # token -> definition
 _arrived: Any = weakref.WeakSet()       # the definitions that did not begin in this process
+_set: Any = weakref.WeakKeyDictionary()             # class that was sent -> its attributes' names
 
 
 def _token_of(obj: Any) -> bytes:
@@ -469,18 +471,42 @@ def _come_home(token: bytes, path: str) -> Any:
 
 
 def _set_class(cls: Any, state: Any) -> None:
-    """Set the attributes of a class that was sent. What began here never takes them from there."""
+    """Set the attributes of a class that was sent. What began here never takes them from there.
+
+    An attribute that it had in another version, and has no more, is deleted.
+    """
     if cls in _arrived:
         set_state, attributes = state
         try:
+            for name in _set.get(cls, ()):
+                if name in vars(cls) and name not in attributes[0]:
+                    delattr(cls, name)
             set_state(cls, attributes)
         except Exception as error:
             raise _refuse(error, cls.__name__) from error
+        _set[cls] = {*attributes[0]}
 
 
 def _refuse(error: Exception, name: str) -> TypeError:
     return TypeError("%s of the script cannot be made anew here (%s: %s); if a module of its own "
                      "defines it, that is sent" % (name, type(error).__name__, error))
+
+
+def _make_class(make: Callable[..., Any], meta: Any, name: str, bases: Any, *args: Any) -> Any:
+    """Make a class without the hooks of the script: they have run where the class began."""
+    hooks = [(one, hook) for one in meta.__mro__
+             for hook in ("__new__", "__init__", "__call__", "__prepare__")]
+    hooks += [(one, "__init_subclass__") for base in bases
+              for one in getattr(getattr(base, "__origin__", base), "__mro__", ())]
+    hidden = {(one, hook): vars(one)[hook] for one, hook in hooks
+              if one in _arrived and hook in vars(one)}
+    for one, hook in hidden:
+        delattr(one, hook)
+    try:
+        return make(meta, name, bases, *args)
+    finally:
+        for (one, hook), value in hidden.items():
+            setattr(one, hook, value)
 
 
 def _make_cached(settings: dict[str, Any], function: Any) -> Any:
@@ -551,6 +577,9 @@ class _Reducers:
     def reduce_class(self, cls: Any, made: tuple[Any, ...], key: Any = ()) -> Any:
         """Complete what cloudpickle makes of a class: its `__slots__`, and a setter of our own."""
         make, args, (state, others), _, _, set_state = made
+        is_c = type(cls).__new__ is not type.__new__ and not hasattr(type(cls).__new__, "__code__")
+        if is_c and "__slots__" in vars(cls):
+            raise TypeError("its metaclass is not written in Python")
         if vars(cls).get("__slots__") and len(args) == 6:
             slots = cls.__slots__
             make_kwargs = {**args[3], "__slots__": slots}
@@ -559,6 +588,8 @@ class _Reducers:
             names = (slots,) if isinstance(slots, str) else slots
             hidden = {"__slots__", *names, *(private + name for name in names)}
             state = {name: value for name, value in state.items() if name not in hidden}
+        if len(args) == 6:      # it is no Enum
+            make, args = _make_class, (make, *args)
         return (_arrive, (make, args, _token_of(cls), *key), (set_state, (state, others)),
                 None, None, _set_class)
 
@@ -610,12 +641,9 @@ def _may_be_a_name(kind: Any) -> bool:
     """Return whether the pickle of an instance may be the name that the script has it under."""
     if kind.__module__ == "typing":
         return kind.__name__ in ("NewType", "ParamSpec", "TypeVar", "TypeVarTuple")
-    is_made_in_python = bool(kind.__flags__ & 1 << 9)       # Py_TPFLAGS_HEAPTYPE
-    return is_made_in_python and _reduces_itself(kind) and not _is_in_tables(kind)
-
-
-def _is_in_tables(kind: Any) -> bool:
-    return kind in _pickler(_Reducers).dispatch_table
+    # Others may be those of a library's decorators.
+    return kind not in copyreg.dispatch_table and any(
+        isinstance(one, types.FunctionType) for one in (kind.__reduce_ex__, kind.__reduce__))
 
 
 def _reduces_itself(kind: Any) -> bool:
@@ -635,7 +663,6 @@ class _HomeReducers(_Reducers):
             return _come_home, (_token_of(owner), rest)
         is_inherited = first in _inherited and _inherited[first] is _look_up(module, first)
         return path if module == "__main__" and is_inherited else None
-
 
     def reduce_named(self, obj: Any) -> Any:
         """Let what came under a name go back as that."""
@@ -907,12 +934,16 @@ class Script:
         except BaseException:
             del self._bound[key]
             raise
-        if size > MAX_FRAME:
-            self._large.add(version)
         for one, value in zip(keys or (key,), values):
-            if one == key or self._pending.pop(one, None):
+            version = function.needs[one]
+            # What shares parts with it is bound with it, so that they go on to share them.
+            if one == key or self._pending.pop(one, None) or (
+                    self._bound.get(one) == version and one not in self._kept):
+                self._aside.pop((one, version), None)
                 self._bound[one] = version
                 self.bind(one, value)
+                if size > MAX_FRAME:
+                    self._large.add(version)
 
     def find(self, module: str, path: str) -> Any:
         """Return what a dotted path leads to in the script. Raises AttributeError."""
@@ -980,8 +1011,12 @@ def _attributes(value: object) -> Any:
 
 def is_data(value: object) -> bool:
     """Return whether a global of the script is neither constant nor a definition nor a module."""
-    return not (is_plain(value) or isinstance(
-        value, (*_DEFINITIONS, types.BuiltinFunctionType, types.ModuleType)))
+    return not (is_plain(value) or is_definition(value))
+
+
+def is_definition(value: object) -> bool:
+    """Return whether an object is a function, a class or a module."""
+    return isinstance(value, (*_DEFINITIONS, types.BuiltinFunctionType, types.ModuleType))
 
 
 script = Script()
@@ -1093,14 +1128,16 @@ class Pickled:
     Attributes:
         names: `(module, name)` of the globals that its code uses.
         refs: likewise, of what it refers to.
+        parts: by `id`, the objects in it; those of data, which other data may share.
     """
 
     def __init__(self, data: bytes, buffers: Sequence[Any] = (), names: Any = frozenset(),
-                 refs: Any = frozenset()) -> None:
+                 refs: Any = frozenset(), parts: Any = types.MappingProxyType({})) -> None:
         self.data = data
         self.buffers = buffers
         self.names = names
         self.refs = refs
+        self.parts = parts
 
     def digest(self) -> bytes:
         """Return the SHA-256 of all bytes."""
@@ -1121,9 +1158,28 @@ def pickle_definition(obj: object, globals_by_id: Mapping[int, Any], keys: Any =
         is_root: whether `obj` is what the one key stands for, and so is to be bound to it.
     """
     root = {"root": obj, "key": keys[0]} if is_root and keys else {}
-    chunks, large, pickler = _dump(obj, _DefinitionReducers, 100, globals=globals_by_id,
-                                   defining=keys, **root)
-    return Pickled(b"".join(chunks), large, pickler.names, pickler.refs)
+    # To look at each part of large data would take several times as long as to pickle it.
+    reducers = _DefinitionReducers if globals_by_id else _OutwardReducers
+    chunks, large, pickler = _dump(
+        obj, reducers, 100, globals=globals_by_id, defining=keys, **root)
+    parts = {}
+    if keys and not root:
+        parts = {number: part for number, (_, part) in pickler.memo.copy().items()
+                 if _can_be_shared(part)}
+    return Pickled(b"".join(chunks), large, pickler.names, pickler.refs, parts)
+
+
+def _can_be_shared(part: Any) -> bool:
+    """Return whether it matters that two objects have a part in common: it is no mere value."""
+    if is_definition(part) or type(part).__module__ == "logging":
+        return False
+    hashing: Any = type(part).__hash__
+    if isinstance(hashing, types.FunctionType):     # a tensor's is its `id`
+        try:
+            return bool(hash(part) == id(part))
+        except TypeError:
+            return False
+    return hashing in (None, object.__hash__)
 
 
 # How a slot gets the function of a call: it unpickles it for each call, or once, or finds it by
