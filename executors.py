@@ -1236,7 +1236,7 @@ class _Function:
     durations: _Durations
     lacking: frozenset[str] = frozenset()       # machines without a module that it needs
     root: Any = None        # the function as it was submitted
-    needs: Iterable[Any] = ()       # names of the script
+    needs: Any = frozenset()        # names of the script
     kept: Sequence[Any] = ()        # its definitions, which results may refer to
     variants: set[_Function] = dataclasses.field(default_factory=set)   # with what arguments need
 
@@ -3428,19 +3428,21 @@ class _Functions:
         self._pickles = _Pickles()
         self._durations: dict[Any, _Durations] = {}     # by module, name and line
 
-    def get(self, fn: Callable[..., Any], is_for_map: bool = False) -> _Function:
+    def get(self, fn: Callable[..., Any], names: Iterable[_Key] = (),
+            is_for_map: bool = False) -> _Function:
         """Pickle a function, unless its name is known and that is enough to find it.
 
         Arguments:
+            names: what the arguments need of the script.
             is_for_map: have each slot unpickle it once, whatever calls leave in it.
         """
         key = wire.reference(fn)
-        if key in self._by_name:
-            return self._by_name[key]
-        function = self._complete(self._take_root(fn, is_for_map), ())
-        if key:
-            self._by_name[key] = function
-        return function
+        function = self._by_name.get(key)
+        if function is None:
+            function = self._complete(self._take_root(fn, is_for_map), () if key else names)
+            if key:
+                self._by_name[key] = function
+        return self.widen(function, names)
 
     def get_definition(self, name: str) -> Any:
         """Return, packed, what `__main__` has under a name, or () if that is data, or nothing."""
@@ -3454,6 +3456,8 @@ class _Functions:
 
     def widen(self, function: _Function, names: Iterable[_Key]) -> _Function:
         """Return a function together with more of the script, which its arguments need."""
+        if not names or function.needs >= {*names}:
+            return function
         wide = self._complete(function.root, names)
         function.variants.add(wide)
         return wide
@@ -3496,7 +3500,7 @@ class _Functions:
             values = [vars(sys.modules[module]).get(name) for module, name in script.versions]
             kept = [value for value in values if isinstance(value, (type, types.FunctionType))]
             function = _Function(next(self._idents), root.name, packed, root.durations,
-                                 root=root, needs=script.versions.keys(), kept=kept)
+                                 root=root, needs=frozenset(script.versions), kept=kept)
             self._by_content[content] = function
         return function     # type: ignore[no-any-return]
 
@@ -3858,9 +3862,9 @@ class _Supervisor:
 
     # What callers want
 
-    def submit(self, function: _Function, args: tuple[Any, ...], kwargs: dict[str, Any],
+    def submit(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any],
                is_promised: bool = False) -> Future[Any]:
-        """Have a function called. Raises what tells that it cannot be."""
+        """Have a function called, or a _Function. Raises what tells that it cannot be."""
         if os.getpid() != self.pid:
             raise RuntimeError(_FOREIGN)
         self.scheduler.check_open(is_promised)
@@ -3868,13 +3872,15 @@ class _Supervisor:
         if cell:
             cell *= threading.get_ident() == self._main     # threads outlive the cells
             self.board.home = cell or self.board.home
+        is_pickled = isinstance(fn, _Function)
         try:
-            packed, needs = wire.pack_call(args, kwargs)
+            packed, names = wire.pack_call(args, kwargs)
         except Exception as error:
-            found = _blame_arguments(function.name, args, kwargs, error)
+            name = fn.name if is_pickled else _name(fn)
+            found = _blame_arguments(name, args, kwargs, error)
             raise found from found.__cause__
-        if needs and not set(needs).issubset(function.needs):
-            function = self.functions.widen(function, needs)
+        function = (self.functions.widen(fn, names) if is_pickled
+                    else self.functions.get(fn, names))
         bundle = _Bundle(function, packed, cell=cell)
         future = bundle.future = _RemoteFuture(self, bundle)
         self._enter((self.scheduler.submit, (bundle, is_promised), _nobody))
@@ -4407,7 +4413,7 @@ class RemoteExecutor(BaseExecutor):
 
     def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
         supervisor = self._supervisor
-        return supervisor.submit(supervisor.functions.get(fn), args, kwargs)
+        return supervisor.submit(fn, args, kwargs)
 
     def _submitter(self, fn: Callable[..., _T]) -> Callable[..., Future[_T]]:
         supervisor = self._supervisor
