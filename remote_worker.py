@@ -45,7 +45,6 @@ from __future__ import annotations
 
 import _thread
 import collections
-import copyreg
 import fcntl
 import functools
 import importlib.machinery as machinery
@@ -433,7 +432,7 @@ def path_of(obj: Any) -> tuple[Any, str]:
 _tokens: Any = weakref.WeakKeyDictionary()          # definition -> token
 _by_token: Any = weakref.WeakValueDictionary()      # token -> definition
 _arrived: Any = weakref.WeakSet()       # the definitions that did not begin in this process
-_set: Any = weakref.WeakKeyDictionary()             # class that was sent -> its attributes' names
+_attributes_of: Any = weakref.WeakKeyDictionary()   # class that was sent -> their names
 
 
 def _token_of(obj: Any) -> bytes:
@@ -473,11 +472,11 @@ def _set_class(cls: Any, state: Any) -> None:
     """
     if cls in _arrived:
         set_state, attributes = state
-        for name in _set.get(cls, ()):
+        for name in _attributes_of.get(cls, ()):
             if name in vars(cls) and name not in attributes[0]:
                 delattr(cls, name)
         set_state(cls, attributes)
-        _set[cls] = {*attributes[0]}
+        _attributes_of[cls] = {*attributes[0]}
 
 
 def _make_class(make: Callable[..., Any], meta: Any, name: str, bases: Any, *args: Any) -> Any:
@@ -543,6 +542,9 @@ class _Reducers:
                 return made
             return (self.reduce_function(obj, made) if kind is types.FunctionType
                     else self.reduce_class(obj, made))
+        if kind is types.MethodType and isinstance(obj.__self__, type) and (
+                getattr(obj.__self__, obj.__name__, None) == obj):
+            return obj.__reduce__()     # by its class; cloudpickle would make a second function
         name = _constants_of(kind).get(id(obj))
         if name:
             return name
@@ -623,8 +625,9 @@ def _may_be_a_name(kind: Any) -> bool:
     """Return whether the pickle of an instance may be the name that the script has it under."""
     if kind.__module__ == "typing":
         return kind.__name__ in ("NewType", "ParamSpec", "TypeVar", "TypeVarTuple")
+    import cloudpickle  # type: ignore
     # Others may be those of a library's decorators.
-    return kind not in copyreg.dispatch_table and any(
+    return kind not in cloudpickle.CloudPickler.dispatch_table and any(
         isinstance(one, types.FunctionType) for one in (kind.__reduce_ex__, kind.__reduce__))
 
 
@@ -707,7 +710,11 @@ class _OutwardReducers(_Reducers):
         make, args, (state, others), *rest = made
         module = module_of(function.__globals__)
         if module:
-            self.names.update((module, name) for name in _names_in(function.__code__))
+            code = function.__code__
+            used = {*_names_in(code)}
+            if "__main__" in (*code.co_names, *code.co_consts):     # it may ask that for them
+                used.update(code.co_names)
+            self.names.update((module, name) for name in used)
             self._add_annotations(function, module)
             others = {**others, "__globals__": {}}
             args = (args[0], _Space(module), *args[2:])
@@ -793,7 +800,7 @@ def module_of(space: dict[str, Any]) -> Any:
 
 
 def _names_in(code: types.CodeType) -> Iterable[str]:
-    from cloudpickle import cloudpickle  # type: ignore
+    from cloudpickle import cloudpickle
     names: Iterable[str] = cloudpickle._extract_code_globals(code)
     return names
 
