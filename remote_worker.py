@@ -45,6 +45,7 @@ from __future__ import annotations
 
 import _thread
 import collections
+import copyreg
 import fcntl
 import functools
 import importlib.machinery as machinery
@@ -517,7 +518,8 @@ def _make_plainly(kind: Any, attributes: Any) -> Any:
     if isinstance(attributes, str):
         return kind(attributes)
     obj = kind.__new__(kind)
-    vars(obj).update(attributes)
+    for name, value in attributes.items():
+        object.__setattr__(obj, name, value)
     return obj
 
 
@@ -597,7 +599,13 @@ class _Reducers:
             return found
         if type(obj).__name__ == "TypeVar":     # cloudpickle knows how
             return NotImplemented
-        attributes = getattr(obj, "__dict__", {}) or getattr(obj, "__name__", {})
+        attributes: Any = {**getattr(obj, "__dict__", {})}
+        if type(obj).__module__ == "typing" and "__name__" not in attributes:
+            attributes = obj.__name__
+        else:
+            attributes.update((name, getattr(obj, name))
+                              for name in copyreg._slotnames(type(obj))  # type: ignore
+                              if hasattr(obj, name))
         return _arrive, (_make_plainly, (type(obj), attributes), _token_of(obj))
 
 

@@ -3184,19 +3184,26 @@ class TestTheScript:
                 def __reduce__(self):
                     return self.name
             NOT_GIVEN = Sentinel("NOT_GIVEN")
+            class Slotted(Sentinel):
+                __slots__ = ("more",)
+                def __init__(self, name):
+                    super().__init__(name)
+                    self.more = 1
+            SLOTTED = Slotted("SLOTTED")
             class Box(typing.Generic[T]):
                 pass
             def use(given=NOT_GIVEN):
-                return given is NOT_GIVEN, UserId(3), P.__name__, K.__bound__.__name__
+                return (given is NOT_GIVEN, UserId(3), P.__name__, K.__bound__.__name__,
+                        SLOTTED.more, SLOTTED.name)
             def take(*found):
-                return [a is b for a, b in zip(found, [NOT_GIVEN, UserId, P, T, K])]
+                return [a is b for a, b in zip(found, [NOT_GIVEN, UserId, P, T, K, SLOTTED])]
             def give():
-                return NOT_GIVEN, UserId, P, T, K
+                return NOT_GIVEN, UserId, P, T, K, SLOTTED
             """, """
             print(get(pool.submit(use)), all(get(pool.submit(take, *give()))))
             print(all(a is b for a, b in zip(get(pool.submit(give)), give())))
             print(get(pool.submit(eval, "Box[int]", {"Box": Box})) == Box[int])
-            """, "(True, 3, 'P', 'int') True\nTrue\nTrue", [kind])
+            """, "(True, 3, 'P', 'int', 1, 'SLOTTED') True\nTrue\nTrue", [kind])
 
     @needs("cachetools")
     def test_what_cachetools_has_cached(self, check):
