@@ -434,7 +434,7 @@ def path_of(obj: Any) -> tuple[Any, str]:
 _tokens: Any = weakref.WeakKeyDictionary()          # definition -> token
 _by_token: Any = weakref.WeakValueDictionary()      # token -> definition
 _arrived: Any = weakref.WeakSet()       # the definitions that did not begin in this process
-_set: Any = weakref.WeakKeyDictionary()             # class that was sent -> its attributes' names
+_attributes_of: Any = weakref.WeakKeyDictionary()   # class that was sent -> their names
 
 
 def _token_of(obj: Any) -> bytes:
@@ -478,13 +478,13 @@ def _set_class(cls: Any, state: Any) -> None:
     if cls in _arrived:
         set_state, attributes = state
         try:
-            for name in _set.get(cls, ()):
+            for name in _attributes_of.get(cls, ()):
                 if name in vars(cls) and name not in attributes[0]:
                     delattr(cls, name)
             set_state(cls, attributes)
         except Exception as error:
             raise _refuse(error, cls.__name__) from error
-        _set[cls] = {*attributes[0]}
+        _attributes_of[cls] = {*attributes[0]}
 
 
 def _refuse(error: Exception, name: str) -> TypeError:
@@ -528,11 +528,11 @@ def _share_cached(digest: bytes, settings: dict[str, Any], function: Any) -> Any
 def _remake(make: Callable[..., Any], args: Any, module: str, attributes: Any) -> Any:
     """Make what has a name in the script, which its pickle would have been."""
     obj = make(*args)
-    try:
-        obj.__module__ = module
-        vars(obj).update(attributes)
-    except (AttributeError, TypeError):     # it cannot have any
-        pass
+    for name, value in {**attributes, "__module__": module}.items():
+        try:
+            object.__setattr__(obj, name, value)
+        except (AttributeError, TypeError):     # it cannot have any
+            pass
     return obj
 
 
@@ -557,6 +557,9 @@ class _Reducers:
                 return made
             return (self.reduce_function(obj, made) if kind is types.FunctionType
                     else self.reduce_class(obj, made))
+        if kind is types.MethodType and isinstance(obj.__self__, type) and (
+                getattr(obj.__self__, obj.__name__, None) == obj):
+            return obj.__reduce__()     # by its class; cloudpickle would make a second function
         name = _constants_of(kind).get(id(obj))
         if name:
             return name
@@ -607,6 +610,7 @@ class _Reducers:
         if found is not None:
             return found
         kind = type(obj)
+        attributes = {**getattr(obj, "__dict__", {})}
         plain = self.dispatch_table.get(kind)       # type: ignore[attr-defined]
         if plain:       # a TypeVar
             made = plain(obj)
@@ -614,7 +618,9 @@ class _Reducers:
             made = kind, (obj.__name__,)
         else:
             made = kind.__new__, (kind,)
-        return _remake, (*made, module, getattr(obj, "__dict__", {}))
+            slots = copyreg._slotnames(kind)        # type: ignore[attr-defined]
+            attributes.update((name, getattr(obj, name)) for name in slots if hasattr(obj, name))
+        return _remake, (*made, module, attributes)
 
 
 @functools.cache
@@ -641,8 +647,9 @@ def _may_be_a_name(kind: Any) -> bool:
     """Return whether the pickle of an instance may be the name that the script has it under."""
     if kind.__module__ == "typing":
         return kind.__name__ in ("NewType", "ParamSpec", "TypeVar", "TypeVarTuple")
+    import cloudpickle  # type: ignore
     # Others may be those of a library's decorators.
-    return kind not in copyreg.dispatch_table and any(
+    return kind not in cloudpickle.CloudPickler.dispatch_table and any(
         isinstance(one, types.FunctionType) for one in (kind.__reduce_ex__, kind.__reduce__))
 
 
@@ -729,7 +736,11 @@ class _OutwardReducers(_Reducers):
         make, args, (state, others), *rest = made
         module = module_of(function.__globals__)
         if module:
-            self.names.update((module, name) for name in _names_in(function.__code__))
+            code = function.__code__
+            used = {*_names_in(code)}
+            if "__main__" in (*code.co_names, *code.co_consts):     # it may ask that for them
+                used.update(code.co_names)
+            self.names.update((module, name) for name in used)
             self._add_annotations(function, module)
             others = {**others, "__globals__": {}}
             args = (args[0], _Space(module), *args[2:])
@@ -815,7 +826,7 @@ def module_of(space: dict[str, Any]) -> Any:
 
 
 def _names_in(code: types.CodeType) -> Iterable[str]:
-    from cloudpickle import cloudpickle  # type: ignore
+    from cloudpickle import cloudpickle
     names: Iterable[str] = cloudpickle._extract_code_globals(code)
     return names
 

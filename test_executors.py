@@ -3069,6 +3069,983 @@ class TestWhatIsSentAgain:
         assert gone() is None
 
 
+SCRIPT = """
+    {future}
+    import concurrent.futures, functools, os, pickle, sys
+    import multiprocessing as mp
+    from pools import get, make
+    {setup}
+    if __name__ == "__main__":
+        with make() as pool:
+            {main}
+"""
+
+POOLS = """
+    import concurrent.futures, multiprocessing, os, sys
+    import executors
+
+    KIND = os.environ["KIND"]
+
+    def make():
+        if KIND == "std":       # what others are to be like
+            return concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("fork"))
+        if KIND in ("spawn", "forkserver"):
+            return executors.ProcessExecutor(1, mp_context=multiprocessing.get_context(KIND))
+        if KIND == "process":
+            return executors.ProcessExecutor(1)
+        if KIND == "pipe":
+            return executors.RemoteExecutor(["1/:"], show_status=False)
+        return executors.RemoteExecutor(
+            [f"1/alpha python={sys.executable}"], show_status=False,
+            ssh_options=["-F", os.environ["SSH_CONFIG"]])
+
+    def get(future):
+        try:
+            return future.result(30)
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+"""
+
+
+def needs(module):
+    """Skip a test if a package that has no wheel for every Python is not there."""
+    return pytest.mark.skipif(not importlib.util.find_spec(module), reason=f"needs {module}")
+
+
+class TestTheScript:
+    """A task finds the script that its author wrote, as in a process pool of the standard library.
+
+    Each test runs a script on several pools of one process or slot each.
+    """
+
+    BY_NAME = "std", "process", "pipe"      # the script does nothing that the first cannot
+    ALL = "process", "pipe"
+    FRESH = "spawn", "forkserver"           # whose processes import the script
+
+    @pytest.fixture
+    def check(self, tmp_path, request):
+        def check(setup, main, expected, kinds=self.BY_NAME, future=""):
+            """Run a script: in `main`, `pool` is a pool. Assert that it prints the same on all."""
+            (tmp_path / "pools.py").write_text(textwrap.dedent(POOLS))
+            text = textwrap.dedent(SCRIPT).format(
+                future=future, setup=textwrap.dedent(setup),
+                main=textwrap.indent(textwrap.dedent(main), " " * 8).strip())
+            (tmp_path / "main.py").write_text(text)
+            env = {"PYTHONPATH": HERE}
+            if "ssh" in kinds:
+                env["SSH_CONFIG"] = request.getfixturevalue("sshds")[0].path("config")
+            for kind in kinds:
+                done = run([sys.executable, "main.py"], cwd=tmp_path, env={**env, "KIND": kind})
+                printed = done.stdout.splitlines()
+                assert printed == expected.splitlines(), (kind, printed, done.stderr[-2000:])
+        return check
+
+    # The rows of issue 20.
+
+    def test_a_result_never_changes_a_class_here(self, check):
+        check("""
+            class Config:
+                level = 1
+            def work():
+                Config.level = 99
+                return Config()
+            """, """
+            get(pool.submit(work))
+            Config.level = 5
+            found = get(pool.submit(work))
+            print(Config.level, type(found) is Config, found.level)
+            """, "5 True 5", [*self.BY_NAME, "ssh"])
+
+    def test_sentinels_keep_their_identity(self, check):
+        check("""
+            import dataclasses, inspect
+            from dataclasses import dataclass, field, fields
+            @dataclass
+            class Base:
+                a: int
+                b: list = field(default_factory=list)
+                _: dataclasses.KW_ONLY
+                c: int = 3
+            def look():
+                return ([one.default is dataclasses.MISSING for one in fields(Base)],
+                        [one.default_factory is dataclasses.MISSING for one in fields(Base)],
+                        [one.kw_only for one in fields(Base)],
+                        all(one._field_type is dataclasses._FIELD for one in fields(Base)))
+            def derive():
+                @dataclass
+                class Child(Base):
+                    d: int = 4
+                try:
+                    Child()
+                except TypeError as error:
+                    return "required" in str(error), Child(1, c=2).c
+            def inspected():
+                parameter = inspect.signature(Base).parameters["a"]
+                return parameter.default is inspect.Parameter.empty
+            """, """
+            for function in look, derive, inspected:
+                print(get(pool.submit(function)))
+            """, "([True, True, False], [True, False, True], [False, False, True], True)\n"
+                 "(True, 2)\nTrue", [*self.BY_NAME, "ssh"])
+
+    def test_a_generator_goes_on(self, check):
+        """Whatever function, method, partial or object draws: there is one."""
+        numbers = [float(one) for one in numpy.random.default_rng(1).random(21)]
+        check("""
+            import numpy
+            rng = numpy.random.default_rng(1)
+            def draw(*_):
+                return float(rng.random())
+            class Drawer:
+                def draw(self):
+                    return float(rng.random())
+                __call__ = draw
+                @classmethod
+                def of_class(cls):
+                    return cls().draw()
+            drawer = Drawer()
+            """, """
+            ways = draw, functools.partial(draw, 1), Drawer(), drawer, drawer.draw, Drawer.of_class
+            for way in ways:
+                for _ in range(3):
+                    print(get(pool.submit(way)))
+            print(*pool.map(draw, range(3)), sep="\\n")
+            """, "\n".join(map(str, numbers)), [*self.BY_NAME, "ssh"])
+
+    def test_a_generator_goes_on_beside_what_changes(self, check):
+        numbers = [random.Random(1)]
+        numbers = [numbers[0].random() for _ in range(8)]
+        check("""
+            import random
+            rng = random.Random(1)
+            level = 0
+            def leveled():
+                return level, rng.random()
+            def draw():
+                return rng.random()
+            """, """
+            sent = []
+            for level in range(4):
+                sent += pool.submit(leveled), pool.submit(draw), pool.submit(lambda: level)
+            print([one if one.__class__ is float else one[1]
+                   for one in map(get, sent) if one.__class__ is not int])
+            print([get(one) for one in sent[2::3]], [get(one)[0] for one in sent[::3]])
+            """, f"{numbers}\n[0, 1, 2, 3] [0, 1, 2, 3]", ["pipe"])
+
+    def test_there_is_one_world(self, check):
+        check("""
+            state = None
+            def callback():
+                return state
+            def work(callback_):
+                global state
+                state = 42
+                return callback_(), callback_ is callback
+            """, "print(get(pool.submit(work, callback)), state)", "(42, True) None")
+
+    def test_a_task_unpickles_what_the_script_has(self, check):
+        check("""
+            class Thing:
+                def __init__(self, n):
+                    self.n = n
+                def __eq__(self, other):
+                    return isinstance(other, Thing) and self.n == other.n
+            class Other:
+                pass
+            def load(data, thing):
+                found = pickle.loads(data)
+                return found == thing, isinstance(found, Thing), found
+            def name(data):         # which does not say that it needs a class
+                return type(pickle.loads(data)).__name__
+            """, """
+            same, is_one, found = get(pool.submit(load, pickle.dumps(Thing(3)), Thing(3)))
+            print(same, is_one, type(found) is Thing)
+            print(get(pool.submit(name, pickle.dumps(Other()))))
+            print(get(pool.submit(pickle.loads, pickle.dumps(Thing(2)))) == Thing(2))
+            print(get(pool.submit(name, b"c__main__\\nNope\\n."))[:14])
+            """, "True True True\nOther\nTrue\nAttributeError", [*self.BY_NAME, "ssh"])
+
+    def test_a_task_pickles_and_forks(self, check):
+        check("""
+            class Thing:
+                def __init__(self, n):
+                    self.n = n
+            def square(n):
+                return Thing(n * n)
+            def dump():
+                data = pickle.dumps([Thing(1), Thing, square])
+                found = pickle.loads(data)
+                return type(found[0]) is Thing, found[1] is Thing, found[2] is square
+            def fork():
+                with mp.get_context("fork").Pool(1) as inner:
+                    return [type(one) is Thing and one.n for one in inner.map(square, range(3))]
+            def std():
+                context = mp.get_context("fork")
+                with concurrent.futures.ProcessPoolExecutor(1, context) as inner:
+                    return [type(one) is Thing and one.n for one in inner.map(square, range(3))]
+            """, "print(*[get(pool.submit(one)) for one in (dump, fork, std)])",
+              "(True, True, True) [0, 1, 4] [0, 1, 4]", [*self.BY_NAME, "ssh"])
+
+    def test_pools_in_a_task(self, check):
+        """Of this project's, too: what came here goes on to theirs, and back."""
+        check("""
+            import executors
+            class Thing:
+                def __init__(self, n):
+                    self.n = n
+            def square(thing):
+                return Thing(thing.n ** 2)
+            def inner(kind, *args):
+                with kind(*args) as pool:
+                    found = get(pool.submit(square, Thing(3)))
+                    return type(found) is Thing, found.n, get(pool.submit(lambda: Thing(2))).n
+            """, """
+            print(get(pool.submit(inner, executors.RemoteExecutor, ["1/:"])))
+            print(get(pool.submit(inner, executors.ProcessExecutor, 1)))
+            """, "(True, 9, 2)\n(True, 9, 2)")
+
+    @pytest.mark.parametrize("kind", [*BY_NAME, "ssh", *FRESH])
+    def test_names_come_home(self, check, kind):
+        check("""
+            import typing
+            UserId = typing.NewType("UserId", int)
+            P = typing.ParamSpec("P")
+            T = typing.TypeVar("T")
+            K = typing.TypeVar("K", bound=int)
+            class Sentinel:
+                def __init__(self, name):
+                    self.name = name
+                def __reduce__(self):
+                    return self.name
+            NOT_GIVEN = Sentinel("NOT_GIVEN")
+            class Slotted(Sentinel):
+                __slots__ = ("more",)
+                def __init__(self, name):
+                    super().__init__(name)
+                    self.more = 1
+            SLOTTED = Slotted("SLOTTED")
+            class Box(typing.Generic[T]):
+                pass
+            def use(given=NOT_GIVEN):
+                return (given is NOT_GIVEN, UserId(3), P.__name__, K.__bound__.__name__,
+                        SLOTTED.more, SLOTTED.name)
+            def take(*found):
+                return [a is b for a, b in zip(found, [NOT_GIVEN, UserId, P, T, K, SLOTTED])]
+            def give():
+                return NOT_GIVEN, UserId, P, T, K, SLOTTED
+            """, """
+            print(get(pool.submit(use)), all(get(pool.submit(take, *give()))))
+            print(all(a is b for a, b in zip(get(pool.submit(give)), give())))
+            print(get(pool.submit(eval, "Box[int]", {"Box": Box})) == Box[int])
+            """, "(True, 3, 'P', 'int', 1, 'SLOTTED') True\nTrue\nTrue", [kind])
+
+    @needs("cachetools")
+    def test_what_cachetools_has_cached(self, check):
+        check("""
+            import cachetools
+            calls = []
+            @cachetools.cached({})
+            def slow(n):
+                calls.append(n)
+                return n * 2
+            def work():
+                return [slow(3), slow(3)], len(calls)
+            """, "print(*[get(pool.submit(*call)) for call in [(work,), (slow, 4), (work,)]])",
+              "([6, 6], 1) 8 ([6, 6], 2)", [*self.BY_NAME, "ssh", *self.FRESH])
+
+    def test_annotations_are_resolved(self, check):
+        check("""
+            import typing
+            from dataclasses import dataclass
+            class Unit:
+                pass
+            @dataclass
+            class Thing:
+                unit: Unit
+                others: list[Other]
+            class Other:
+                pass
+            def function(unit: Unit) -> Other: ...
+            def hints():
+                return typing.get_type_hints(Thing), typing.get_type_hints(function)
+            """, """
+            found = get(pool.submit(hints))
+            print(found == hints(), found[0]["unit"] is Unit, found[1]["return"] is Other)
+            """, "True True True", [*self.BY_NAME, "ssh"], "from __future__ import annotations")
+
+    @pytest.mark.parametrize("kind", [*BY_NAME, "ssh", *FRESH])
+    def test_slots(self, check, kind):
+        check("""
+            from dataclasses import dataclass
+            @dataclass(slots=True)
+            class A:
+                x: int
+            @dataclass(slots=True)
+            class B(A):
+                y: int = 2
+            @dataclass(slots=True, frozen=True, kw_only=True)
+            class F:
+                z: int
+            class S:
+                __slots__ = ("a", "__p", "__dict__")
+                def __init__(self):
+                    self.a, self.__p = 1, 2
+                def get(self):
+                    return self.a, self.__p
+            class T(S):
+                __slots__ = ["b"]
+            class U:
+                __slots__ = "one"
+            class V(U):
+                __slots__ = ("__weakref__",)
+            class W:
+                __slots__ = {"documented": "so"}
+            TYPES = A, B, F, S, T, U, V, W
+            def work(*given):
+                t, u, v, w = T(), U(), V(), W()
+                t.b = t.extra = u.one = v.one = w.documented = 4
+                try:
+                    A(1).nope = 1
+                except AttributeError:
+                    return A(1), B(1), F(z=3), given[0], t, u, v, w
+            """, """
+            found = get(pool.submit(work, S()))
+            print(*found[:3], found[3].get(), found[4].get(), found[4].b, found[4].extra)
+            print(found[5].one, found[6].one, found[7].documented, [*map(type, found)] == [*TYPES])
+            """, "A(x=1) B(x=1, y=2) F(z=3) (1, 2) (1, 2) 4 4\n4 4 4 True", [kind])
+
+    @pytest.mark.parametrize("kind", [*BY_NAME, "ssh", *FRESH])
+    def test_the_script_catches_its_own_exceptions(self, check, kind):
+        check("""
+            class MyErr(Exception):
+                def __init__(self, code):
+                    super().__init__(code)
+                    self.code = code
+            class Two(MyErr, KeyError):
+                def __init__(self, a, b):
+                    super().__init__(a)
+                    self.b = b
+                def __reduce__(self):
+                    return Two, (self.code, self.b)
+            def bad(n):
+                raise MyErr(n)
+            def worse(n):
+                try:
+                    bad(n)
+                except MyErr as error:
+                    raise ValueError(error, Two(n, n)) from error
+            """, """
+            get(pool.submit(len, "first"))
+            for n in range(2):
+                try:
+                    pool.submit(bad, n).result()
+                except MyErr as error:
+                    print("caught", error.code)
+            try:
+                list(pool.map(bad, [2]))
+            except MyErr as error:
+                print("caught", error.code)
+            found = pool.submit(worse, 3).exception().args
+            print(type(found[0]) is MyErr, type(found[1]) is Two, found[1].b)
+            """, "caught 0\ncaught 1\ncaught 2\nTrue True 3", [kind])
+
+    STATE = {
+        "functools": ("""
+            import weakref
+            @functools.singledispatch
+            def show(x):
+                return "any"
+            class A:
+                known = weakref.WeakValueDictionary()
+                def __init__(self, n):
+                    A.known[n] = self
+            @show.register
+            def _(x: int):
+                return "int"
+            @show.register(A)
+            def _(x):
+                return "A"
+            kept = A(1)
+            def work():
+                return show(kept), show(1), show(""), len(A.known)
+            """, "('A', 'int', 'any', 1)"),
+        "sqlalchemy": ("""
+            from sqlalchemy import create_engine, select
+            from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+            class Base(DeclarativeBase):
+                pass
+            class User(Base):
+                __tablename__ = "users"
+                id: Mapped[int] = mapped_column(primary_key=True)
+            def work():
+                engine = create_engine("sqlite://")
+                Base.metadata.create_all(engine)
+                with Session(engine) as session:
+                    session.add(User(id=3))
+                    session.commit()
+                    return session.scalars(select(User.id)).one()
+            """, "3"),
+        "pydantic": ("""
+            import pydantic
+            @pydantic.validate_call
+            def twice(n: int):
+                return n * 2
+            class Model(pydantic.BaseModel):
+                a: int
+            def work():
+                return twice("4"), Model(a="3")
+            """, "(8, Model(a=3))"),
+        "rich": ("""
+            import rich.console
+            console = rich.console.Console()
+            def work():
+                with console.capture() as captured:
+                    console.print("hi")
+                return captured.get().strip()
+            """, "hi"),
+        "httpx": ("""
+            import httpx
+            client = httpx.Client()
+            def work():
+                return client.build_request("GET", "http://host/").url.host
+            """, "host"),
+        "msgspec": ("""
+            import msgspec
+            class P(msgspec.Struct):
+                x: int
+            class Q(P, frozen=True, tag=True):
+                y: float = 1.0
+            def work():
+                return msgspec.json.decode(b'{"x": 3}', type=P), Q(2)
+            """, "(P(x=3), Q(x=2, y=1.0))"),
+        "threading": ("""
+            import threading
+            lock = threading.Lock()
+            def work():
+                with lock:
+                    return "locked"
+            """, "locked")}
+
+    @pytest.mark.parametrize("kind", ["std", "process", *FRESH])
+    @pytest.mark.parametrize("what", [pytest.param(one, marks=needs(one)) for one in STATE])
+    def test_what_cannot_be_pickled_is_there_already(self, check, what, kind):
+        setup, expected = self.STATE[what]
+        check(setup, "print(get(pool.submit(work)))", expected, [kind])
+
+    @pytest.mark.parametrize("what", [
+        pytest.param("msgspec", marks=needs("msgspec")), "threading"])
+    def test_what_cannot_be_sent_is_named(self, check, what):
+        check(self.STATE[what][0], """
+            try:
+                pool.submit(work)
+            except TypeError as error:
+                words = str(error)
+                print(words.startswith("work cannot be sent: "), "which it uses" in words,
+                      "module of its own" in words, "lock" in words)
+            """, {"msgspec": "True True True False",
+                  "threading": "True True False True"}[what], ["pipe"])
+
+    @needs("pydantic")
+    def test_models(self, check):
+        check("""
+            import pydantic
+            class Model(pydantic.BaseModel):
+                a: int
+                inner: list["Model"] = []
+            def work(model):
+                return Model(a=model.a + 1, inner=[model])
+            """, """
+            found = get(pool.submit(work, Model(a="1")))
+            print(found == Model(a=2, inner=[Model(a=1)]), type(found) is Model)
+            """, "True True", [*self.BY_NAME, "ssh"])
+
+    def test_a_module_that_goes_by_value(self, check, tmp_path):
+        (tmp_path / "module.py").write_text(textwrap.dedent("""
+            N = 0
+            def f(): return N
+            class A:
+                def __init__(self): self.n = N
+            """))
+        check("""
+            import cloudpickle, module
+            cloudpickle.register_pickle_by_value(module)
+            """, """
+            sent = []
+            for n in range(1, 6):
+                module.N = n
+                sent.append(pool.submit(module.f))
+            found = get(pool.submit(module.A))
+            print([get(one) for one in sent], found.n, type(found) is module.A)
+            """, "[1, 2, 3, 4, 5] 5 True", [*self.ALL, "ssh"])
+
+    def test_what_is_large_goes_with_its_map(self, check):
+        check("""
+            import numpy
+            @functools.cache
+            def load():
+                return os.urandom(4)
+            def use(_):
+                return load()
+            def memory():
+                with open("/proc/self/statm") as file:
+                    return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
+            """, """
+            model = {*pool.map(use, range(3))}
+            before = get(pool.submit(memory))
+            for n in range(10):
+                text, array, table = os.urandom(10**7), numpy.full(10**6, n), [os.urandom(10**7)]
+                def carry(_):
+                    return len(text) + len(array) + len(table[0])
+                assert {*pool.map(carry, range(3))} == {21 * 10**6}
+                closure = (lambda data: lambda _: len(data))(os.urandom(10**7))
+                assert {*pool.map(closure, range(3))} == {10**7}
+            get(pool.submit(use, 1))
+            print(get(pool.submit(memory)) - before < 20, {*pool.map(use, range(3))} == model)
+            """, "True True", ["pipe"])
+
+    # What is like them.
+
+    def test_identity(self, check):
+        """Of sentinels, of data that two globals share, of what refers to itself."""
+        check("""
+            MISSING = object()
+            def f(x=MISSING, *, y=MISSING):
+                return x is MISSING, y is MISSING
+            def closure():
+                local = object()
+                return lambda x=local: x is local
+            inner = closure()
+            class Holder:
+                none = MISSING
+                def method(self, x=MISSING):
+                    return x is self.none is MISSING
+            partial = functools.partial(f)
+            table = {"missing": MISSING}
+            table["self"] = table
+            alias = table
+            def defaults():
+                return f(), inner(), Holder().method(), partial(), table["missing"] is MISSING
+            def tables():
+                return alias is table is table["self"], [] is table
+            class Model:
+                def __init__(self):
+                    self.weights = [0]
+            class Optimizer:
+                def __init__(self, model):
+                    self.model, self.weights = model, model.weights
+            model = Model()
+            optimizer = Optimizer(model)
+            def loss():
+                return model.weights[0]
+            def step():
+                optimizer.weights[0] += 1
+                return optimizer.model is model, optimizer.weights is model.weights
+            appended = []
+            def append(to=appended):
+                to.append(1)
+                return len(to), to is appended
+            appended_to = functools.partial(append, appended)
+            def both():
+                return appended_to(), append()
+            """, """
+            print(get(pool.submit(defaults)), get(pool.submit(tables)))
+            print(*[get(pool.submit(one)) for one in (loss, step, step, loss, step, loss)])
+            print(get(pool.submit(both)), get(pool.submit(append)))
+            """, "((True, True), True, True, (True, True), True) (True, False)\n"
+                 "0 (True, True) (True, True) 2 (True, True) 3\n"
+                 "((1, True), (2, True)) (3, True)")
+
+    def test_kinds_of_classes(self, check):
+        check("""
+            import abc, collections, dataclasses, enum, typing
+            class Node:
+                def leaf(self):
+                    return Leaf()
+            class Leaf(Node):
+                parent = Node
+                def back(self):
+                    return super().leaf(), __class__
+            Node.child = Leaf
+            class Color(enum.Enum):
+                RED = 1
+                def low(self):
+                    return self.name.lower()
+            class Bits(enum.IntFlag):
+                A = enum.auto()
+                B = enum.auto()
+            class Point(typing.NamedTuple):
+                x: int
+                y: float = 2.0
+            Pair = collections.namedtuple("Pair", "a b", defaults=[3])
+            T = typing.TypeVar("T")
+            class Stack(typing.Generic[T]):
+                items: list = []
+            class Shape(abc.ABC):
+                @abc.abstractmethod
+                def area(self): ...
+            class Square(Shape):
+                def area(self):
+                    return super().area() or 4
+            @Shape.register
+            class Virtual:
+                pass
+            @typing.runtime_checkable
+            class HasArea(typing.Protocol):
+                def area(self) -> int: ...
+            class Typed(typing.TypedDict):
+                k: int
+            @dataclasses.dataclass(frozen=True, kw_only=True, order=True)
+            class Data:
+                a: int
+                b: list = dataclasses.field(default_factory=list, compare=False)
+            class Outer:
+                class Inner:
+                    pass
+            def work():
+                leaf = Leaf()
+                yield_, own = leaf.back()
+                try:
+                    Shape()
+                except TypeError:
+                    return (type(yield_) is Leaf is own is Node.child, leaf.parent is Node,
+                            Color(1) is Color.RED, Color.RED.low(), Bits.A | Bits.B == 3,
+                            Point(1), Pair(1), Stack[int]().items, Square().area(),
+                            isinstance(Virtual(), Shape), isinstance(Square(), HasArea),
+                            Typed(k=1), Data(a=1) < Data(a=2))
+            def give():
+                return (Color.RED, Bits.A, Leaf, Outer.Inner, Node.leaf, Square.area, Shape,
+                        Point, Pair, HasArea, Data), (Point(1), Pair(1), Data(a=1), Stack[int])
+            """, """
+            print(str(get(pool.submit(work))) == str(work()))
+            same, equal = get(pool.submit(give))
+            print([a is b for a, b in zip(same, give()[0])].count(False), equal == give()[1])
+            print(type(get(pool.submit(Outer.Inner))) is Outer.Inner)
+            """, "True\n0 True\nTrue")
+
+    def test_hooks_of_classes_run_once(self, check):
+        """They are in no slot what they are not here; those that need arguments had them here."""
+        check("""
+            import abc
+            class Plugin:
+                keys = []
+                plugins = {}
+                def __init_subclass__(cls, *, key, **more):
+                    super().__init_subclass__(**more)
+                    Plugin.keys.append(key)
+                    Plugin.plugins[key] = cls
+            class One(Plugin, key="one"):
+                pass
+            class Two(One, key="two"):
+                pass
+            class Meta(abc.ABCMeta):
+                known = {}
+                def __new__(meta, name, bases, space, *, tag):
+                    cls = super().__new__(meta, name, bases, space)
+                    meta.known[name] = cls
+                    return cls
+                def __init__(cls, *args, tag):
+                    super().__init__(*args)
+                    cls.inits = getattr(cls, "inits", 0) + 1
+                def __call__(cls):
+                    made = super().__call__()
+                    made.is_called = True
+                    return made
+            class M(metaclass=Meta, tag="m"):
+                pass
+            class N(M, tag="n"):
+                pass
+            def work(_):
+                class Local(Plugin, key="local"):
+                    pass
+                class Last(N, tag="last"):
+                    pass
+                return (Plugin.keys, Plugin.plugins["two"] is Two, Meta.known["N"] is N, N.inits,
+                        N().is_called, Last.inits, sorted(Meta.known))
+            """, """
+            print(get(pool.submit(work, Two())))
+            One.changed = True
+            print(type(get(pool.submit(Two))) is Two, Plugin.keys, sorted(Meta.known))
+            """, "(['one', 'two', 'local'], True, True, 2, True, 3, ['Last', 'M', 'N'])\n"
+                 "True ['one', 'two'] ['M', 'N']")
+
+    def test_what_calls_leave(self, check):
+        """In globals, defaults, closures, attributes of functions and classes: as in a process."""
+        check("""
+            import collections
+            counts = collections.Counter()
+            def counted(function):
+                @functools.wraps(function)
+                def wrapper(*args):
+                    counts[function.__name__] += 1
+                    return function(*args), counts[function.__name__]
+                return wrapper
+            @counted
+            def add(a, b):
+                return a + b
+            def default(x, seen=[]):
+                seen.append(x)
+                return len(seen)
+            def attribute():
+                attribute.calls = getattr(attribute, "calls", 0) + 1
+                return attribute.calls
+            total = 0
+            def globally():
+                global total
+                total += 1
+                return total
+            def counter():
+                n = 0
+                def count():
+                    nonlocal n
+                    n += 1
+                    return n
+                return count
+            count = counter()
+            def closure():
+                return count()
+            class A:
+                n, items = 0, []
+                def method(self):
+                    A.n += 1
+                    self.items.append(1)
+                    return A.n + len(self.items)
+            a = A()
+            def even(n):
+                return n == 0 or odd(n - 1)
+            def odd(n):
+                return n != 0 and even(n - 1)
+            """, """
+            for call in [(add, 1, 2), (default, 1), (attribute,), (globally,), (closure,),
+                         (a.method,)]:
+                print([get(pool.submit(*call)) for _ in range(3)])
+            print(list(pool.map(default, range(3))), get(pool.submit(even, 10)))
+            print(total, A.n, A.items, default.__defaults__)
+            """, "[(3, 1), (3, 2), (3, 3)]\n[1, 2, 3]\n[1, 2, 3]\n[1, 2, 3]\n[1, 2, 3]\n[2, 4, 6]\n"
+                 "[4, 5, 6] True\n0 0 [] ([],)")
+
+    def test_what_is_sent_with_each_call(self, check):
+        """Partials, bound methods and callable objects: no call sees what another has left."""
+        check("""
+            class Sum:
+                n = 0
+                def add(self):
+                    self.n += 1
+                    return self.n
+                __call__ = add
+            total = Sum()
+            def append(to):
+                to.append(1)
+                return len(to)
+            items = []
+            """, """
+            ways = total, total.add, Sum(), functools.partial(append, items)
+            print([[get(pool.submit(way)) for _ in range(2)] for way in ways])
+            print([get(pool.submit(append, items)) for _ in range(2)])
+            """, "[[1, 1], [1, 1], [1, 1], [1, 1]]\n[1, 1]")
+
+    def test_each_call_sees_what_was_current_at_its_submit(self, check):
+        check("""
+            N, data = 0, [0]
+            def f():
+                return N
+            def g():
+                return N, f(), helper()
+            def helper():
+                return 0
+            class A:
+                level = 0
+                def method(self):
+                    return A.level, N, data[0], getattr(A, "extra", None)
+            def gone():
+                try:
+                    return there
+                except NameError:
+                    return None
+            """, """
+            sent = []
+            for n in range(20):
+                N, A.level, data[0] = n, n, n
+                exec(f"def helper(): return {n}")
+                if n % 2:
+                    A.extra = there = n
+                else:
+                    A.__dict__.get("extra") and delattr(A, "extra")
+                    globals().pop("there", None)
+                odd = n if n % 2 else None
+                for call, expected in [
+                        (f, n), (g, (n, n, n)), (A().method, (n, n, n, odd)), (gone, odd),
+                        (lambda: (N, f(), data), (n, n, [n])), (functools.partial(f), n),
+                        (A().method, (n, n, n, odd))]:
+                    sent.append((pool.submit(call), expected))
+                N, A.level, data[0] = -1, -1, -1
+            print([(get(one), expected) for one, expected in sent if get(one) != expected])
+            """, "[]", ["pipe"])
+
+    def test_a_class_of_another_content(self, check):
+        """Tasks that wait have the old one."""
+        check("""
+            import time
+            class A:
+                def method(self):
+                    return "old"
+            def work(a):
+                time.sleep(0.02)
+                return A(), A().method(), a.method(), isinstance(a, A)
+            old = A
+            """, """
+            before = [pool.submit(work, A()) for _ in range(2)]
+            class A:
+                def method(self):
+                    return "new"
+            after = [pool.submit(work, A()) for _ in range(2)]
+            mixed = pool.submit(work, old())
+            for one in before:
+                made, *rest = get(one)
+                print(type(made) is old, rest)
+            for one in (*after, mixed):
+                made, *rest = get(one)
+                print(type(made) is A, rest)
+            """, "True ['old', 'old', True]\n" * 2 + "True ['new', 'new', True]\n" * 2
+              + "True ['new', 'old', False]", ["pipe"])
+
+    @pytest.mark.parametrize("kind", [*ALL, *FRESH])
+    def test_cells_of_a_notebook(self, check, kind):
+        check("""
+            space = vars(sys.modules["__main__"])
+            def cell(text):
+                exec(compile(text, "<cell>", "exec"), space)
+            """, """
+            cell("class P:\\n  def area(self): return 2\\n"
+                 "def make_one(): return P()\\n"
+                 "def use(p): return p.area()")
+            first = get(pool.submit(make_one))
+            print(type(first) is P, get(pool.submit(use, first)))
+            cell("class P:\\n  def area(self): return 3")
+            second = get(pool.submit(make_one))
+            print(get(pool.submit(use, P())), get(pool.submit(use, first)))
+            cell("class Err(Exception): pass\\ndef work(n): raise Err(n)")
+            try:
+                pool.submit(work, 1).result()
+            except Err as error:
+                print("caught", error)
+            cell("X = 3\\ndef work(n): return [X * n for _ in range(2)]")
+            print(list(pool.map(work, range(2))))
+            """, "True 2\n3 2\ncaught 1\n[[0, 0], [3, 3]]", [kind])
+
+    @pytest.mark.parametrize("kind", ["process", "pipe", *FRESH])
+    def test_what_stands_under_the_guard(self, check, kind):
+        check("", """
+            import dataclasses, enum
+            class Color(enum.Enum):
+                RED = 1
+            @dataclasses.dataclass
+            class Data:
+                color: Color
+                def twin(self):
+                    return Data(self.color)
+            class MyErr(Exception):
+                pass
+            def twin(data):
+                return data.twin(), data.color is Color.RED, isinstance(data, Data)
+            def bad():
+                raise MyErr(3)
+            found, *rest = get(pool.submit(twin, Data(Color.RED)))
+            print(type(found) is Data, found == Data(Color.RED), *rest)
+            try:
+                pool.submit(bad).result()
+            except MyErr as error:
+                print("caught", error)
+            """, "True True True True\ncaught 3", [kind])
+
+    def test_code_that_looks_into_main(self, check):
+        check("""
+            import unittest.mock
+            N = 1
+            def helper():
+                return "real"
+            class A:
+                def method(self):
+                    return "real"
+            def look():
+                import __main__
+                return __main__.helper is helper, __main__.A is A, __name__, A.__module__
+            def attributes():
+                import __main__
+                return __main__.N, __main__.helper(), sys.modules["__main__"].LATE
+            LATE = [2]
+            def patched():
+                with unittest.mock.patch("__main__.helper", lambda: "mock"), \\
+                        unittest.mock.patch.object(A, "method", lambda self: "mock"), \\
+                        unittest.mock.patch("__main__.N", 5):
+                    return helper(), A().method(), N
+            def after():
+                return helper(), A().method(), N, globals()["N"], eval("N + 1")
+            def by_name(name):      # which it does not say
+                return getattr(sys.modules["__main__"], name)()
+            """, """
+            for function in attributes, look, patched, after:
+                print(get(pool.submit(function)))
+            print(get(pool.submit(by_name, "helper")), get(pool.submit(by_name, "nope"))[:14])
+            """, "(1, 'real', [2])\n(True, True, '__main__', '__main__')\n('mock', 'mock', 5)\n"
+                 "('real', 'real', 1, 1, 2)\nreal AttributeError")
+
+    def test_what_comes_back_is_what_is_here(self, check):
+        check("""
+            class A:
+                n = 0
+                def method(self):
+                    return self.n
+                @classmethod
+                def make(cls):
+                    return cls
+            def f():
+                return 3
+            @functools.lru_cache
+            def cached(n):
+                return n
+            def wrap(function):
+                @functools.wraps(function)
+                def wrapper():
+                    return function()
+                return wrapper
+            @wrap
+            def wrapped():
+                return 5
+            def give():
+                return (f, A, A.method, cached, wrapped, A.make(), functools.partial(f).func), (
+                    [A, {"a": A, A: f}], A.make)
+            def go(a):
+                a.n += 1
+                return a
+            """, """
+            same, equal = get(pool.submit(give))
+            print([a is b for a, b in zip(same, give()[0])].count(False), equal == give()[1])
+            found = list(pool.map(go, [A() for _ in range(30)]))
+            print({*map(type, found)} == {A}, sum(one.n for one in found))
+            print(list(pool.map(A.method, found[:3])), type(get(pool.submit(A))) is A)
+            """, "0 True\nTrue 30\n[1, 1, 1] True", [*self.BY_NAME, "ssh", *self.FRESH])
+
+    def test_an_initializer(self, tmp_path, check):
+        """What it binds and changes stays, whatever arrives later."""
+        check("""
+            import executors
+            state, tags = None, []
+            class A:
+                level = 0
+            def start():
+                global state
+                state, A.level = "ready", 9
+                tags.append(1)
+            def look():
+                return state, tags, A.level
+            """, """
+            with executors.RemoteExecutor(["1/:"], show_status=False, initializer=start) as other:
+                print(get(other.submit(look)))
+                tags.append(2)
+                print(get(other.submit(look)), get(other.submit(lambda: look())))
+            """, "('ready', [1], 9)\n('ready', [1], 9) ('ready', [1], 9)", ["pipe"])
+
+
 class TestDeadlockMatrix:
     """CPython's test_concurrent_futures/test_deadlock.py: what may go wrong, times where."""
 
