@@ -999,6 +999,7 @@ class Script:
                 if version in self._large and (key, version) not in needed:
                     self._put_aside(key)
                     self._aside.pop((key, version), None)
+            self._large.intersection_update(self._bound.values())
 
     def initialize(self, function: _Function) -> None:
         """Call an initializer. What it binds stays, and so does all data that it could change."""
