@@ -1238,7 +1238,7 @@ class _Function:
     root: Any = None        # the function as it was submitted
     needs: Any = frozenset()        # names of the script
     kept: Sequence[Any] = ()        # its definitions, which results may refer to
-    variants: set[_Function] = dataclasses.field(default_factory=set)   # with what arguments need
+    variants: Any = dataclasses.field(default_factory=weakref.WeakSet)  # with what arguments need
 
 
 def _size(packed: Any) -> int:
