@@ -1289,6 +1289,11 @@ class _Attempt:
     name: str
     origin: int
 
+    def span(self, slot: int, outcome: str, now: float, ran: float = 0.0) -> _Span:
+        """Return it as the trace has it; `ran` is 0 if the slot has not told."""
+        return _Span(self.worker, slot, self.name, self.ident, self.origin, now,
+                     ran or now - self.since, outcome)
+
 
 class _Span(NamedTuple):
     """An attempt that started, for the trace. Times are the controller's, in seconds.
@@ -1344,7 +1349,7 @@ class _Tally:
         self.promised = 0       # items of maps that have no outcome yet
         self.retried = 0
         self.backups = 0
-        self.spans: deque[Any] = deque(maxlen=SPANS)        # what _Spans are made of
+        self.spans: deque[_Span] = deque(maxlen=SPANS)
         self._progress: deque[tuple[float, int]] = deque(maxlen=RATE_TICKS)
 
     def measure(self, now: float, is_busy: int) -> None:
@@ -1706,6 +1711,13 @@ class _Scheduler:
         is_kept = self.tally.promised <= 0 or self.mode in (_CANCELLING, _KILLING)
         return self.mode is not _OPEN and not self.unfinished and is_kept
 
+    def histogram(self) -> Histogram:
+        """Return how long calls ran, on any worker."""
+        total = Histogram()
+        for worker in [*self.workers]:
+            total.merge(worker.durations)
+        return total
+
     def _settle_waiting(self, kind: int, body: Any = ()) -> None:
         for queue in (self._queues.suspects, *self._queues.again.values(), self._queues.new):
             while queue:
@@ -1957,8 +1969,7 @@ class _Scheduler:
 
     def _trace(self, attempt: _Attempt, slot: int, outcome: str, ran: float = 0.0) -> None:
         """Remember an attempt that has left its worker, and how long it ran, if that is known."""
-        self.tally.spans.append((attempt.worker, slot, attempt.name, attempt.ident, attempt.origin,
-                                 self.now, ran or self.now - attempt.since, outcome))
+        self.tally.spans.append(attempt.span(slot, outcome, self.now, ran))
 
     def _lose(self, attempt: _Attempt, has_started: bool = True) -> None:
         """An attempt came to nothing: put its bundle back, unless another attempt is under way."""
@@ -3808,7 +3819,7 @@ class _Supervisor:
                 _log.exception("%s: the heartbeat stumbled", self.title)
         self.baggage.files.cleanup()
         self.baggage.packages.cleanup()
-        self.board.finish(self.status(), self.histogram)
+        self.board.finish(self.status(), self.scheduler.histogram())
         self.ended.set()
         while not self.events.empty():
             self._pass(self._next_events(0))
@@ -3914,18 +3925,10 @@ class _Supervisor:
             self.counted.wait(COUNT_SECONDS)
             self.counted.set()
 
-    @property
-    def histogram(self) -> Histogram:
-        """How long calls ran."""
-        total = Histogram()
-        for worker in [*self.scheduler.workers]:
-            total.merge(worker.durations)
-        return total
-
-    def status(self, with_spans: bool = False) -> Any:
-        """Take a snapshot, and with it, perhaps, what a trace is made of."""
+    def status(self) -> Any:
+        """Take a snapshot."""
         found = {link: login.progress() for link, login in [*self.logins.items()]}
-        return self.decide(_take_status, self.title, self.scheduler, found, with_spans)
+        return self.decide(_take_status, self.title, self.scheduler, found)
 
     def abandon(self) -> None:
         """In a forked child: the links are the parent's."""
@@ -4347,7 +4350,7 @@ class RemoteExecutor(BaseExecutor):
 
     @property
     def histogram(self) -> Histogram:
-        return self._supervisor.histogram
+        return self._supervisor.scheduler.histogram()
 
     def _await_slots(self) -> None:
         self._supervisor.await_count()
@@ -4368,7 +4371,7 @@ class RemoteExecutor(BaseExecutor):
     @property
     def status(self) -> RemoteExecutorStatus:
         """A snapshot of the pool; `print(pool.status)` shows it."""
-        status: RemoteExecutorStatus = self._supervisor.status(with_spans=True)
+        status: RemoteExecutorStatus = self._supervisor.status()
         return status
 
     def add_worker(self, worker: RemoteWorkerRecord | str) -> None:
@@ -4539,20 +4542,19 @@ class WorkerStatus:
 
     def _parts(self) -> list[str]:
         """Say it in pieces, the most important first."""
-        if self.state != "up":
-            wait = f", next try in {self.retry_in:.0f} s" if self.retry_in else ""
-            if "copying" in self.found:
-                wait = f", copying {_printable(self.found['copying'])}"
-            cause = f": {' '.join(_printable(self.cause).split())}" if self.cause else ""
-            return [self.state + wait + cause]
-        parts = [f"{f'{self.busy}/{self.slots}':>5} slots", f"{self.done:>6} done"]
-        if "copying" in self.found:
-            parts.append(f"copying {_printable(self.found['copying'])}")
-        if self.longest:
-            parts.append(f"longest {_seconds(self.longest):>7} {_printable(self.function)}")
-        if self.p95:
-            parts += [f"p50 {_seconds(self.p50):>7}", f"p95 {_seconds(self.p95):>7}"]
-        return parts + _counts(self, "backups", "died")
+        copying = _printable(self.found.get("copying", ""))
+        notes = [f"copying {copying}"] if copying else []
+        if self.state == "up":
+            parts = [f"{f'{self.busy}/{self.slots}':>5} slots", f"{self.done:>6} done", *notes]
+            if self.longest:
+                parts.append(f"longest {_seconds(self.longest):>7} {_printable(self.function)}")
+            return parts + _percentiles(self, 7) + _counts(self, "backups", "died")
+        if self.retry_in:
+            notes.append(f"next try in {self.retry_in:.0f} s")
+        text = ", ".join([self.state, *notes])
+        if self.cause:
+            text += f": {' '.join(_printable(self.cause).split())}"
+        return [text]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -4584,7 +4586,7 @@ class RemoteExecutorStatus:
     p50: float = 0.0
     p95: float = 0.0
     workers: tuple[WorkerStatus, ...] = ()
-    _spans: Sequence[tuple[Any, ...]] = dataclasses.field(default=(), repr=False, compare=False)
+    _spans: Sequence[_Span] = dataclasses.field(default=(), repr=False, compare=False)
 
     def __str__(self) -> str:
         return "\n".join(self._lines(1 << 20, 1 << 20))
@@ -4599,24 +4601,21 @@ class RemoteExecutorStatus:
         rows = [[worker.worker, *worker._parts()] for worker in self.workers]
         body = "".join("<tr>" + "".join(f"<td>{html.escape(cell.strip())}</td>" for cell in row)
                        + "</tr>" for row in rows)
-        head = html.escape(", ".join(self._head))
-        return f"<table><caption>{head}</caption>{body}</table>"
+        return f"<table><caption>{html.escape(self._head)}</caption>{body}</table>"
 
     @property
-    def _head(self) -> list[str]:
+    def _head(self) -> str:
         parts = [f"{self.title}: {self.done} done"]
         parts += _counts(self, "failed", "cancelled", "retried", "backups", "running", "waiting")
         if self.rate:
             parts.append(f"{self.rate:.3g}/s" if self.rate < 1000 else f"{self.rate:.0f}/s")
         if self.left is not None:
             parts.append(f"{_seconds(self.left)} left")
-        if self.p95:
-            parts += [f"p50 {_seconds(self.p50)}", f"p95 {_seconds(self.p95)}"]
-        return parts
+        return ", ".join(parts + _percentiles(self, 0))
 
     def _lines(self, columns: int, rows: int) -> list[str]:
         """Lay it out in a rectangle: the head, then machines, each in one line with what fits."""
-        lines = _wrap_parts(self._head, columns)
+        lines = _wrap(self._head, columns)
         names = [worker.worker.split()[0] for worker in self.workers]
         width = min(max(map(len, names), default=0), max(8, columns // 3))
         room = rows - len(lines)
@@ -4645,8 +4644,7 @@ class RemoteExecutorStatus:
             path: a JSON file in Google's Trace Event Format.
         """
         with open(path, "w", encoding="utf-8") as file:
-            json.dump({"traceEvents": _trace_events([*map(_Span._make, self._spans)]),
-                       "displayTimeUnit": "ms"}, file)
+            json.dump({"traceEvents": _trace_events(self._spans), "displayTimeUnit": "ms"}, file)
 
 
 def _trace_events(spans: Sequence[_Span]) -> list[dict[str, Any]]:
@@ -4654,9 +4652,8 @@ def _trace_events(spans: Sequence[_Span]) -> list[dict[str, Any]]:
     pids: dict[_Worker, int] = {}
     names: dict[tuple[str, int, int], str] = {}
     events: dict[int, dict[str, Any]] = {}
-    starts = _starts(spans)
-    zero = min(starts.values(), default=0.0)
-    for span in spans:
+    next_starts: dict[tuple[int, int], float] = {}
+    for span in reversed(spans):
         pid = pids.setdefault(span.worker, len(pids) + 1)
         tid = span.slot
         name = f"slot {tid}"
@@ -4665,9 +4662,13 @@ def _trace_events(spans: Sequence[_Span]) -> list[dict[str, Any]]:
             name = "slot not known"
         names["process_name", pid, 0] = str(span.worker.record)
         names["thread_name", pid, tid] = name
+        # What is known of an end is when the result came, many at a time perhaps. So it ended then,
+        # or when its slot began the next.
+        end = min(span.until, next_starts.get((pid, tid), math.inf))
+        next_starts[pid, tid] = start = end - span.ran
         events[span.ident] = {
-            "ph": "X", "pid": pid, "tid": tid, "ts": 1e6 * (starts[span.ident] - zero),
-            "dur": 1e6 * span.ran, "name": span.name, "cat": span.outcome,
+            "ph": "X", "pid": pid, "tid": tid, "ts": 1e6 * start, "dur": 1e6 * span.ran,
+            "name": span.name, "cat": span.outcome,
             "args": {"attempt": span.ident, "outcome": span.outcome}}
     heads = [{"ph": "M", "name": what, "pid": pid, "tid": tid, "args": {"name": name}}
              for (what, pid, tid), name in names.items()]
@@ -4678,30 +4679,12 @@ def _trace_events(spans: Sequence[_Span]) -> list[dict[str, Any]]:
     return [*heads, *events.values(), *arrows]
 
 
-def _starts(spans: Sequence[_Span]) -> dict[int, float]:
-    """Return when each span started, by its identifier.
-
-    What is known of an end is when the result came, many at a time perhaps. So it ended then, or
-    when its slot began the next.
-    """
-    starts: dict[int, float] = {}
-    next_starts: dict[Any, float] = {}
-    for span in reversed(spans):
-        # What ran nobody knows where was alone there.
-        place = span.worker, span.slot if span.slot != wire.NO_SLOT else span
-        end = min(span.until, next_starts.get(place, math.inf))
-        starts[span.ident] = next_starts[place] = end - span.ran
-    return starts
-
-
-def _take_status(title: str, scheduler: _Scheduler, found: Mapping[int, Mapping[str, str]],
-                 with_spans: bool) -> RemoteExecutorStatus:
+def _take_status(title: str, scheduler: _Scheduler,
+                 found: Mapping[int, Mapping[str, str]]) -> RemoteExecutorStatus:
     now = scheduler.now
     tally = scheduler.tally
-    total = Histogram()
+    total = scheduler.histogram()
     running = [one for worker in scheduler.workers for one in worker.running.values()]
-    for worker in scheduler.workers:
-        total.merge(worker.durations)
     rate = tally.rate(now)
     p50 = total.percentile(50)
     left = None
@@ -4709,8 +4692,7 @@ def _take_status(title: str, scheduler: _Scheduler, found: Mapping[int, Mapping[
     waiting = scheduler.waiting + max(tally.promised - scheduler.unfinished, 0)
     if rate and scheduler.up and (waiting or youngest < p50):
         left = waiting / rate + max(0.0, p50 - youngest)
-    spans = [*tally.spans, *((one.worker, wire.NO_SLOT, one.name, one.ident, one.origin, now,
-                              now - one.since, "running") for one in running)] if with_spans else []
+    spans = [*tally.spans, *(one.span(wire.NO_SLOT, "running", now) for one in running)]
     done, raised, failed, cancelled = tally.settled.values()
     return RemoteExecutorStatus(
         title, waiting, scheduler.unfinished - scheduler.waiting, done=done,
@@ -4736,9 +4718,15 @@ def _counts(status: Any, *kinds: str) -> list[str]:
     return [f"{getattr(status, kind)} {kind}" for kind in kinds if getattr(status, kind)]
 
 
-def _wrap_parts(parts: Iterable[str], columns: int) -> list[str]:
-    """Join parts with commas into lines that break only between two of them."""
-    glued = ", ".join(part.replace(" ", "\0") for part in parts)    # a NUL is no place to break at
+def _percentiles(status: Any, width: int) -> list[str]:
+    if not status.p95:
+        return []
+    return [f"p50 {_seconds(status.p50):>{width}}", f"p95 {_seconds(status.p95):>{width}}"]
+
+
+def _wrap(text: str, columns: int) -> list[str]:
+    """Break a text into lines, after commas alone."""
+    glued = text.replace(" ", "\0").replace(",\0", ", ")    # a NUL is no place to break at
     return [line.replace("\0", " ")
             for line in textwrap.wrap(glued, columns, subsequent_indent="  ")]
 
@@ -4924,7 +4912,8 @@ class _Scoreboard:
         lines = text.removesuffix("\n").split("\n")
         stream = "stdout" if number == 1 else "stderr"
         if callable(self._output):
-            self._queue.put((self._hand_over, machine, stream, lines))
+            for line in lines:
+                self._queue.put((self._output, machine, stream, line))
         else:
             if getattr(getattr(sys, stream), "isatty", bool)():
                 lines = [self._CONTROLS.sub(lambda match: match[1] or "", line) for line in lines]
@@ -4939,28 +4928,28 @@ class _Scoreboard:
         """
         self._beats += is_beat
         is_due = is_beat and self._beats % REPORT_BEATS == 0
-        terminal = self._terminal if self._queue.empty() else None
         is_time = monotonic() - self._told > LINE_SECONDS and self._show is not False
-        if self.quiet or not (is_due or terminal or is_time):
+        if self.quiet or not (is_due or self._terminal or is_time):
             return
         status = take()
         is_busy = status.running or status.waiting
         if is_due and is_busy:
             _log.info("%s", status)
-        if terminal:
+        if not self._queue.empty():
+            return
+        if self._terminal:
             if is_busy:
-                self._queue.put((terminal.draw, status, self.home))
+                self._queue.put((self._terminal.draw, status, self.home))
             else:
-                self._queue.put((terminal.clear, status))
-        elif is_busy and not self._terminal and self._queue.qsize() < 99:
-            if self._show and is_due:
-                self._queue.put((self._write, "stderr", f"{status}\n"))
-            elif is_time:       # nobody may be looking: a line, not a picture
-                self._told = monotonic()
-                self._is_told = True
-                self._queue.put((self._write, "stderr", f"{', '.join(status._head)}\n"))
+                self.rest(status)
         elif not is_busy:
             self._told = monotonic()
+        elif self._show and is_due:
+            self._queue.put((self._write, "stderr", f"{status}\n"))
+        elif is_time:       # nobody may be looking: a line, not a picture
+            self._told = monotonic()
+            self._is_told = True
+            self._queue.put((self._write, "stderr", f"{status._head}\n"))
 
     def rest(self, status: RemoteExecutorStatus) -> None:
         """Show what has come of it all where it stands, and nothing more there."""
@@ -4971,11 +4960,10 @@ class _Scoreboard:
         """Leave a line and the histogram behind, and end."""
         self.rest(status)
         if not self.quiet and status.done + status.failed:
-            summary = ", ".join(status._head)
-            _log.info("%s", summary)
+            _log.info("%s", status._head)
             if self._terminal or self._show or self._is_told:
                 counted = f"{histogram}\n" if status.done else ""
-                self._queue.put((self._write, "stderr", f"{summary}\n{counted}"))
+                self._queue.put((self._write, "stderr", f"{status._head}\n{counted}"))
         self._queue.put(())
         done = -1
         while self.thread.is_alive() and done < self._done:     # as long as it gets on
@@ -4986,18 +4974,12 @@ class _Scoreboard:
         for function, *arguments in iter(self._queue.get, ()):
             try:
                 function(*arguments)
-            except (OSError, ValueError, AttributeError):
-                pass        # the user closed or replaced the stream, or its disk is full
-            except BaseException:
-                _log.exception("what tasks print cannot be shown")
-            self._done += 1
-
-    def _hand_over(self, machine: str, stream: str, lines: Iterable[str]) -> None:
-        for line in lines:
-            try:
-                self._output(machine, stream, line)     # type: ignore[operator]
-            except BaseException:       # SystemExit, too: the next line is due
-                _log.exception("the function that output= names raised")
+            except BaseException as error:      # SystemExit, too: the next line is due
+                if function is self._output:
+                    _log.exception("the function that output= names raised")
+                # Otherwise the user closed or replaced the stream, or its disk is full.
+                elif not isinstance(error, (OSError, ValueError, AttributeError)):
+                    _log.exception("what tasks print cannot be shown")
             self._done += 1
 
     def _write(self, stream: str, text: str) -> None:
@@ -5417,7 +5399,7 @@ class _Checkup:
             parts.append(f"{failed} FAILED")
             lines = textwrap.wrap(f"{label}: {failed}: {_printable(self.failure)}", columns,
                                   subsequent_indent="  ", break_on_hyphens=False)
-        return _wrap_parts([f"{label}: {parts[0]}", *parts[1:]], columns) + lines
+        return _wrap(f"{label}: {', '.join(parts)}", columns) + lines
 
 
 def _version_of(module: str) -> str:

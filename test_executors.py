@@ -5846,7 +5846,7 @@ class TestScoreboard:
         farm.tick()
 
         def status():
-            return executors._take_status("t", farm.scheduler, {}, False)
+            return executors._take_status("t", farm.scheduler, {})
 
         for _ in range(3):
             assert status().left is None
