@@ -621,22 +621,19 @@ class _Chunks:
 
     def _send(self, start: int, chunk: list[Any], is_alone: bool) -> None:
         """Submit as many items as are short together; see to it that their outcome comes here."""
-        number = len(chunk)
-        way = _ALONE if is_alone else _TOGETHER
-        packed: Any = ()
+        number = 1
+        packed: Any = b""
         try:
-            while way is _TOGETHER and not packed:
-                with contextlib.suppress(*[Exception] * (number > 1)):      # it is one of them
-                    packed = self._pool._pack_items([*zip(*chunk[:number])])
-                if not packed:
-                    way = _TOGETHER if number > 1 else _ALONE
-                    number = max(number // 2, 1)
-            future = (self._submit_one(*chunk[0]) if way is _ALONE
-                      else self._submit_some(packed, 2 * CHUNK_SECONDS))
+            if not is_alone:
+                number, packed = self._pack(chunk)
+            if packed:
+                future = self._submit_some(packed, 2 * CHUNK_SECONDS)
+            else:
+                future = self._submit_one(*chunk[0])
+            way = _TOGETHER if packed else _ALONE
         except Exception as error:
             future = Future()
-            future.set_exception(_blame_arguments(self._name, chunk[0], {}, error)
-                                 if way is _TOGETHER else error)
+            future.set_exception(error)
             is_refusal = _is_closed(error) or isinstance(error, BrokenExecutor)
             way = _REFUSED if is_refusal else _ALONE
         with self._changed:
@@ -648,6 +645,24 @@ class _Chunks:
         future.add_done_callback(functools.partial(self._came, start, number, way))
         if is_over:
             future.cancel()
+
+    def _pack(self, chunk: list[Any]) -> tuple[int, Any]:
+        """Return how many items are short together, and these, packed; one that is long is not.
+
+        Raises what tells that the first item cannot be pickled.
+        """
+        number = len(chunk)
+        while True:
+            packed: Any = b""
+            try:
+                packed = self._pool._pack_items([*zip(*chunk[:number])])
+            except Exception as error:
+                if number == 1:         # otherwise it is one of them
+                    found = _blame_arguments(self._name, chunk[0], {}, error)
+                    raise found from found.__cause__
+            if packed or number == 1:
+                return number, packed
+            number //= 2
 
     def _came(self, start: int, number: int, way: _Way, future: Future[Any]) -> None:
         """Take in what has come back; then send more."""
@@ -974,8 +989,9 @@ def _keep_promises() -> None:
     pid = os.getpid()
 
     def keep() -> None:
-        for pool in [*_promising] if os.getpid() == pid else ():
-            pool._keep()
+        if os.getpid() == pid:
+            for pool in [*_promising]:
+                pool._keep()
 
     with contextlib.suppress(RuntimeError):     # it is too late for that
         _at_exit(keep)
@@ -1363,7 +1379,8 @@ class _Tally:
 
     def rate(self, now: float) -> float:
         """Return bundles settled per second, of late; 0 until there are three to judge by."""
-        for since, count in itertools.islice(self._progress, 1):
+        if self._progress:
+            since, count = self._progress[0]
             number = sum(self.settled.values()) - count
             if number >= 3 and now > since:
                 return number / (now - since)
@@ -1790,7 +1807,7 @@ class _Scheduler:
                 self._put_aside(bundle)
                 is_aside = True
             elif bundle.phase is _LIVE:
-                worker: Any = ()
+                worker = None
                 if self._idle:
                     worker = self._pick_idle(avoid)
                 elif not avoid:
@@ -1802,14 +1819,14 @@ class _Scheduler:
             queue.popleft()
         return is_aside
 
-    def _pick_idle(self, avoid: Container[str]) -> Any:
+    def _pick_idle(self, avoid: Container[str]) -> _Worker | None:
         """Choose among the idle; none, while there is hope for one that is not to be avoided."""
         if len(self._idle) == 1 and not avoid:
             return next(iter(self._idle))
         records = [*self._idle.values()]
         if avoid and all(record.machine in avoid for record in records):
             if any(worker.is_hopeful() for worker in self.workers if worker.machine not in avoid):
-                return ()
+                return None
             avoid = ()      # it has failed everywhere
         index = self._choose(records, avoid)
         return next(itertools.islice(self._idle, index, None))
@@ -1829,14 +1846,14 @@ class _Scheduler:
             self._policy = WeightedRandomRemoteWorkerSelectionPolicy()
             return self._choose(records, avoid)
 
-    def _pick_ahead(self, bundle: _Bundle, workers: Sequence[_Worker]) -> Any:
+    def _pick_ahead(self, bundle: _Bundle, workers: Sequence[_Worker]) -> _Worker | None:
         """Choose who is sent a bundle though all slots are busy, if it is short enough for that.
 
         Long arguments take their time on the way: one call waits in front of each slot at least.
         With a time-out there is nobody, for one must know when each bundle began.
         """
         if self.rules.bundle_timeout < math.inf:
-            return ()
+            return None
         median = bundle.function.durations.median
         each, most, least = max(median, 1 / AHEAD_RATE), math.inf, 0
         if type(bundle.packed) is not bytes:
@@ -1848,7 +1865,7 @@ class _Scheduler:
             if len(worker.ahead) < worker.count * depth and not worker.is_reserved:
                 self._turn = turn + 1
                 return worker
-        return ()
+        return None
 
     def _launch(self, bundle: _Bundle, worker: _Worker, backup: bool = False) -> None:
         ident = next(self._idents)
@@ -1896,7 +1913,8 @@ class _Scheduler:
                 is a module, whether we have it, and the body of the error.
         """
         for kind, ident, tag, body in results:
-            for attempt in self._release(worker, ident):
+            attempt = self._release(worker, ident)
+            if attempt:
                 bundle = attempt.bundle
                 seconds = (tag & _MICROSECONDS) * 1e-6
                 outcome = "returned" if kind == wire.RESULT else "raised"
@@ -1929,7 +1947,8 @@ class _Scheduler:
 
     def died(self, worker: _Worker, ident: int, slot: int, ending: str, words: str) -> None:
         """A slot has died under an attempt: the bundle's fault, unless we meant to kill it."""
-        for attempt in self._release(worker, ident):
+        attempt = self._release(worker, ident)
+        if attempt:
             self._trace(attempt, slot, ending)
             bundle = attempt.bundle
             if attempt in bundle.attempts:
@@ -1944,7 +1963,8 @@ class _Scheduler:
 
     def freed(self, worker: _Worker, ident: int, slot: int) -> None:
         """An attempt that was to be killed is gone; it ran in a slot, or had not started."""
-        for attempt in self._release(worker, ident):
+        attempt = self._release(worker, ident)
+        if attempt:
             if slot != wire.NO_SLOT:
                 self._trace(attempt, slot, "killed")
             self._lose(attempt)
@@ -1954,18 +1974,19 @@ class _Scheduler:
         """A machine has given attempts back that it had not started."""
         worker.is_recalling = False
         for ident in reversed(idents):
-            for attempt in self._release(worker, ident):
+            attempt = self._release(worker, ident)
+            if attempt:
                 self._lose(attempt, has_started=False)
         self._has_room(worker)
 
-    def _release(self, worker: _Worker, ident: int) -> Sequence[_Attempt]:
+    def _release(self, worker: _Worker, ident: int) -> _Attempt | None:
         """Return the attempt that leaves a worker, if it is there."""
         attempt = worker.running.pop(ident, None)
         if attempt is None:
             attempt = worker.ahead.pop(ident, None)
             self._ahead -= attempt is not None
         self._backups.pop(ident, None)
-        return () if attempt is None else (attempt,)
+        return attempt
 
     def _trace(self, attempt: _Attempt, slot: int, outcome: str, ran: float = 0.0) -> None:
         """Remember an attempt that has left its worker, and how long it ran, if that is known."""
@@ -1978,8 +1999,8 @@ class _Scheduler:
             return      # we meant to kill it
         bundle.origin = attempt.ident
         self._forget(attempt)
-        for other in bundle.attempts:
-            self._backups.pop(other.ident, None)        # now it is all there is
+        if bundle.attempts:
+            self._backups.pop(bundle.attempts[0].ident, None)       # now it is all there is
             return
         self.waiting += 1
         if self.mode in (_CANCELLING, _KILLING) and not has_started:
@@ -2034,7 +2055,7 @@ class _Scheduler:
         is_alone = self.waiting and not self.up and not late
         self._alone = self._alone + min(elapsed, 1.0) if is_alone else 0.0
         has_worked = self.tally.settled[wire.RESULT] + self.tally.settled[wire.ERROR] > 0
-        if self._alone > GIVE_UP_SECONDS[has_worked]:
+        if self._alone > (GIVE_UP_SECONDS[1] if has_worked else GIVE_UP_SECONDS[0]):
             self._alone = 0.0
             self._settle_waiting(_FAILED, self._no_workers())
 
@@ -2191,11 +2212,10 @@ def _kill(process: Any, victims: Iterable[tuple[int, int]]) -> None:
 
     As in `Popen.send_signal`: what has been reaped, its pid and its group may be somebody else's.
     """
-    for pid, number in victims if process.poll() is None else ():
-        try:
-            os.kill(pid, number)
-        except (ProcessLookupError, PermissionError):
-            pass
+    if process.poll() is None:
+        for pid, number in victims:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, number)
 
 
 class _Down(Exception):
@@ -2533,10 +2553,8 @@ class _Login:
                 _kill(process, local)
             _kill(process, [(-process.pid, signal.SIGKILL)])
         if self._shim_fd >= 0:          # a frozen one outlives the shell that started it
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._shim_fd, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
 
     def end(self) -> None:
         """See to it that ssh ends, now that nobody reads from it; release everything."""
@@ -2544,7 +2562,8 @@ class _Login:
         self.over.set()
         for process in self.processes[1:]:
             _kill(process, [(-process.pid, signal.SIGKILL)])
-        for process in self.processes[:1]:
+        if self.processes:
+            process = self.processes[0]
             if process.stdin:
                 process.stdin.close()
             try:
@@ -3143,16 +3162,14 @@ for _method in ("acquire", "release", "_release_save", "_acquire_restore", "_is_
     setattr(_Condition, _method, property(operator.attrgetter(f"_lock.{_method}")))
 
 
-class _NoCondition:
+class _NoCondition(contextlib.nullcontext[None]):
     """The condition of futures that were settled before anybody waited: it guards nothing."""
 
     def acquire(self) -> None:
-        """Do nothing; so do the others."""
-
-    def __exit__(self, *_: object) -> None:
         """Do nothing."""
 
-    __enter__ = release = acquire
+    def release(self) -> None:
+        """Do nothing."""
 
 
 _NO_CONDITION = _NoCondition()
@@ -3581,12 +3598,8 @@ def _unwrapped(fn: Any) -> Any:
 
 # A decision that is to be made, its operands, and who is told the outcome: the answer, or the
 # _Refusal, and the futures whose callbacks he is to run. If that is nobody, who passes runs them.
-_Event = tuple[Callable[..., Any], tuple[Any, ...], Callable[[Any], object]]
-_nobody = bool
-_LOOK: _Event = bool, (), _nobody       # something has changed
-
-
-_TRIES = {_CONNECT: "1", _SETTLE: "123", _LEAVE: "1", _FINISH: "1", _WARN: "1"}     # if it raises
+_Event = tuple[Callable[..., Any], tuple[Any, ...], Callable[[Any], object] | None]
+_LOOK: _Event = bool, (), None      # something has changed
 _FOREIGN = "this executor belongs to the parent process; make another one after a fork"
 
 
@@ -3655,7 +3668,7 @@ class _Supervisor:
         if os.getpid() != self.pid:
             raise RuntimeError(_FOREIGN)
         if self._lock._is_owned():
-            self.events.put((decision, operands, _nobody))
+            self.events.put((decision, operands, None))
             return None
         outcomes: SimpleQueue[Any] = SimpleQueue()
         try:
@@ -3705,20 +3718,20 @@ class _Supervisor:
                         others.append(action)
                     elif channel := self.channels.get(target):
                         channel.queue.put((verb, operand))
-                if others or reply is not _nobody:
+                if others or reply:
                     passed.append((reply, answer, others))
         for reply, answer, others in passed:
             futures: list[_RemoteFuture] = []
             for verb, target, operand in others:
-                for _ in _TRIES[verb]:
+                for _ in range(3 if verb is _SETTLE else 1):    # no future is left behind
                     try:
                         futures += self._performers[verb](target, operand)
                         break
                     except BaseException:       # the others are performed all the same
                         _log.exception("%s: %s failed", self.title, verb.name)
-            if reply is not _nobody:
+            if reply:
                 reply((answer, futures))
-            elif futures:
+            else:
                 self._call_back(futures)
             _log.debug("%s: %s", self.title, others)
 
@@ -3745,7 +3758,7 @@ class _Supervisor:
             # There are too many of something; and Python 3.12.0 and 3.12.1 start none at exit.
             opened.put(None)
             if self.logins.pop(link, None):
-                self.events.put((self.scheduler.ended, (link,), _nobody))
+                self.events.put((self.scheduler.ended, (link,), None))
             cause = wire.describe(error)
             self.decide(self.scheduler.hear, worker, link, _Scheduler.down, cause, False)
         return ()
@@ -3877,7 +3890,7 @@ class _Supervisor:
             function = self.functions.widen(function, needs)
         bundle = _Bundle(function, packed, cell=cell)
         future = bundle.future = _RemoteFuture(self, bundle)
-        self._enter((self.scheduler.submit, (bundle, is_promised), _nobody))
+        self._enter((self.scheduler.submit, (bundle, is_promised), None))
         return future
 
     def submit_item(self, function: _Function, *args: Any) -> Future[Any]:
@@ -3997,7 +4010,7 @@ class _Reader:
             for thread in self._copiers:
                 thread.join()
             del supervisor.logins[self._link]
-            supervisor.events.put((supervisor.scheduler.ended, (self._link,), _nobody))
+            supervisor.events.put((supervisor.scheduler.ended, (self._link,), None))
 
     def _is_down(self, down: _Down) -> None:
         self._tell(_Scheduler.noticed, self._login.found)
@@ -4337,7 +4350,7 @@ class RemoteExecutor(BaseExecutor):
         _Notebook.watch(self._supervisor)
         self._finalizer = weakref.finalize(
             self, self._supervisor.events.put,
-            (self._supervisor.scheduler.close, (False,), _nobody))
+            (self._supervisor.scheduler.close, (False,), None))
         for record in records:
             self.add_worker(record)
 
@@ -4756,7 +4769,7 @@ class _Terminal:
         # See https://no-color.org.
         self._head = "%s" if os.environ.get("NO_COLOR") else "\x1b[1m%s\x1b[m"
         self._shape = 0, 0, 0           # columns, rows and how many of them are ours, while any are
-        self._undertaker: Any = ()
+        self._undertaker: Any = None
 
     def draw(self, status: RemoteExecutorStatus, cell: int = 0) -> None:
         """Show a status in place of the one before; nothing while another pool shows its own."""
@@ -4768,7 +4781,9 @@ class _Terminal:
         text = ""
         if self._shape != (columns, rows, count):       # make room below the cursor
             self._shape = columns, rows, count
-            text = self._RESET + "\x1bD" * count + f"\x1b[{count}A" * bool(count)
+            text = self._RESET + "\x1bD" * count
+            if count:
+                text += f"\x1b[{count}A"
         if lines:       # each time, for a program may have reset it
             text += f"\x1b7\x1b[1;{rows - count}r\x1b8"
             lines[0] = self._head % lines[0]
@@ -4782,7 +4797,7 @@ class _Terminal:
             self._write(self._RESET)
             self._undertaker.kill()
             self._undertaker.communicate()
-            self._undertaker = ()
+            self._undertaker = None
             self._shape = 0, 0, 0
             self._in_use.release()
 
@@ -4807,22 +4822,23 @@ class _Notebook:
     """The status in the output of a cell, where a Jupyter kernel runs us, about once a second."""
 
     def __init__(self) -> None:
-        self._handle: Any = ()
+        self._handle: Any = None
         self._cell = 0          # that it stands in
         self._drawn = 0.0
 
     @staticmethod
-    def is_there() -> bool:
-        """Tell whether this process is such a kernel."""
-        shell = getattr(sys.modules.get("IPython"), "get_ipython", bool)()
-        return hasattr(shell, "kernel")
+    def find_shell() -> Any:
+        """Return the shell of this process, if it is such a kernel."""
+        find = getattr(sys.modules.get("IPython"), "get_ipython", None)
+        shell = find() if find else None
+        return shell if hasattr(shell, "kernel") else None
 
     @staticmethod
     def watch(supervisor: _Supervisor) -> None:
         """Have a cell that is interrupted take with it what it has submitted, and nothing else."""
-        if not _Notebook.is_there():
+        shell = _Notebook.find_shell()
+        if not shell:
             return
-        shell: Any = sys.modules["IPython"].get_ipython()
         board, cells = supervisor.board, itertools.count(1)
         board.cell = next(cells)        # in which the pool is made
         running: list[Any] = []         # cells, one in the other
@@ -4854,7 +4870,7 @@ class _Notebook:
     def draw(self, status: RemoteExecutorStatus, cell: int) -> None:
         """Show a status in place of the one before, which stands in the cell that submitted."""
         if cell != self._cell:
-            self._cell, self._handle = cell, ()
+            self._cell, self._handle = cell, None
         if monotonic() - self._drawn < 1.0 and self._handle:
             return
         display: Any = importlib.import_module("IPython.display").display
@@ -4868,7 +4884,7 @@ class _Notebook:
         """Leave the last one there; what comes next stands elsewhere."""
         if self._handle:
             self._handle.update(status)
-            self._handle = ()
+            self._handle = None
 
 
 class _Scoreboard:
@@ -4890,7 +4906,7 @@ class _Scoreboard:
         self._show = show
         self._output = output
         self._terminal: _Terminal | _Notebook | None = None
-        if show is not False and _Notebook.is_there():
+        if show is not False and _Notebook.find_shell():
             self._terminal = _Notebook()
         may_draw = show is not False and os.environ.get("TERM", "dumb") != "dumb"
         with contextlib.suppress(OSError, ValueError, AttributeError):  # it is closed, or no file

@@ -2297,8 +2297,8 @@ class _Child:
     def backlog(self) -> int:
         """Return how many bytes it has still to take, of what it needs now."""
         size = self.outbox.size + self.answers.size
-        for call in self.calls.values():
-            return size + call.parcel.held
+        if self.calls:
+            size += next(iter(self.calls.values())).parcel.held
         return size
 
 

@@ -3185,7 +3185,7 @@ class TestCancel:
         pool.submit(neg, 1).result(PATIENCE)
         supervisor = pool._supervisor
         # As when another thread shuts down between our look at the door and our turn there.
-        supervisor.events.put((supervisor.scheduler.close, (False,), executors._nobody))
+        supervisor.events.put((supervisor.scheduler.close, (False,), None))
         future = pool.submit(neg, 2)
         assert "cannot schedule" in str(future.exception(PATIENCE))
         assert not future.cancel() and not future.cancelled()
@@ -3303,7 +3303,7 @@ class TestEveryFutureIsSettled:
         def settle():
             sys.settrace(fault)
             try:
-                supervisor._pass([(decide, (), executors._nobody)])
+                supervisor._pass([(decide, (), None)])
             except MemoryError:
                 pass        # in what runs the callbacks
             sys.settrace(None)
