@@ -60,6 +60,7 @@ import functools
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import itertools
 import json
 import linecache
@@ -2214,8 +2215,7 @@ def _kill(process: Any, victims: Iterable[tuple[int, int]]) -> None:
     """
     if process.poll() is None:
         for pid, number in victims:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, number)
+            wire.send_signal(pid, number)
 
 
 class _Down(Exception):
@@ -2278,11 +2278,12 @@ def _ssh_settings(*of_8_7: str) -> list[str]:
 
 # The letters of ssh that a link bears, and what scp, whose letters are others, is told instead.
 _SSH_LETTERS = {
-    "4": "AddressFamily=inet", "6": "AddressFamily=inet6", "A": "", "a": "", "C": "Compression=yes",
-    "K": "GSSAPIAuthentication=yes", "k": "GSSAPIDelegateCredentials=no", "q": "", "v": "",
-    "X": "", "x": "", "Y": "", "b": "BindAddress={}", "B": "BindInterface={}", "c": "Ciphers={}",
-    "F": "F", "I": "PKCS11Provider={}", "i": "IdentityFile={}", "J": "ProxyJump={}",
-    "l": "User={}", "m": "MACs={}", "o": "{}", "p": "Port={}"}
+    "4": "-o AddressFamily=inet", "6": "-o AddressFamily=inet6", "A": "", "a": "",
+    "C": "-o Compression=yes", "K": "-o GSSAPIAuthentication=yes",
+    "k": "-o GSSAPIDelegateCredentials=no", "q": "", "v": "", "X": "", "x": "", "Y": "",
+    "b": "-o BindAddress={}", "B": "-o BindInterface={}", "c": "-o Ciphers={}", "F": "-F {}",
+    "I": "-o PKCS11Provider={}", "i": "-o IdentityFile={}", "J": "-o ProxyJump={}",
+    "l": "-o User={}", "m": "-o MACs={}", "o": "-o {}", "p": "-o Port={}"}
 
 
 def _parse_options(words: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -2300,7 +2301,7 @@ def _parse_options(words: Iterable[str]) -> Iterator[tuple[str, str]]:
             if letter not in _SSH_LETTERS:
                 raise ValueError(f"ssh_options: -{letter} breaks a link, which needs ssh's input, "
                                  "output, errors and command for itself")
-            if "{" not in _SSH_LETTERS[letter] and letter != "F":
+            if "{" not in _SSH_LETTERS[letter]:
                 yield letter, ""
                 continue
             value = word[at:] or next(remaining, "")
@@ -2315,11 +2316,8 @@ def _scp_argv(record: RemoteWorkerRecord, ssh_options: list[str], source: str,
     """Return the command that copies a file; scp has letters of its own for two ssh options."""
     options, login = [*_ssh_settings()], record.login
     for letter, value in _parse_options(ssh_options):
-        meaning = _SSH_LETTERS[letter]
-        if letter == "F":
-            options += ["-F", value]
-        elif meaning:
-            options += ["-o", meaning.format(value)]
+        if _SSH_LETTERS[letter]:
+            options += _SSH_LETTERS[letter].format(value).split(" ", 1)
     if ":" in record.machine:
         login = login.replace(record.machine, f"[{record.machine}]")
     return [SCP, "-q", *options, "--", os.path.abspath(source), f"{login}:{target}"]
@@ -2885,7 +2883,8 @@ class _Packages:
         self._names = set() if isinstance(wanted, bool) else {*map(_normal, wanted)}
         self._is_on = bool(self._names or wanted is True)
         self._known: dict[str, _Distribution] = {}
-        self._tars: dict[str, Future[_File]] = {}
+        self._tars: dict[str, _File] = {}
+        self._locks: dict[str, threading.Lock] = {}     # of these
         self._made = contextlib.ExitStack()
         self.cleanup = self._made.close
 
@@ -2943,18 +2942,12 @@ class _Packages:
                                   f"to follow, packages=[{name!r}, ...]")
         if problem:
             raise ValueError(problem)
-        mine: Future[_File] = Future()
-        future = self._tars.setdefault(one.key, mine)
-        if future is mine:      # otherwise another thread has made it, or is about to
-            try:
+        with self._locks.setdefault(one.key, threading.Lock()):     # one thread makes it
+            if one.key not in self._tars:
                 source = self._made.enter_context(_tar(one.members, "content/site-packages"))
-                size = os.path.getsize(source)
-                mine.set_result(_File(f"{name} {one.version}", source, wire.digest_file(source),
-                                      size, True))
-            except BaseException as error:      # it may be better next time
-                del self._tars[one.key]
-                mine.set_exception(error)
-        return future.result()
+                self._tars[one.key] = _File(f"{name} {one.version}", source,
+                                            wire.digest_file(source), os.path.getsize(source), True)
+            return self._tars[one.key]
 
 
 def _normal(name: str) -> str:
@@ -3542,22 +3535,11 @@ def _like(error: Exception, words: str) -> Exception:
 def _find_unpicklable(fn: Any) -> str:
     """Return the name of the variable that keeps a function from being pickled, or ""."""
     owner = getattr(fn, "__self__", None)
-    if isinstance(fn, wire.Prepacked):
-        return ""
     used = {f"self.{name}": value for name, value in getattr(owner, "__dict__", {}).items()}
-    code = getattr(fn, "__code__", None)
-    if code:
-        space = fn.__globals__
-        used.update((name, space[name]) for name in code.co_names if name in space)
-        cells = zip(code.co_freevars, getattr(fn, "__closure__", None) or ())
-        with contextlib.suppress(ValueError):       # one is empty
-            used.update((name, cell.cell_contents) for name, cell in cells)
-    name, _ = next(_unpicklable(used.items()), ("", None))
-    return str(name)
-
-
-def _unpicklable(values: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
-    return ((name, value) for name, value in values if _is_unpicklable(value))
+    with contextlib.suppress(TypeError, ValueError):    # it is no function; a cell is empty
+        variables = inspect.getclosurevars(fn)
+        used.update({**variables.globals, **variables.nonlocals})
+    return next((name for name, value in used.items() if _is_unpicklable(value)), "")
 
 
 def _is_unpicklable(value: Any) -> bool:
@@ -3573,13 +3555,14 @@ def _blame_arguments(name: str, args: Iterable[Any], kwargs: Mapping[str, Any],
     """Return what names the argument that cannot be pickled, in place of what pickle says."""
     if type(error) not in (AttributeError, TypeError, pickle.PicklingError):
         return error        # another may want other arguments than words
-    for where, value in _unpicklable((*enumerate(args, 1), *kwargs.items())):
-        why = ("it is a future: pass what its result() returns, or have `parallelize` wait"
-               if isinstance(value, Future) else wire.describe(error))
-        found = type(error)(f"argument {where} of {name}, a {type(value).__name__}, cannot be "
-                            f"pickled ({why})")
-        found.__cause__ = error
-        return found
+    for where, value in (*enumerate(args, 1), *kwargs.items()):
+        if _is_unpicklable(value):
+            why = ("it is a future: pass what its result() returns, or have `parallelize` wait"
+                   if isinstance(value, Future) else wire.describe(error))
+            found = type(error)(f"argument {where} of {name}, a {type(value).__name__}, cannot be "
+                                f"pickled ({why})")
+            found.__cause__ = error
+            return found
     return error
 
 
@@ -5173,7 +5156,7 @@ class _SharingCalls:
 
     def _share(self, call: Callable[[], Any]) -> Future[Any]:
         pickled, arrays = wire.pack_apart(call)
-        key = tuple(map(id, arrays))
+        key = tuple(arrays)
         if key not in self._submitters:
             submitter = self._pool._submitter(functools.partial(wire.run_with, arrays))
             self._submitters[key] = submitter, arrays       # alive, or others get their numbers

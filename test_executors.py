@@ -3419,7 +3419,7 @@ class TestLostMachines:
             machine = Machine.of(pool)
             future = pool.submit(len, bytes(20_000_000 * (n % 2)))
             os.kill(machine.ssh, signal.SIGKILL)
-            wire._signal(machine.guardian, signal.SIGKILL)      # it may have seen it already
+            wire.send_signal(machine.guardian, signal.SIGKILL)      # it may have seen it already
             pool.submit(neg, n)
             until(lambda: pool.status.retried or pool.status.workers[0].state == "up")
             assert future.result(PATIENCE) in (0, 20_000_000)
