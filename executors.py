@@ -155,6 +155,8 @@ _P = ParamSpec("_P")
 _A = TypeVar("_A")
 _B = TypeVar("_B")
 _C = TypeVar("_C")
+_Path = str | os.PathLike[str]
+_Message = tuple[int, int, int, Any]    # kind, identifier, tag, body
 _log = logging.getLogger("executors")
 
 
@@ -1906,7 +1908,7 @@ class _Scheduler:
 
     # What links report, to `hear`
 
-    def finish(self, worker: _Worker, results: Iterable[tuple[int, int, int, Any]]) -> None:
+    def finish(self, worker: _Worker, results: Iterable[_Message]) -> None:
         """Attempts have ended with a value or an exception.
 
         Arguments:
@@ -2208,13 +2210,13 @@ def _spawn(argv: Sequence[str], **options: Any) -> Any:
         return subprocess.Popen(argv, start_new_session=True, **options)
 
 
-def _kill(process: Any, victims: Iterable[tuple[int, int]]) -> None:
-    """Signal `(pid, number)` of each victim, as long as this process has not ended.
+def _kill(process: Any, others: Iterable[tuple[int, int]] = ()) -> None:
+    """Kill a process's group, unless it has ended; but first signal `(pid, number)` of others.
 
     As in `Popen.send_signal`: what has been reaped, its pid and its group may be somebody else's.
     """
     if process.poll() is None:
-        for pid, number in victims:
+        for pid, number in (*others, (-process.pid, signal.SIGKILL)):
             wire.send_signal(pid, number)
 
 
@@ -2508,7 +2510,7 @@ class _Login:
             try:
                 copier.wait(seconds + CLOSE_SECONDS)
             except subprocess.TimeoutExpired:
-                _kill(copier, [(-copier.pid, signal.SIGKILL)])
+                _kill(copier)
                 copier.wait()
                 raise _Down(f"scp of {file.name} was not done after {seconds:.0f} s") from None
             finally:
@@ -2545,11 +2547,11 @@ class _Login:
     def abort(self, cause: str) -> None:
         """End it at once; the reader thread sees it end."""
         self._cause = self._cause or cause
-        local = [(self.shim, signal.SIGKILL), (self.guardian, signal.SIGCONT)]
+        local = []
+        if self.shim and self._is_local:        # there is no ssh to cut
+            local = [(self.shim, signal.SIGKILL), (self.guardian, signal.SIGCONT)]
         for process in [*self.processes]:
-            if self.shim and self._is_local:        # there is no ssh to cut
-                _kill(process, local)
-            _kill(process, [(-process.pid, signal.SIGKILL)])
+            _kill(process, local)
         if self._shim_fd >= 0:          # a frozen one outlives the shell that started it
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._shim_fd, signal.SIGKILL)
@@ -2559,7 +2561,7 @@ class _Login:
         self._cause = self._cause or "the link has ended"       # also to those who still copy
         self.over.set()
         for process in self.processes[1:]:
-            _kill(process, [(-process.pid, signal.SIGKILL)])
+            _kill(process)
         if self.processes:
             process = self.processes[0]
             if process.stdin:
@@ -2724,10 +2726,10 @@ class _Channel:
             frames.append(wire.frame(wire.FORGET, ident))
         return wire.message(wire.FUNCTION, function.ident, 0, function.packed) + frames
 
-    def read(self) -> list[tuple[int, int, int, Any]]:
+    def read(self) -> list[_Message]:
         """Wait for messages. Raises EOFError, OSError or FrameError at the link's end."""
         self._is_reading = True
-        messages: list[tuple[int, int, int, Any]] = self._reader.read()
+        messages: list[_Message] = self._reader.read()
         self._reads += 1
         self._is_reading = False
         return messages
@@ -3067,7 +3069,7 @@ class _File(NamedTuple):
 class _Files:
     """All that `files=` names, by name; `cleanup` removes what was made of it."""
 
-    def __init__(self, files: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> None:
+    def __init__(self, files: _Path | Iterable[_Path]) -> None:
         self.by_name: dict[str, _File] = {}
         paths = [files] if isinstance(files, (str, os.PathLike)) else files
         with contextlib.ExitStack() as stack:
@@ -4033,7 +4035,7 @@ class _Reader:
         is_result = kind in (wire.RESULT, wire.ERROR, wire.MISSING, wire.UNFIT)
         return is_result and (ident in worker.ahead or ident in worker.running)
 
-    def _look_for(self, message: tuple[int, int, int, Any]) -> tuple[int, int, int, Any]:
+    def _look_for(self, message: _Message) -> _Message:
         """Say of a module that a machine has not got whether we have it."""
         kind, ident, tag, body = message
         name, _, pickled = bytes(body[0]).partition(b"\0")
@@ -4301,7 +4303,7 @@ class RemoteExecutor(BaseExecutor):
     def __init__(self, workers: Iterable[RemoteWorkerRecord | str] | None = None,
                  policy: RemoteWorkerSelectionPolicy | None = None, *, title: str = "",
                  ssh_options: Sequence[str] = (),
-                 files: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] = (),
+                 files: _Path | Iterable[_Path] = (),
                  schedule_backups: bool | None = None, max_bundle_failures: int | None = None,
                  bundle_timeout: float | None = None, heartbeat_seconds: float = 5.0,
                  show_status: bool | None = None, modules: bool = True,
@@ -4629,7 +4631,7 @@ class RemoteExecutorStatus:
             lines.append(f"  ... and {sum(hidden)} more up, {hidden.count(False)} not up")
         return lines[:rows]
 
-    def trace(self, path: str | os.PathLike[str]) -> None:
+    def trace(self, path: _Path) -> None:
         """Write attempts as spans per machine and slot, for ui.perfetto.dev or chrome://tracing.
 
         Only the last 32768 attempts are remembered. An arrow leads from an attempt to the one that

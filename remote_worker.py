@@ -1622,9 +1622,7 @@ class _Packages:
                 if not _is_intact(place):
                     self._copy(cache, place, name, own)
                 _remove(path)       # who waits for it sees that all is done
-        os.utime(place)
-        _locks.append(_lock(place, fcntl.LOCK_SH))
-        return os.path.join(place, "content", "site-packages")
+        return os.path.join(_use(place), "site-packages")
 
     def _copy(self, cache: str, place: str, name: str, own: str) -> None:
         # Another path each time: an answer to who has died since is none to us.
@@ -3034,9 +3032,7 @@ def store_files(scratch: str, names: dict[str, tuple[str, bool]],
         if not wanted:
             os.mkdir(scratch, 0o700)
             for name, (digest, _is_tree) in names.items():
-                os.utime(os.path.join(cache, digest))
-                _locks.append(_lock(os.path.join(cache, digest), fcntl.LOCK_SH))
-                os.symlink(os.path.join(cache, digest, "content"), os.path.join(scratch, name))
+                os.symlink(_use(os.path.join(cache, digest)), os.path.join(scratch, name))
             os.chdir(scratch)
             sys.path.insert(0, scratch)
             _prune(cache)
@@ -3086,6 +3082,13 @@ def _lock(place: str, how: int) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def _use(place: str) -> str:
+    """Keep an entry of the cache from being pruned while we live; return where its content is."""
+    os.utime(place)
+    _locks.append(_lock(place, fcntl.LOCK_SH))
+    return os.path.join(place, "content")
 
 
 def _admit(place: str, name: str, temporary: str, digest: str, is_tree: bool) -> None:
