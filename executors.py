@@ -60,6 +60,7 @@ import functools
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import itertools
 import json
 import linecache
@@ -154,6 +155,8 @@ _P = ParamSpec("_P")
 _A = TypeVar("_A")
 _B = TypeVar("_B")
 _C = TypeVar("_C")
+_Path = str | os.PathLike[str]
+_Message = tuple[int, int, int, Any]    # kind, identifier, tag, body
 _log = logging.getLogger("executors")
 
 
@@ -621,22 +624,19 @@ class _Chunks:
 
     def _send(self, start: int, chunk: list[Any], is_alone: bool) -> None:
         """Submit as many items as are short together; see to it that their outcome comes here."""
-        number = len(chunk)
-        way = _ALONE if is_alone else _TOGETHER
-        packed: Any = ()
+        number = 1
+        packed: Any = b""
         try:
-            while way is _TOGETHER and not packed:
-                with contextlib.suppress(*[Exception] * (number > 1)):      # it is one of them
-                    packed = self._pool._pack_items([*zip(*chunk[:number])])
-                if not packed:
-                    way = _TOGETHER if number > 1 else _ALONE
-                    number = max(number // 2, 1)
-            future = (self._submit_one(*chunk[0]) if way is _ALONE
-                      else self._submit_some(packed, 2 * CHUNK_SECONDS))
+            if not is_alone:
+                number, packed = self._pack(chunk)
+            if packed:
+                future = self._submit_some(packed, 2 * CHUNK_SECONDS)
+            else:
+                future = self._submit_one(*chunk[0])
+            way = _TOGETHER if packed else _ALONE
         except Exception as error:
             future = Future()
-            future.set_exception(_blame_arguments(self._name, chunk[0], {}, error)
-                                 if way is _TOGETHER else error)
+            future.set_exception(error)
             is_refusal = _is_closed(error) or isinstance(error, BrokenExecutor)
             way = _REFUSED if is_refusal else _ALONE
         with self._changed:
@@ -648,6 +648,24 @@ class _Chunks:
         future.add_done_callback(functools.partial(self._came, start, number, way))
         if is_over:
             future.cancel()
+
+    def _pack(self, chunk: list[Any]) -> tuple[int, Any]:
+        """Return how many items are short together, and these, packed; one that is long is not.
+
+        Raises what tells that the first item cannot be pickled.
+        """
+        number = len(chunk)
+        while True:
+            packed: Any = b""
+            try:
+                packed = self._pool._pack_items([*zip(*chunk[:number])])
+            except Exception as error:
+                if number == 1:         # otherwise it is one of them
+                    found = _blame_arguments(self._name, chunk[0], {}, error)
+                    raise found from found.__cause__
+            if packed or number == 1:
+                return number, packed
+            number //= 2
 
     def _came(self, start: int, number: int, way: _Way, future: Future[Any]) -> None:
         """Take in what has come back; then send more."""
@@ -974,8 +992,9 @@ def _keep_promises() -> None:
     pid = os.getpid()
 
     def keep() -> None:
-        for pool in [*_promising] if os.getpid() == pid else ():
-            pool._keep()
+        if os.getpid() == pid:
+            for pool in [*_promising]:
+                pool._keep()
 
     with contextlib.suppress(RuntimeError):     # it is too late for that
         _at_exit(keep)
@@ -1289,6 +1308,11 @@ class _Attempt:
     name: str
     origin: int
 
+    def span(self, slot: int, outcome: str, now: float, ran: float = 0.0) -> _Span:
+        """Return it as the trace has it; `ran` is 0 if the slot has not told."""
+        return _Span(self.worker, slot, self.name, self.ident, self.origin, now,
+                     ran or now - self.since, outcome)
+
 
 class _Span(NamedTuple):
     """An attempt that started, for the trace. Times are the controller's, in seconds.
@@ -1344,7 +1368,7 @@ class _Tally:
         self.promised = 0       # items of maps that have no outcome yet
         self.retried = 0
         self.backups = 0
-        self.spans: deque[Any] = deque(maxlen=SPANS)        # what _Spans are made of
+        self.spans: deque[_Span] = deque(maxlen=SPANS)
         self._progress: deque[tuple[float, int]] = deque(maxlen=RATE_TICKS)
 
     def measure(self, now: float, is_busy: int) -> None:
@@ -1358,7 +1382,8 @@ class _Tally:
 
     def rate(self, now: float) -> float:
         """Return bundles settled per second, of late; 0 until there are three to judge by."""
-        for since, count in itertools.islice(self._progress, 1):
+        if self._progress:
+            since, count = self._progress[0]
             number = sum(self.settled.values()) - count
             if number >= 3 and now > since:
                 return number / (now - since)
@@ -1706,6 +1731,13 @@ class _Scheduler:
         is_kept = self.tally.promised <= 0 or self.mode in (_CANCELLING, _KILLING)
         return self.mode is not _OPEN and not self.unfinished and is_kept
 
+    def histogram(self) -> Histogram:
+        """Return how long calls ran, on any worker."""
+        total = Histogram()
+        for worker in [*self.workers]:
+            total.merge(worker.durations)
+        return total
+
     def _settle_waiting(self, kind: int, body: Any = ()) -> None:
         for queue in (self._queues.suspects, *self._queues.again.values(), self._queues.new):
             while queue:
@@ -1778,7 +1810,7 @@ class _Scheduler:
                 self._put_aside(bundle)
                 is_aside = True
             elif bundle.phase is _LIVE:
-                worker: Any = ()
+                worker = None
                 if self._idle:
                     worker = self._pick_idle(avoid)
                 elif not avoid:
@@ -1790,14 +1822,14 @@ class _Scheduler:
             queue.popleft()
         return is_aside
 
-    def _pick_idle(self, avoid: Container[str]) -> Any:
+    def _pick_idle(self, avoid: Container[str]) -> _Worker | None:
         """Choose among the idle; none, while there is hope for one that is not to be avoided."""
         if len(self._idle) == 1 and not avoid:
             return next(iter(self._idle))
         records = [*self._idle.values()]
         if avoid and all(record.machine in avoid for record in records):
             if any(worker.is_hopeful() for worker in self.workers if worker.machine not in avoid):
-                return ()
+                return None
             avoid = ()      # it has failed everywhere
         index = self._choose(records, avoid)
         return next(itertools.islice(self._idle, index, None))
@@ -1817,14 +1849,14 @@ class _Scheduler:
             self._policy = WeightedRandomRemoteWorkerSelectionPolicy()
             return self._choose(records, avoid)
 
-    def _pick_ahead(self, bundle: _Bundle, workers: Sequence[_Worker]) -> Any:
+    def _pick_ahead(self, bundle: _Bundle, workers: Sequence[_Worker]) -> _Worker | None:
         """Choose who is sent a bundle though all slots are busy, if it is short enough for that.
 
         Long arguments take their time on the way: one call waits in front of each slot at least.
         With a time-out there is nobody, for one must know when each bundle began.
         """
         if self.rules.bundle_timeout < math.inf:
-            return ()
+            return None
         median = bundle.function.durations.median
         each, most, least = max(median, 1 / AHEAD_RATE), math.inf, 0
         if type(bundle.packed) is not bytes:
@@ -1836,7 +1868,7 @@ class _Scheduler:
             if len(worker.ahead) < worker.count * depth and not worker.is_reserved:
                 self._turn = turn + 1
                 return worker
-        return ()
+        return None
 
     def _launch(self, bundle: _Bundle, worker: _Worker, backup: bool = False) -> None:
         ident = next(self._idents)
@@ -1876,7 +1908,7 @@ class _Scheduler:
 
     # What links report, to `hear`
 
-    def finish(self, worker: _Worker, results: Iterable[tuple[int, int, int, Any]]) -> None:
+    def finish(self, worker: _Worker, results: Iterable[_Message]) -> None:
         """Attempts have ended with a value or an exception.
 
         Arguments:
@@ -1884,7 +1916,8 @@ class _Scheduler:
                 is a module, whether we have it, and the body of the error.
         """
         for kind, ident, tag, body in results:
-            for attempt in self._release(worker, ident):
+            attempt = self._release(worker, ident)
+            if attempt:
                 bundle = attempt.bundle
                 seconds = (tag & _MICROSECONDS) * 1e-6
                 outcome = "returned" if kind == wire.RESULT else "raised"
@@ -1917,7 +1950,8 @@ class _Scheduler:
 
     def died(self, worker: _Worker, ident: int, slot: int, ending: str, words: str) -> None:
         """A slot has died under an attempt: the bundle's fault, unless we meant to kill it."""
-        for attempt in self._release(worker, ident):
+        attempt = self._release(worker, ident)
+        if attempt:
             self._trace(attempt, slot, ending)
             bundle = attempt.bundle
             if attempt in bundle.attempts:
@@ -1932,7 +1966,8 @@ class _Scheduler:
 
     def freed(self, worker: _Worker, ident: int, slot: int) -> None:
         """An attempt that was to be killed is gone; it ran in a slot, or had not started."""
-        for attempt in self._release(worker, ident):
+        attempt = self._release(worker, ident)
+        if attempt:
             if slot != wire.NO_SLOT:
                 self._trace(attempt, slot, "killed")
             self._lose(attempt)
@@ -1942,23 +1977,23 @@ class _Scheduler:
         """A machine has given attempts back that it had not started."""
         worker.is_recalling = False
         for ident in reversed(idents):
-            for attempt in self._release(worker, ident):
+            attempt = self._release(worker, ident)
+            if attempt:
                 self._lose(attempt, has_started=False)
         self._has_room(worker)
 
-    def _release(self, worker: _Worker, ident: int) -> Sequence[_Attempt]:
+    def _release(self, worker: _Worker, ident: int) -> _Attempt | None:
         """Return the attempt that leaves a worker, if it is there."""
         attempt = worker.running.pop(ident, None)
         if attempt is None:
             attempt = worker.ahead.pop(ident, None)
             self._ahead -= attempt is not None
         self._backups.pop(ident, None)
-        return () if attempt is None else (attempt,)
+        return attempt
 
     def _trace(self, attempt: _Attempt, slot: int, outcome: str, ran: float = 0.0) -> None:
         """Remember an attempt that has left its worker, and how long it ran, if that is known."""
-        self.tally.spans.append((attempt.worker, slot, attempt.name, attempt.ident, attempt.origin,
-                                 self.now, ran or self.now - attempt.since, outcome))
+        self.tally.spans.append(attempt.span(slot, outcome, self.now, ran))
 
     def _lose(self, attempt: _Attempt, has_started: bool = True) -> None:
         """An attempt came to nothing: put its bundle back, unless another attempt is under way."""
@@ -1967,8 +2002,8 @@ class _Scheduler:
             return      # we meant to kill it
         bundle.origin = attempt.ident
         self._forget(attempt)
-        for other in bundle.attempts:
-            self._backups.pop(other.ident, None)        # now it is all there is
+        if bundle.attempts:
+            self._backups.pop(bundle.attempts[0].ident, None)       # now it is all there is
             return
         self.waiting += 1
         if self.mode in (_CANCELLING, _KILLING) and not has_started:
@@ -2023,7 +2058,7 @@ class _Scheduler:
         is_alone = self.waiting and not self.up and not late
         self._alone = self._alone + min(elapsed, 1.0) if is_alone else 0.0
         has_worked = self.tally.settled[wire.RESULT] + self.tally.settled[wire.ERROR] > 0
-        if self._alone > GIVE_UP_SECONDS[has_worked]:
+        if self._alone > (GIVE_UP_SECONDS[1] if has_worked else GIVE_UP_SECONDS[0]):
             self._alone = 0.0
             self._settle_waiting(_FAILED, self._no_workers())
 
@@ -2175,16 +2210,14 @@ def _spawn(argv: Sequence[str], **options: Any) -> Any:
         return subprocess.Popen(argv, start_new_session=True, **options)
 
 
-def _kill(process: Any, victims: Iterable[tuple[int, int]]) -> None:
-    """Signal `(pid, number)` of each victim, as long as this process has not ended.
+def _kill(process: Any, others: Iterable[tuple[int, int]] = ()) -> None:
+    """Kill a process's group, unless it has ended; but first signal `(pid, number)` of others.
 
     As in `Popen.send_signal`: what has been reaped, its pid and its group may be somebody else's.
     """
-    for pid, number in victims if process.poll() is None else ():
-        try:
-            os.kill(pid, number)
-        except (ProcessLookupError, PermissionError):
-            pass
+    if process.poll() is None:
+        for pid, number in (*others, (-process.pid, signal.SIGKILL)):
+            wire.send_signal(pid, number)
 
 
 class _Down(Exception):
@@ -2247,11 +2280,12 @@ def _ssh_settings(*of_8_7: str) -> list[str]:
 
 # The letters of ssh that a link bears, and what scp, whose letters are others, is told instead.
 _SSH_LETTERS = {
-    "4": "AddressFamily=inet", "6": "AddressFamily=inet6", "A": "", "a": "", "C": "Compression=yes",
-    "K": "GSSAPIAuthentication=yes", "k": "GSSAPIDelegateCredentials=no", "q": "", "v": "",
-    "X": "", "x": "", "Y": "", "b": "BindAddress={}", "B": "BindInterface={}", "c": "Ciphers={}",
-    "F": "F", "I": "PKCS11Provider={}", "i": "IdentityFile={}", "J": "ProxyJump={}",
-    "l": "User={}", "m": "MACs={}", "o": "{}", "p": "Port={}"}
+    "4": "-o AddressFamily=inet", "6": "-o AddressFamily=inet6", "A": "", "a": "",
+    "C": "-o Compression=yes", "K": "-o GSSAPIAuthentication=yes",
+    "k": "-o GSSAPIDelegateCredentials=no", "q": "", "v": "", "X": "", "x": "", "Y": "",
+    "b": "-o BindAddress={}", "B": "-o BindInterface={}", "c": "-o Ciphers={}", "F": "-F {}",
+    "I": "-o PKCS11Provider={}", "i": "-o IdentityFile={}", "J": "-o ProxyJump={}",
+    "l": "-o User={}", "m": "-o MACs={}", "o": "-o {}", "p": "-o Port={}"}
 
 
 def _parse_options(words: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -2269,7 +2303,7 @@ def _parse_options(words: Iterable[str]) -> Iterator[tuple[str, str]]:
             if letter not in _SSH_LETTERS:
                 raise ValueError(f"ssh_options: -{letter} breaks a link, which needs ssh's input, "
                                  "output, errors and command for itself")
-            if "{" not in _SSH_LETTERS[letter] and letter != "F":
+            if "{" not in _SSH_LETTERS[letter]:
                 yield letter, ""
                 continue
             value = word[at:] or next(remaining, "")
@@ -2284,11 +2318,8 @@ def _scp_argv(record: RemoteWorkerRecord, ssh_options: list[str], source: str,
     """Return the command that copies a file; scp has letters of its own for two ssh options."""
     options, login = [*_ssh_settings()], record.login
     for letter, value in _parse_options(ssh_options):
-        meaning = _SSH_LETTERS[letter]
-        if letter == "F":
-            options += ["-F", value]
-        elif meaning:
-            options += ["-o", meaning.format(value)]
+        if _SSH_LETTERS[letter]:
+            options += _SSH_LETTERS[letter].format(value).split(" ", 1)
     if ":" in record.machine:
         login = login.replace(record.machine, f"[{record.machine}]")
     return [SCP, "-q", *options, "--", os.path.abspath(source), f"{login}:{target}"]
@@ -2479,7 +2510,7 @@ class _Login:
             try:
                 copier.wait(seconds + CLOSE_SECONDS)
             except subprocess.TimeoutExpired:
-                _kill(copier, [(-copier.pid, signal.SIGKILL)])
+                _kill(copier)
                 copier.wait()
                 raise _Down(f"scp of {file.name} was not done after {seconds:.0f} s") from None
             finally:
@@ -2516,24 +2547,23 @@ class _Login:
     def abort(self, cause: str) -> None:
         """End it at once; the reader thread sees it end."""
         self._cause = self._cause or cause
-        local = [(self.shim, signal.SIGKILL), (self.guardian, signal.SIGCONT)]
+        local = []
+        if self.shim and self._is_local:        # there is no ssh to cut
+            local = [(self.shim, signal.SIGKILL), (self.guardian, signal.SIGCONT)]
         for process in [*self.processes]:
-            if self.shim and self._is_local:        # there is no ssh to cut
-                _kill(process, local)
-            _kill(process, [(-process.pid, signal.SIGKILL)])
+            _kill(process, local)
         if self._shim_fd >= 0:          # a frozen one outlives the shell that started it
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._shim_fd, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
 
     def end(self) -> None:
         """See to it that ssh ends, now that nobody reads from it; release everything."""
         self._cause = self._cause or "the link has ended"       # also to those who still copy
         self.over.set()
         for process in self.processes[1:]:
-            _kill(process, [(-process.pid, signal.SIGKILL)])
-        for process in self.processes[:1]:
+            _kill(process)
+        if self.processes:
+            process = self.processes[0]
             if process.stdin:
                 process.stdin.close()
             try:
@@ -2696,10 +2726,10 @@ class _Channel:
             frames.append(wire.frame(wire.FORGET, ident))
         return wire.message(wire.FUNCTION, function.ident, 0, function.packed) + frames
 
-    def read(self) -> list[tuple[int, int, int, Any]]:
+    def read(self) -> list[_Message]:
         """Wait for messages. Raises EOFError, OSError or FrameError at the link's end."""
         self._is_reading = True
-        messages: list[tuple[int, int, int, Any]] = self._reader.read()
+        messages: list[_Message] = self._reader.read()
         self._reads += 1
         self._is_reading = False
         return messages
@@ -2855,7 +2885,8 @@ class _Packages:
         self._names = set() if isinstance(wanted, bool) else {*map(_normal, wanted)}
         self._is_on = bool(self._names or wanted is True)
         self._known: dict[str, _Distribution] = {}
-        self._tars: dict[str, Future[_File]] = {}
+        self._tars: dict[str, _File] = {}
+        self._locks: dict[str, threading.Lock] = {}     # of these
         self._made = contextlib.ExitStack()
         self.cleanup = self._made.close
 
@@ -2913,18 +2944,12 @@ class _Packages:
                                   f"to follow, packages=[{name!r}, ...]")
         if problem:
             raise ValueError(problem)
-        mine: Future[_File] = Future()
-        future = self._tars.setdefault(one.key, mine)
-        if future is mine:      # otherwise another thread has made it, or is about to
-            try:
+        with self._locks.setdefault(one.key, threading.Lock()):     # one thread makes it
+            if one.key not in self._tars:
                 source = self._made.enter_context(_tar(one.members, "content/site-packages"))
-                size = os.path.getsize(source)
-                mine.set_result(_File(f"{name} {one.version}", source, wire.digest_file(source),
-                                      size, True))
-            except BaseException as error:      # it may be better next time
-                del self._tars[one.key]
-                mine.set_exception(error)
-        return future.result()
+                self._tars[one.key] = _File(f"{name} {one.version}", source,
+                                            wire.digest_file(source), os.path.getsize(source), True)
+            return self._tars[one.key]
 
 
 def _normal(name: str) -> str:
@@ -3044,7 +3069,7 @@ class _File(NamedTuple):
 class _Files:
     """All that `files=` names, by name; `cleanup` removes what was made of it."""
 
-    def __init__(self, files: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> None:
+    def __init__(self, files: _Path | Iterable[_Path]) -> None:
         self.by_name: dict[str, _File] = {}
         paths = [files] if isinstance(files, (str, os.PathLike)) else files
         with contextlib.ExitStack() as stack:
@@ -3132,16 +3157,14 @@ for _method in ("acquire", "release", "_release_save", "_acquire_restore", "_is_
     setattr(_Condition, _method, property(operator.attrgetter(f"_lock.{_method}")))
 
 
-class _NoCondition:
+class _NoCondition(contextlib.nullcontext[None]):
     """The condition of futures that were settled before anybody waited: it guards nothing."""
 
     def acquire(self) -> None:
-        """Do nothing; so do the others."""
-
-    def __exit__(self, *_: object) -> None:
         """Do nothing."""
 
-    __enter__ = release = acquire
+    def release(self) -> None:
+        """Do nothing."""
 
 
 _NO_CONDITION = _NoCondition()
@@ -3529,22 +3552,11 @@ def _like(error: Exception, words: str) -> Exception:
 def _find_unpicklable(fn: Any) -> str:
     """Return the name of the variable that keeps a function from being pickled, or ""."""
     owner = getattr(fn, "__self__", None)
-    if isinstance(fn, wire.Prepacked):
-        return ""
     used = {f"self.{name}": value for name, value in getattr(owner, "__dict__", {}).items()}
-    code = getattr(fn, "__code__", None)
-    if code:
-        space = fn.__globals__
-        used.update((name, space[name]) for name in code.co_names if name in space)
-        cells = zip(code.co_freevars, getattr(fn, "__closure__", None) or ())
-        with contextlib.suppress(ValueError):       # one is empty
-            used.update((name, cell.cell_contents) for name, cell in cells)
-    name, _ = next(_unpicklable(used.items()), ("", None))
-    return str(name)
-
-
-def _unpicklable(values: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
-    return ((name, value) for name, value in values if _is_unpicklable(value))
+    with contextlib.suppress(TypeError, ValueError):    # it is no function; a cell is empty
+        variables = inspect.getclosurevars(fn)
+        used.update({**variables.globals, **variables.nonlocals})
+    return next((name for name, value in used.items() if _is_unpicklable(value)), "")
 
 
 def _is_unpicklable(value: Any) -> bool:
@@ -3560,13 +3572,14 @@ def _blame_arguments(name: str, args: Iterable[Any], kwargs: Mapping[str, Any],
     """Return what names the argument that cannot be pickled, in place of what pickle says."""
     if type(error) not in (AttributeError, TypeError, pickle.PicklingError):
         return error        # another may want other arguments than words
-    for where, value in _unpicklable((*enumerate(args, 1), *kwargs.items())):
-        why = ("it is a future: pass what its result() returns, or have `parallelize` wait"
-               if isinstance(value, Future) else wire.describe(error))
-        found = type(error)(f"argument {where} of {name}, a {type(value).__name__}, cannot be "
-                            f"pickled ({why})")
-        found.__cause__ = error
-        return found
+    for where, value in (*enumerate(args, 1), *kwargs.items()):
+        if _is_unpicklable(value):
+            why = ("it is a future: pass what its result() returns, or have `parallelize` wait"
+                   if isinstance(value, Future) else wire.describe(error))
+            found = type(error)(f"argument {where} of {name}, a {type(value).__name__}, cannot be "
+                                f"pickled ({why})")
+            found.__cause__ = error
+            return found
     return error
 
 
@@ -3585,12 +3598,8 @@ def _unwrapped(fn: Any) -> Any:
 
 # A decision that is to be made, its operands, and who is told the outcome: the answer, or the
 # _Refusal, and the futures whose callbacks he is to run. If that is nobody, who passes runs them.
-_Event = tuple[Callable[..., Any], tuple[Any, ...], Callable[[Any], object]]
-_nobody = bool
-_LOOK: _Event = bool, (), _nobody       # something has changed
-
-
-_TRIES = {_CONNECT: "1", _SETTLE: "123", _LEAVE: "1", _FINISH: "1", _WARN: "1"}     # if it raises
+_Event = tuple[Callable[..., Any], tuple[Any, ...], Callable[[Any], object] | None]
+_LOOK: _Event = bool, (), None      # something has changed
 _FOREIGN = "this executor belongs to the parent process; make another one after a fork"
 
 
@@ -3659,7 +3668,7 @@ class _Supervisor:
         if os.getpid() != self.pid:
             raise RuntimeError(_FOREIGN)
         if self._lock._is_owned():
-            self.events.put((decision, operands, _nobody))
+            self.events.put((decision, operands, None))
             return None
         outcomes: SimpleQueue[Any] = SimpleQueue()
         try:
@@ -3709,20 +3718,20 @@ class _Supervisor:
                         others.append(action)
                     elif channel := self.channels.get(target):
                         channel.queue.put((verb, operand))
-                if others or reply is not _nobody:
+                if others or reply:
                     passed.append((reply, answer, others))
         for reply, answer, others in passed:
             futures: list[_RemoteFuture] = []
             for verb, target, operand in others:
-                for _ in _TRIES[verb]:
+                for _ in range(3 if verb is _SETTLE else 1):    # no future is left behind
                     try:
                         futures += self._performers[verb](target, operand)
                         break
                     except BaseException:       # the others are performed all the same
                         _log.exception("%s: %s failed", self.title, verb.name)
-            if reply is not _nobody:
+            if reply:
                 reply((answer, futures))
-            elif futures:
+            else:
                 self._call_back(futures)
             _log.debug("%s: %s", self.title, others)
 
@@ -3749,7 +3758,7 @@ class _Supervisor:
             # There are too many of something; and Python 3.12.0 and 3.12.1 start none at exit.
             opened.put(None)
             if self.logins.pop(link, None):
-                self.events.put((self.scheduler.ended, (link,), _nobody))
+                self.events.put((self.scheduler.ended, (link,), None))
             cause = wire.describe(error)
             self.decide(self.scheduler.hear, worker, link, _Scheduler.down, cause, False)
         return ()
@@ -3823,7 +3832,7 @@ class _Supervisor:
                 _log.exception("%s: the heartbeat stumbled", self.title)
         self.baggage.files.cleanup()
         self.baggage.packages.cleanup()
-        self.board.finish(self.status(), self.histogram)
+        self.board.finish(self.status(), self.scheduler.histogram())
         self.ended.set()
         while not self.events.empty():
             self._pass(self._next_events(0))
@@ -3883,7 +3892,7 @@ class _Supervisor:
                     else self.functions.get(fn, names))
         bundle = _Bundle(function, packed, cell=cell)
         future = bundle.future = _RemoteFuture(self, bundle)
-        self._enter((self.scheduler.submit, (bundle, is_promised), _nobody))
+        self._enter((self.scheduler.submit, (bundle, is_promised), None))
         return future
 
     def submit_item(self, function: _Function, *args: Any) -> Future[Any]:
@@ -3931,18 +3940,10 @@ class _Supervisor:
             self.counted.wait(COUNT_SECONDS)
             self.counted.set()
 
-    @property
-    def histogram(self) -> Histogram:
-        """How long calls ran."""
-        total = Histogram()
-        for worker in [*self.scheduler.workers]:
-            total.merge(worker.durations)
-        return total
-
-    def status(self, with_spans: bool = False) -> Any:
-        """Take a snapshot, and with it, perhaps, what a trace is made of."""
+    def status(self) -> Any:
+        """Take a snapshot."""
         found = {link: login.progress() for link, login in [*self.logins.items()]}
-        return self.decide(_take_status, self.title, self.scheduler, found, with_spans)
+        return self.decide(_take_status, self.title, self.scheduler, found)
 
     def abandon(self) -> None:
         """In a forked child: the links are the parent's."""
@@ -4011,7 +4012,7 @@ class _Reader:
             for thread in self._copiers:
                 thread.join()
             del supervisor.logins[self._link]
-            supervisor.events.put((supervisor.scheduler.ended, (self._link,), _nobody))
+            supervisor.events.put((supervisor.scheduler.ended, (self._link,), None))
 
     def _is_down(self, down: _Down) -> None:
         self._tell(_Scheduler.noticed, self._login.found)
@@ -4051,7 +4052,7 @@ class _Reader:
         is_result = kind in (wire.RESULT, wire.ERROR, wire.MISSING, wire.UNFIT)
         return is_result and (ident in worker.ahead or ident in worker.running)
 
-    def _look_for(self, message: tuple[int, int, int, Any]) -> tuple[int, int, int, Any]:
+    def _look_for(self, message: _Message) -> _Message:
         """Say of a module that a machine has not got whether we have it."""
         kind, ident, tag, body = message
         name, _, pickled = bytes(body[0]).partition(b"\0")
@@ -4319,7 +4320,7 @@ class RemoteExecutor(BaseExecutor):
     def __init__(self, workers: Iterable[RemoteWorkerRecord | str] | None = None,
                  policy: RemoteWorkerSelectionPolicy | None = None, *, title: str = "",
                  ssh_options: Sequence[str] = (),
-                 files: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] = (),
+                 files: _Path | Iterable[_Path] = (),
                  schedule_backups: bool | None = None, max_bundle_failures: int | None = None,
                  bundle_timeout: float | None = None, heartbeat_seconds: float = 5.0,
                  show_status: bool | None = None, modules: bool = True,
@@ -4351,7 +4352,7 @@ class RemoteExecutor(BaseExecutor):
         _Notebook.watch(self._supervisor)
         self._finalizer = weakref.finalize(
             self, self._supervisor.events.put,
-            (self._supervisor.scheduler.close, (False,), _nobody))
+            (self._supervisor.scheduler.close, (False,), None))
         for record in records:
             self.add_worker(record)
 
@@ -4364,7 +4365,7 @@ class RemoteExecutor(BaseExecutor):
 
     @property
     def histogram(self) -> Histogram:
-        return self._supervisor.histogram
+        return self._supervisor.scheduler.histogram()
 
     def _await_slots(self) -> None:
         self._supervisor.await_count()
@@ -4385,7 +4386,7 @@ class RemoteExecutor(BaseExecutor):
     @property
     def status(self) -> RemoteExecutorStatus:
         """A snapshot of the pool; `print(pool.status)` shows it."""
-        status: RemoteExecutorStatus = self._supervisor.status(with_spans=True)
+        status: RemoteExecutorStatus = self._supervisor.status()
         return status
 
     def add_worker(self, worker: RemoteWorkerRecord | str) -> None:
@@ -4556,20 +4557,19 @@ class WorkerStatus:
 
     def _parts(self) -> list[str]:
         """Say it in pieces, the most important first."""
-        if self.state != "up":
-            wait = f", next try in {self.retry_in:.0f} s" if self.retry_in else ""
-            if "copying" in self.found:
-                wait = f", copying {_printable(self.found['copying'])}"
-            cause = f": {' '.join(_printable(self.cause).split())}" if self.cause else ""
-            return [self.state + wait + cause]
-        parts = [f"{f'{self.busy}/{self.slots}':>5} slots", f"{self.done:>6} done"]
-        if "copying" in self.found:
-            parts.append(f"copying {_printable(self.found['copying'])}")
-        if self.longest:
-            parts.append(f"longest {_seconds(self.longest):>7} {_printable(self.function)}")
-        if self.p95:
-            parts += [f"p50 {_seconds(self.p50):>7}", f"p95 {_seconds(self.p95):>7}"]
-        return parts + _counts(self, "backups", "died")
+        copying = _printable(self.found.get("copying", ""))
+        notes = [f"copying {copying}"] if copying else []
+        if self.state == "up":
+            parts = [f"{f'{self.busy}/{self.slots}':>5} slots", f"{self.done:>6} done", *notes]
+            if self.longest:
+                parts.append(f"longest {_seconds(self.longest):>7} {_printable(self.function)}")
+            return parts + _percentiles(self, 7) + _counts(self, "backups", "died")
+        if self.retry_in:
+            notes.append(f"next try in {self.retry_in:.0f} s")
+        text = ", ".join([self.state, *notes])
+        if self.cause:
+            text += f": {' '.join(_printable(self.cause).split())}"
+        return [text]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -4601,7 +4601,7 @@ class RemoteExecutorStatus:
     p50: float = 0.0
     p95: float = 0.0
     workers: tuple[WorkerStatus, ...] = ()
-    _spans: Sequence[tuple[Any, ...]] = dataclasses.field(default=(), repr=False, compare=False)
+    _spans: Sequence[_Span] = dataclasses.field(default=(), repr=False, compare=False)
 
     def __str__(self) -> str:
         return "\n".join(self._lines(1 << 20, 1 << 20))
@@ -4616,24 +4616,21 @@ class RemoteExecutorStatus:
         rows = [[worker.worker, *worker._parts()] for worker in self.workers]
         body = "".join("<tr>" + "".join(f"<td>{html.escape(cell.strip())}</td>" for cell in row)
                        + "</tr>" for row in rows)
-        head = html.escape(", ".join(self._head))
-        return f"<table><caption>{head}</caption>{body}</table>"
+        return f"<table><caption>{html.escape(self._head)}</caption>{body}</table>"
 
     @property
-    def _head(self) -> list[str]:
+    def _head(self) -> str:
         parts = [f"{self.title}: {self.done} done"]
         parts += _counts(self, "failed", "cancelled", "retried", "backups", "running", "waiting")
         if self.rate:
             parts.append(f"{self.rate:.3g}/s" if self.rate < 1000 else f"{self.rate:.0f}/s")
         if self.left is not None:
             parts.append(f"{_seconds(self.left)} left")
-        if self.p95:
-            parts += [f"p50 {_seconds(self.p50)}", f"p95 {_seconds(self.p95)}"]
-        return parts
+        return ", ".join(parts + _percentiles(self, 0))
 
     def _lines(self, columns: int, rows: int) -> list[str]:
         """Lay it out in a rectangle: the head, then machines, each in one line with what fits."""
-        lines = _wrap_parts(self._head, columns)
+        lines = _wrap(self._head, columns)
         names = [worker.worker.split()[0] for worker in self.workers]
         width = min(max(map(len, names), default=0), max(8, columns // 3))
         room = rows - len(lines)
@@ -4651,7 +4648,7 @@ class RemoteExecutorStatus:
             lines.append(f"  ... and {sum(hidden)} more up, {hidden.count(False)} not up")
         return lines[:rows]
 
-    def trace(self, path: str | os.PathLike[str]) -> None:
+    def trace(self, path: _Path) -> None:
         """Write attempts as spans per machine and slot, for ui.perfetto.dev or chrome://tracing.
 
         Only the last 32768 attempts are remembered. An arrow leads from an attempt to the one that
@@ -4662,8 +4659,7 @@ class RemoteExecutorStatus:
             path: a JSON file in Google's Trace Event Format.
         """
         with open(path, "w", encoding="utf-8") as file:
-            json.dump({"traceEvents": _trace_events([*map(_Span._make, self._spans)]),
-                       "displayTimeUnit": "ms"}, file)
+            json.dump({"traceEvents": _trace_events(self._spans), "displayTimeUnit": "ms"}, file)
 
 
 def _trace_events(spans: Sequence[_Span]) -> list[dict[str, Any]]:
@@ -4671,9 +4667,8 @@ def _trace_events(spans: Sequence[_Span]) -> list[dict[str, Any]]:
     pids: dict[_Worker, int] = {}
     names: dict[tuple[str, int, int], str] = {}
     events: dict[int, dict[str, Any]] = {}
-    starts = _starts(spans)
-    zero = min(starts.values(), default=0.0)
-    for span in spans:
+    next_starts: dict[tuple[int, int], float] = {}
+    for span in reversed(spans):
         pid = pids.setdefault(span.worker, len(pids) + 1)
         tid = span.slot
         name = f"slot {tid}"
@@ -4682,9 +4677,13 @@ def _trace_events(spans: Sequence[_Span]) -> list[dict[str, Any]]:
             name = "slot not known"
         names["process_name", pid, 0] = str(span.worker.record)
         names["thread_name", pid, tid] = name
+        # What is known of an end is when the result came, many at a time perhaps. So it ended then,
+        # or when its slot began the next.
+        end = min(span.until, next_starts.get((pid, tid), math.inf))
+        next_starts[pid, tid] = start = end - span.ran
         events[span.ident] = {
-            "ph": "X", "pid": pid, "tid": tid, "ts": 1e6 * (starts[span.ident] - zero),
-            "dur": 1e6 * span.ran, "name": span.name, "cat": span.outcome,
+            "ph": "X", "pid": pid, "tid": tid, "ts": 1e6 * start, "dur": 1e6 * span.ran,
+            "name": span.name, "cat": span.outcome,
             "args": {"attempt": span.ident, "outcome": span.outcome}}
     heads = [{"ph": "M", "name": what, "pid": pid, "tid": tid, "args": {"name": name}}
              for (what, pid, tid), name in names.items()]
@@ -4695,30 +4694,12 @@ def _trace_events(spans: Sequence[_Span]) -> list[dict[str, Any]]:
     return [*heads, *events.values(), *arrows]
 
 
-def _starts(spans: Sequence[_Span]) -> dict[int, float]:
-    """Return when each span started, by its identifier.
-
-    What is known of an end is when the result came, many at a time perhaps. So it ended then, or
-    when its slot began the next.
-    """
-    starts: dict[int, float] = {}
-    next_starts: dict[Any, float] = {}
-    for span in reversed(spans):
-        # What ran nobody knows where was alone there.
-        place = span.worker, span.slot if span.slot != wire.NO_SLOT else span
-        end = min(span.until, next_starts.get(place, math.inf))
-        starts[span.ident] = next_starts[place] = end - span.ran
-    return starts
-
-
-def _take_status(title: str, scheduler: _Scheduler, found: Mapping[int, Mapping[str, str]],
-                 with_spans: bool) -> RemoteExecutorStatus:
+def _take_status(title: str, scheduler: _Scheduler,
+                 found: Mapping[int, Mapping[str, str]]) -> RemoteExecutorStatus:
     now = scheduler.now
     tally = scheduler.tally
-    total = Histogram()
+    total = scheduler.histogram()
     running = [one for worker in scheduler.workers for one in worker.running.values()]
-    for worker in scheduler.workers:
-        total.merge(worker.durations)
     rate = tally.rate(now)
     p50 = total.percentile(50)
     left = None
@@ -4726,8 +4707,7 @@ def _take_status(title: str, scheduler: _Scheduler, found: Mapping[int, Mapping[
     waiting = scheduler.waiting + max(tally.promised - scheduler.unfinished, 0)
     if rate and scheduler.up and (waiting or youngest < p50):
         left = waiting / rate + max(0.0, p50 - youngest)
-    spans = [*tally.spans, *((one.worker, wire.NO_SLOT, one.name, one.ident, one.origin, now,
-                              now - one.since, "running") for one in running)] if with_spans else []
+    spans = [*tally.spans, *(one.span(wire.NO_SLOT, "running", now) for one in running)]
     done, raised, failed, cancelled = tally.settled.values()
     return RemoteExecutorStatus(
         title, waiting, scheduler.unfinished - scheduler.waiting, done=done,
@@ -4753,9 +4733,15 @@ def _counts(status: Any, *kinds: str) -> list[str]:
     return [f"{getattr(status, kind)} {kind}" for kind in kinds if getattr(status, kind)]
 
 
-def _wrap_parts(parts: Iterable[str], columns: int) -> list[str]:
-    """Join parts with commas into lines that break only between two of them."""
-    glued = ", ".join(part.replace(" ", "\0") for part in parts)    # a NUL is no place to break at
+def _percentiles(status: Any, width: int) -> list[str]:
+    if not status.p95:
+        return []
+    return [f"p50 {_seconds(status.p50):>{width}}", f"p95 {_seconds(status.p95):>{width}}"]
+
+
+def _wrap(text: str, columns: int) -> list[str]:
+    """Break a text into lines, after commas alone."""
+    glued = text.replace(" ", "\0").replace(",\0", ", ")    # a NUL is no place to break at
     return [line.replace("\0", " ")
             for line in textwrap.wrap(glued, columns, subsequent_indent="  ")]
 
@@ -4785,7 +4771,7 @@ class _Terminal:
         # See https://no-color.org.
         self._head = "%s" if os.environ.get("NO_COLOR") else "\x1b[1m%s\x1b[m"
         self._shape = 0, 0, 0           # columns, rows and how many of them are ours, while any are
-        self._undertaker: Any = ()
+        self._undertaker: Any = None
 
     def draw(self, status: RemoteExecutorStatus, cell: int = 0) -> None:
         """Show a status in place of the one before; nothing while another pool shows its own."""
@@ -4797,7 +4783,9 @@ class _Terminal:
         text = ""
         if self._shape != (columns, rows, count):       # make room below the cursor
             self._shape = columns, rows, count
-            text = self._RESET + "\x1bD" * count + f"\x1b[{count}A" * bool(count)
+            text = self._RESET + "\x1bD" * count
+            if count:
+                text += f"\x1b[{count}A"
         if lines:       # each time, for a program may have reset it
             text += f"\x1b7\x1b[1;{rows - count}r\x1b8"
             lines[0] = self._head % lines[0]
@@ -4811,7 +4799,7 @@ class _Terminal:
             self._write(self._RESET)
             self._undertaker.kill()
             self._undertaker.communicate()
-            self._undertaker = ()
+            self._undertaker = None
             self._shape = 0, 0, 0
             self._in_use.release()
 
@@ -4836,22 +4824,23 @@ class _Notebook:
     """The status in the output of a cell, where a Jupyter kernel runs us, about once a second."""
 
     def __init__(self) -> None:
-        self._handle: Any = ()
+        self._handle: Any = None
         self._cell = 0          # that it stands in
         self._drawn = 0.0
 
     @staticmethod
-    def is_there() -> bool:
-        """Tell whether this process is such a kernel."""
-        shell = getattr(sys.modules.get("IPython"), "get_ipython", bool)()
-        return hasattr(shell, "kernel")
+    def find_shell() -> Any:
+        """Return the shell of this process, if it is such a kernel."""
+        find = getattr(sys.modules.get("IPython"), "get_ipython", None)
+        shell = find() if find else None
+        return shell if hasattr(shell, "kernel") else None
 
     @staticmethod
     def watch(supervisor: _Supervisor) -> None:
         """Have a cell that is interrupted take with it what it has submitted, and nothing else."""
-        if not _Notebook.is_there():
+        shell = _Notebook.find_shell()
+        if not shell:
             return
-        shell: Any = sys.modules["IPython"].get_ipython()
         board, cells = supervisor.board, itertools.count(1)
         board.cell = next(cells)        # in which the pool is made
         running: list[Any] = []         # cells, one in the other
@@ -4883,7 +4872,7 @@ class _Notebook:
     def draw(self, status: RemoteExecutorStatus, cell: int) -> None:
         """Show a status in place of the one before, which stands in the cell that submitted."""
         if cell != self._cell:
-            self._cell, self._handle = cell, ()
+            self._cell, self._handle = cell, None
         if monotonic() - self._drawn < 1.0 and self._handle:
             return
         display: Any = importlib.import_module("IPython.display").display
@@ -4897,7 +4886,7 @@ class _Notebook:
         """Leave the last one there; what comes next stands elsewhere."""
         if self._handle:
             self._handle.update(status)
-            self._handle = ()
+            self._handle = None
 
 
 class _Scoreboard:
@@ -4919,7 +4908,7 @@ class _Scoreboard:
         self._show = show
         self._output = output
         self._terminal: _Terminal | _Notebook | None = None
-        if show is not False and _Notebook.is_there():
+        if show is not False and _Notebook.find_shell():
             self._terminal = _Notebook()
         may_draw = show is not False and os.environ.get("TERM", "dumb") != "dumb"
         with contextlib.suppress(OSError, ValueError, AttributeError):  # it is closed, or no file
@@ -4941,7 +4930,8 @@ class _Scoreboard:
         lines = text.removesuffix("\n").split("\n")
         stream = "stdout" if number == 1 else "stderr"
         if callable(self._output):
-            self._queue.put((self._hand_over, machine, stream, lines))
+            for line in lines:
+                self._queue.put((self._output, machine, stream, line))
         else:
             if getattr(getattr(sys, stream), "isatty", bool)():
                 lines = [self._CONTROLS.sub(lambda match: match[1] or "", line) for line in lines]
@@ -4956,28 +4946,28 @@ class _Scoreboard:
         """
         self._beats += is_beat
         is_due = is_beat and self._beats % REPORT_BEATS == 0
-        terminal = self._terminal if self._queue.empty() else None
         is_time = monotonic() - self._told > LINE_SECONDS and self._show is not False
-        if self.quiet or not (is_due or terminal or is_time):
+        if self.quiet or not (is_due or self._terminal or is_time):
             return
         status = take()
         is_busy = status.running or status.waiting
         if is_due and is_busy:
             _log.info("%s", status)
-        if terminal:
+        if not self._queue.empty():
+            return
+        if self._terminal:
             if is_busy:
-                self._queue.put((terminal.draw, status, self.home))
+                self._queue.put((self._terminal.draw, status, self.home))
             else:
-                self._queue.put((terminal.clear, status))
-        elif is_busy and not self._terminal and self._queue.qsize() < 99:
-            if self._show and is_due:
-                self._queue.put((self._write, "stderr", f"{status}\n"))
-            elif is_time:       # nobody may be looking: a line, not a picture
-                self._told = monotonic()
-                self._is_told = True
-                self._queue.put((self._write, "stderr", f"{', '.join(status._head)}\n"))
+                self.rest(status)
         elif not is_busy:
             self._told = monotonic()
+        elif self._show and is_due:
+            self._queue.put((self._write, "stderr", f"{status}\n"))
+        elif is_time:       # nobody may be looking: a line, not a picture
+            self._told = monotonic()
+            self._is_told = True
+            self._queue.put((self._write, "stderr", f"{status._head}\n"))
 
     def rest(self, status: RemoteExecutorStatus) -> None:
         """Show what has come of it all where it stands, and nothing more there."""
@@ -4988,11 +4978,10 @@ class _Scoreboard:
         """Leave a line and the histogram behind, and end."""
         self.rest(status)
         if not self.quiet and status.done + status.failed:
-            summary = ", ".join(status._head)
-            _log.info("%s", summary)
+            _log.info("%s", status._head)
             if self._terminal or self._show or self._is_told:
                 counted = f"{histogram}\n" if status.done else ""
-                self._queue.put((self._write, "stderr", f"{summary}\n{counted}"))
+                self._queue.put((self._write, "stderr", f"{status._head}\n{counted}"))
         self._queue.put(())
         done = -1
         while self.thread.is_alive() and done < self._done:     # as long as it gets on
@@ -5003,18 +4992,12 @@ class _Scoreboard:
         for function, *arguments in iter(self._queue.get, ()):
             try:
                 function(*arguments)
-            except (OSError, ValueError, AttributeError):
-                pass        # the user closed or replaced the stream, or its disk is full
-            except BaseException:
-                _log.exception("what tasks print cannot be shown")
-            self._done += 1
-
-    def _hand_over(self, machine: str, stream: str, lines: Iterable[str]) -> None:
-        for line in lines:
-            try:
-                self._output(machine, stream, line)     # type: ignore[operator]
-            except BaseException:       # SystemExit, too: the next line is due
-                _log.exception("the function that output= names raised")
+            except BaseException as error:      # SystemExit, too: the next line is due
+                if function is self._output:
+                    _log.exception("the function that output= names raised")
+                # Otherwise the user closed or replaced the stream, or its disk is full.
+                elif not isinstance(error, (OSError, ValueError, AttributeError)):
+                    _log.exception("what tasks print cannot be shown")
             self._done += 1
 
     def _write(self, stream: str, text: str) -> None:
@@ -5192,7 +5175,7 @@ class _SharingCalls:
 
     def _share(self, call: Callable[[], Any]) -> Future[Any]:
         pickled, arrays = wire.pack_apart(call)
-        key = tuple(map(id, arrays))
+        key = tuple(arrays)
         if key not in self._submitters:
             submitter = self._pool._submitter(functools.partial(wire.run_with, arrays))
             self._submitters[key] = submitter, arrays       # alive, or others get their numbers
@@ -5434,7 +5417,7 @@ class _Checkup:
             parts.append(f"{failed} FAILED")
             lines = textwrap.wrap(f"{label}: {failed}: {_printable(self.failure)}", columns,
                                   subsequent_indent="  ", break_on_hyphens=False)
-        return _wrap_parts([f"{label}: {parts[0]}", *parts[1:]], columns) + lines
+        return _wrap(f"{label}: {', '.join(parts)}", columns) + lines
 
 
 def _version_of(module: str) -> str:

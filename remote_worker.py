@@ -81,8 +81,8 @@ __all__ = [
     "digest_file", "enlarge", "frame", "is_data", "is_plain", "main", "message", "module_of",
     "nameless_file", "pack", "pack_apart", "pack_call", "pack_function", "pack_local",
     "pack_outcome", "pack_outward", "path_of", "pickle_definition", "process_tree", "reference",
-    "run_call", "run_chunk", "run_plain", "run_shipped", "run_some", "run_with", "script", "serve",
-    "signal_tree", "take_seconds", "unpack", "write_all",
+    "run_call", "run_chunk", "run_plain", "run_shipped", "run_some", "run_with", "script",
+    "send_signal", "serve", "signal_tree", "take_seconds", "unpack", "write_all",
 ]
 
 MAX_FRAME = 1 << 20     # bytes of payload; a longer one on the wire means a garbled stream
@@ -1314,22 +1314,22 @@ class _ApartReducers(_OutwardReducers):
         """Return the number of a large array; see `pickle.Pickler`."""
         if type(one) is not self.array_type or one.nbytes < MAX_FRAME or one.dtype.hasobject:
             return None
-        self.arrays.setdefault(id(one), one)
-        return [*self.arrays].index(id(one))
+        self.arrays[id(one)] = one
+        return id(one)
 
 
-def pack_apart(obj: object) -> tuple[Prepacked, list[Any]]:
-    """Pickle `obj` for a slot without the large NumPy arrays in it; return these, too.
+def pack_apart(obj: object) -> tuple[Prepacked, dict[int, Any]]:
+    """Pickle `obj` for a slot without the large NumPy arrays in it; return these, too, by number.
 
     See `run_with`.
     """
     arrays: dict[int, Any] = {}
     array_type = getattr(sys.modules.get("numpy"), "ndarray", ())
     chunks, _, pickler = _dump(obj, _ApartReducers, 0, arrays=arrays, array_type=array_type)
-    return Prepacked(b"".join(chunks), pickler.names | pickler.refs), [*arrays.values()]
+    return Prepacked(b"".join(chunks), pickler.names | pickler.refs), arrays
 
 
-def run_with(arrays: Sequence[Any], pickled: bytes) -> Any:
+def run_with(arrays: Mapping[int, Any], pickled: bytes) -> Any:
     """Call what `pack_apart` has pickled."""
     class Unpickler(pickle.Unpickler):
         def persistent_load(self, number: int) -> Any:
@@ -1690,9 +1690,7 @@ class _Packages:
                 if not _is_intact(place):
                     self._copy(cache, place, name, own)
                 _remove(path)       # who waits for it sees that all is done
-        os.utime(place)
-        _locks.append(_lock(place, fcntl.LOCK_SH))
-        return os.path.join(place, "content", "site-packages")
+        return os.path.join(_use(place), "site-packages")
 
     def _copy(self, cache: str, place: str, name: str, own: str) -> None:
         # Another path each time: an answer to who has died since is none to us.
@@ -1850,8 +1848,8 @@ def _why_no_data(error: FileNotFoundError) -> str:
         return ""
 
     def is_sent(path: str) -> bool:     # where the code is, data that is missing was never there
-        return os.path.isabs(path) and os.path.join(missing, "").startswith(
-            os.path.join(os.path.dirname(path), "")) and not os.path.exists(path)
+        return (os.path.isabs(path) and not os.path.exists(path)
+                and (missing + os.sep).startswith(os.path.dirname(path) + os.sep))
 
     for name, module in sorted([*sys.modules.items()]):     # of packages in packages, the outermost
         loader = getattr(getattr(module, "__spec__", None), "loader", None)
@@ -2117,19 +2115,17 @@ class _Slot:
         return error
 
     def _explain(self, error: BaseException) -> None:
-        if (isinstance(error, FileNotFoundError) and error.filename is not None
-                and hasattr(error, "add_note")):
-            remedy = _why_no_data(error)
-            if remedy:
-                error.add_note(remedy)
+        note = ""
+        if isinstance(error, FileNotFoundError) and error.filename is not None:
+            note = _why_no_data(error)
         if isinstance(error, ModuleNotFoundError) and error.name:
             remedy = self._finder.why_not(error.name) or (
                 "install it there, or name another interpreter in the worker's record (python=...)")
             note = "on %s, with %s: %s" % (self._machine, sys.executable, remedy)
-            if hasattr(error, "add_note"):
-                error.add_note(note)
-            elif isinstance(error.msg, str):        # before Python 3.11
-                error.args = ("%s (%s)" % (error.msg, note),)
+        if note and hasattr(error, "add_note"):
+            error.add_note(note)
+        elif note and isinstance(error, ModuleNotFoundError):       # before Python 3.11
+            error.args = ("%s (%s)" % (error.msg, note),)
 
 
 def _pack_failure(error: BaseException, stage: str = "run") -> tuple[int, Packed]:
@@ -2365,8 +2361,8 @@ class _Child:
     def backlog(self) -> int:
         """Return how many bytes it has still to take, of what it needs now."""
         size = self.outbox.size + self.answers.size
-        for call in self.calls.values():
-            return size + call.parcel.held
+        if self.calls:
+            size += next(iter(self.calls.values())).parcel.held
         return size
 
 
@@ -2485,7 +2481,7 @@ class Shim:
         except OSError:
             pass        # nobody is there to hear the last words
         _remove(self._scratch)
-        _signal(self._guardian, signal.SIGCONT)     # in case someone has frozen it: now is its turn
+        send_signal(self._guardian, signal.SIGCONT)     # it may be frozen, and now is its turn
 
     # What is watched
 
@@ -2950,10 +2946,11 @@ def signal_tree(pid: int, number: int) -> None:
     for parent in pids:
         pids += tree.get(parent, ())
     for one in pids if tree else [-pid]:
-        _signal(one, number)
+        send_signal(one, number)
 
 
-def _signal(pid: int, number: int) -> None:
+def send_signal(pid: int, number: int) -> None:
+    """Signal a process, or the group -pid, unless it is gone or not ours."""
     try:
         os.kill(pid, number)
     except (ProcessLookupError, PermissionError):
@@ -3103,9 +3100,7 @@ def store_files(scratch: str, names: dict[str, tuple[str, bool]],
         if not wanted:
             os.mkdir(scratch, 0o700)
             for name, (digest, _is_tree) in names.items():
-                os.utime(os.path.join(cache, digest))
-                _locks.append(_lock(os.path.join(cache, digest), fcntl.LOCK_SH))
-                os.symlink(os.path.join(cache, digest, "content"), os.path.join(scratch, name))
+                os.symlink(_use(os.path.join(cache, digest)), os.path.join(scratch, name))
             os.chdir(scratch)
             sys.path.insert(0, scratch)
             _prune(cache)
@@ -3155,6 +3150,13 @@ def _lock(place: str, how: int) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def _use(place: str) -> str:
+    """Keep an entry of the cache from being pruned while we live; return where its content is."""
+    os.utime(place)
+    _locks.append(_lock(place, fcntl.LOCK_SH))
+    return os.path.join(place, "content")
 
 
 def _admit(place: str, name: str, temporary: str, digest: str, is_tree: bool) -> None:

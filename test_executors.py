@@ -4162,7 +4162,7 @@ class TestCancel:
         pool.submit(neg, 1).result(PATIENCE)
         supervisor = pool._supervisor
         # As when another thread shuts down between our look at the door and our turn there.
-        supervisor.events.put((supervisor.scheduler.close, (False,), executors._nobody))
+        supervisor.events.put((supervisor.scheduler.close, (False,), None))
         future = pool.submit(neg, 2)
         assert "cannot schedule" in str(future.exception(PATIENCE))
         assert not future.cancel() and not future.cancelled()
@@ -4280,7 +4280,7 @@ class TestEveryFutureIsSettled:
         def settle():
             sys.settrace(fault)
             try:
-                supervisor._pass([(decide, (), executors._nobody)])
+                supervisor._pass([(decide, (), None)])
             except MemoryError:
                 pass        # in what runs the callbacks
             sys.settrace(None)
@@ -4396,7 +4396,7 @@ class TestLostMachines:
             machine = Machine.of(pool)
             future = pool.submit(len, bytes(20_000_000 * (n % 2)))
             os.kill(machine.ssh, signal.SIGKILL)
-            wire._signal(machine.guardian, signal.SIGKILL)      # it may have seen it already
+            wire.send_signal(machine.guardian, signal.SIGKILL)      # it may have seen it already
             pool.submit(neg, n)
             until(lambda: pool.status.retried or pool.status.workers[0].state == "up")
             assert future.result(PATIENCE) in (0, 20_000_000)
@@ -6823,7 +6823,7 @@ class TestScoreboard:
         farm.tick()
 
         def status():
-            return executors._take_status("t", farm.scheduler, {}, False)
+            return executors._take_status("t", farm.scheduler, {})
 
         for _ in range(3):
             assert status().left is None
