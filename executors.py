@@ -1257,7 +1257,12 @@ class _Function:
     root: Any = None        # the function as it was submitted
     needs: Any = frozenset()        # names of the script
     kept: Sequence[Any] = ()        # its definitions, which results may refer to
-    variants: Any = dataclasses.field(default_factory=weakref.WeakSet)  # with what arguments need
+    script: Any = None      # what its needs stand for, if it is that of a map
+    variants: dict[Any, _Function] = dataclasses.field(default_factory=dict)    # by more needs
+
+    def knows(self, names: Iterable[Any]) -> bool:
+        """Return whether these names of the script come with it."""
+        return not names or bool(self.needs.issuperset(names))
 
 
 def _size(packed: Any) -> int:
@@ -3367,7 +3372,7 @@ def _is_imported(value: Any) -> bool:
 
 @functools.cache
 def _pickle_module(name: str) -> wire.Pickled:
-    return wire.Pickled(pickle.dumps(_Import(name), 5))
+    return wire.Pickled(pickle.dumps(_Import(name), 5), module=name)
 
 
 class _Import:
@@ -3436,6 +3441,7 @@ class _Root(NamedTuple):
     pickled: Any                    # wire.Pickled; if NAMED, its module and path
     names: frozenset[_Key]
     digest: bytes
+    is_for_map: bool = False
 
 
 class _Functions:
@@ -3465,7 +3471,9 @@ class _Functions:
             function = self._complete(self._take_root(fn, is_for_map), () if key else names)
             if key:
                 self._by_name[key] = function
-        return self.widen(function, names)
+        if is_for_map:      # each has its own idea of what arguments need
+            return dataclasses.replace(function, variants={})
+        return function if function.knows(names) else self._complete(function.root, names)
 
     def get_definition(self, name: str) -> Any:
         """Return, packed, what `__main__` has under a name, or () if that is data, or nothing."""
@@ -3477,13 +3485,20 @@ class _Functions:
                      frozenset([("__main__", name)]), b"")
         return self._complete(root, ()).packed
 
-    def widen(self, function: _Function, names: Iterable[_Key]) -> _Function:
-        """Return a function together with more of the script, which its arguments need."""
-        if not names or function.needs >= {*names}:
+    def extend(self, function: _Function, names: Iterable[_Key]) -> _Function:
+        """Return the function of a map, with what arguments of it need besides.
+
+        All else stays what it was when the map began.
+        """
+        if function.knows(names):
             return function
-        wide = self._complete(function.root, names)
-        function.variants.add(wide)
-        return wide
+        key = frozenset(names)
+        if key not in function.variants:
+            more, known = self._take_snapshot(function.root, names), function.script
+            function.variants[key] = self._make(
+                function.root, {**known.versions, **more.versions, **known.versions},
+                {**more.definitions, **known.definitions})
+        return function.variants[key]
 
     def _take_root(self, fn: Callable[..., Any], is_for_map: bool) -> _Root:
         name, inner = _name(fn), _unwrapped(fn)
@@ -3493,11 +3508,13 @@ class _Functions:
         module, path = wire.path_of(fn) if isinstance(fn, types.FunctionType) else (None, "")
         if module:
             needs = frozenset([(module, path.partition(".")[0])])
-            return _Root(name, durations, wire.NAMED, (module, path), needs, path.encode())
+            return _Root(name, durations, wire.NAMED, (module, path), needs, path.encode(),
+                         is_for_map)
         try:
             if wire.reference(fn):
                 pickled = wire.Pickled(pickle.dumps(fn, 5))
-                return _Root(name, durations, wire.ONCE, pickled, frozenset(), pickled.digest())
+                return _Root(name, durations, wire.ONCE, pickled, frozenset(), pickled.digest(),
+                             True)
             pickled = self._pickles.get(fn, _Snapshot((), self._pickles))
         except Exception as error:
             culprit = _find_unpicklable(inner)
@@ -3507,25 +3524,33 @@ class _Functions:
                                f"pickled ({wire.describe(error)})") from error
         how, salt = (wire.ONCE, os.urandom(8)) if is_for_map else (wire.EACH, b"")
         names = frozenset(pickled.names | pickled.refs)
-        return _Root(name, durations, how, pickled, names, pickled.digest() + salt)
+        return _Root(name, durations, how, pickled, names, pickled.digest() + salt, is_for_map)
+
+    def _take_snapshot(self, root: _Root, names: Iterable[_Key]) -> _Snapshot:
+        try:
+            return _Snapshot(names, self._pickles)
+        except _CannotBeSent as problem:
+            raise _like(problem.error, f"{root.name} cannot be sent: {problem}") from problem.error
 
     def _complete(self, root: _Root, names: Iterable[_Key]) -> _Function:
         """Return the function of a root, with all that it needs of the script as it is now."""
-        try:
-            script = _Snapshot({*root.names, *names}, self._pickles)
-        except _CannotBeSent as problem:
-            raise _like(problem.error, f"{root.name} cannot be sent: {problem}") from problem.error
+        script = self._take_snapshot(root, {*root.names, *names})
         content = root.how, root.digest, root.pickled if root.how == wire.NAMED else (), frozenset(
             script.versions.items())
         function = self._by_content.get(content)
         if function is None:
-            packed = wire.pack_function(root.how, root.pickled, script.versions, script.definitions)
-            values = [vars(sys.modules[module]).get(name) for module, name in script.versions]
-            kept = [value for value in values if isinstance(value, (type, types.FunctionType))]
-            function = _Function(next(self._idents), root.name, packed, root.durations,
-                                 root=root, needs=frozenset(script.versions), kept=kept)
+            function = self._make(root, script.versions, script.definitions)
+            function.script = script if root.is_for_map else None
             self._by_content[content] = function
         return function     # type: ignore[no-any-return]
+
+    def _make(self, root: _Root, versions: Mapping[_Key, bytes],
+              definitions: Mapping[bytes, Any]) -> _Function:
+        packed = wire.pack_function(root.how, root.pickled, versions, definitions)
+        values = [vars(sys.modules[module]).get(name) for module, name in versions]
+        kept = [value for value in values if isinstance(value, (type, types.FunctionType))]
+        return _Function(next(self._idents), root.name, packed, root.durations, root=root,
+                         needs=frozenset(versions), kept=kept)
 
 
 class _CannotBeSent(Exception):
@@ -3803,7 +3828,7 @@ class _Supervisor:
         last = monotonic()
         killed_at = math.inf
         is_over = False
-        leaving: set[int] = set()       # links that were told to quit
+        leaving: dict[int, float] = {}      # links that were told to quit; when that takes long
         while self.logins or not is_over:
             events = self._next_events(tick_at - last)
             now = monotonic()
@@ -3814,7 +3839,7 @@ class _Supervisor:
                 self._pass(events)
                 if self.scheduler.is_over():
                     is_over = True
-                    self._leave_all(leaving)
+                    self._leave_all(leaving, now)
                     if self.scheduler.mode is _KILLING:
                         killed_at = min(killed_at, now)
                 if now >= tick_at:
@@ -3837,15 +3862,19 @@ class _Supervisor:
         while not self.events.empty():
             self._pass(self._next_events(0))
 
-    def _leave_all(self, leaving: set[int]) -> None:
+    def _leave_all(self, leaving: dict[int, float], now: float) -> None:
         """Leave all machines: in peace, for slots end as processes do; at once, if we kill."""
-        for link in [*self.logins]:
+        for link, login in [*self.logins.items()]:
             channel = self.channels.get(link)
             if channel is None or self.scheduler.mode is _KILLING:
                 self._leave(link)
             elif link not in leaving:
-                leaving.add(link)
+                leaving[link] = now + CLOSE_SECONDS
                 channel.quit()
+            elif now > leaving[link]:
+                leaving[link] = math.inf
+                _log.warning("%s: %s: waiting for threads that tasks have left there; Ctrl-C kills "
+                             "them", self.title, login.record)
 
     def _next_events(self, patience: float) -> list[_Event]:
         """Wait for something to happen, and return what has."""
@@ -3888,7 +3917,7 @@ class _Supervisor:
             name = fn.name if is_pickled else _name(fn)
             found = _blame_arguments(name, args, kwargs, error)
             raise found from found.__cause__
-        function = (self.functions.widen(fn, names) if is_pickled
+        function = (self.functions.extend(fn, names) if is_pickled
                     else self.functions.get(fn, names))
         bundle = _Bundle(function, packed, cell=cell)
         future = bundle.future = _RemoteFuture(self, bundle)
@@ -3902,7 +3931,7 @@ class _Supervisor:
     def drop(self, function: _Function) -> None:
         """Have all machines forget a function if it is large, with what arguments needed of it."""
         if os.getpid() == self.pid:
-            for one in (function, *function.variants):
+            for one in (function, *function.variants.values()):
                 if _size(one.packed) > wire.MAX_FRAME:
                     for channel in [*self.channels.values()]:
                         channel.drop(one)
@@ -4127,7 +4156,7 @@ class _Reader:
 
     def _on_name(self, ident: int, body: bytes) -> None:
         """Send what the script has under a name, as it is now, but no data."""
-        name = self._ask(wire.NAME, body)
+        name = body.decode()
         supervisor = self._supervisor
         packed: Any = wire.NOTHING
         try:
@@ -4502,6 +4531,12 @@ def _checked_output(output: Any) -> Any:
     return output
 
 
+# Variables that Python reads once; see `python --help-env`.
+_ONLY_AT_START = re.compile(
+    "PYTHON(?!(PATH|BREAKPOINT|ASYNCIODEBUG)$)[A-Z0-9]+|PYTHON_(GIL|JIT|CPU_COUNT|FROZEN_MODULES|"
+    "TLBC|CONTEXT_AWARE_WARNINGS|THREAD_INHERIT_CONTEXT)")
+
+
 def _checked_env(env: Mapping[str, str]) -> dict[str, str]:
     if not isinstance(env, Mapping):
         raise ValueError(f"env is {env!r}; it must be like {{'NAME': 'value'}}")
@@ -4511,7 +4546,7 @@ def _checked_env(env: Mapping[str, str]) -> dict[str, str]:
             is_good = bool(re.fullmatch("[^=\0]+", name)) and "\0" not in value
         except (AttributeError, LookupError, TypeError, ValueError):
             is_good = False
-        if re.fullmatch("PYTHON(?!PATH|BREAKPOINT|ASYNCIODEBUG)[A-Z0-9]+", str(name)):
+        if _ONLY_AT_START.fullmatch(str(name)):
             raise ValueError(f"env: Python reads {name} only when it starts, and slots are forked: "
                              "set it there, in a login file or ~/.ssh/environment")
         if not is_good:

@@ -878,6 +878,7 @@ class Script:
         self._pending: dict[Any, Any] = {}      # (module, name) -> (version, function), to be bound
         self._kept: set[Any] = set()            # names that stay what an initializer has made them
         self._large: set[bytes] = set()         # versions that are worth dropping
+        self._missing: set[str] = set()         # names that the controller has not got either
         self._current: Any = None               # the function that all names are bound for
 
     def namespace(self, module: str) -> dict[str, Any]:
@@ -900,7 +901,11 @@ class Script:
         """
         if function is self._current:
             return
+        # Not with our lock: another thread may import one of them, and ask for a name.
+        for module in function.modules:
+            __import__(module)
         with self._lock:
+            self._missing.clear()
             self._current = None
             self._bind(function, {key: version for key, version in function.needs.items()
                                   if self._bound.get(key, ABSENT) != version})
@@ -967,18 +972,14 @@ class Script:
             raise AttributeError("%s has no %r here" % (module, first))
         return operator.attrgetter(rest)(space[first]) if rest else space[first]
 
-    def ask(self, pull: Callable[[int, bytes], Any], missing: set[str], name: str) -> Any:
-        """Return what the controller's `__main__` has under a name. Raises AttributeError.
-
-        Arguments:
-            missing: names that it does not have, or keeps for itself.
-        """
+    def ask(self, pull: Callable[[int, bytes], Any], name: str) -> Any:
+        """Return what the controller's `__main__` has under a name. Raises AttributeError."""
         with self._lock:
             if ("__main__", name) in self._pending:
                 self._load(("__main__", name))
         space = self.namespace("__main__")
-        if name not in space and name not in missing and not name.startswith("__"):
-            missing.add(name)
+        if name not in space and name not in self._missing and not name.startswith("__"):
+            self._missing.add(name)
             try:
                 segments = pull(NAME, name.encode())
                 if bytes(segments[0]) != NOTHING:
@@ -1140,16 +1141,19 @@ class Pickled:
     Attributes:
         names: `(module, name)` of the globals that its code uses.
         refs: likewise, of what it refers to.
+        module: the name of the module that it is, if it is one.
         parts: by `id`, the objects in it; those of data, which other data may share.
     """
 
     def __init__(self, data: bytes, buffers: Sequence[Any] = (), names: Any = frozenset(),
-                 refs: Any = frozenset(), parts: Any = types.MappingProxyType({})) -> None:
+                 refs: Any = frozenset(), parts: Any = types.MappingProxyType({}),
+                 module: str = "") -> None:
         self.data = data
         self.buffers = buffers
         self.names = names
         self.refs = refs
         self.parts = parts
+        self.module = module
 
     def digest(self) -> bytes:
         """Return the SHA-256 of all bytes."""
@@ -1220,8 +1224,9 @@ def pack_function(how: int, root: Pickled | tuple[str, str], needs: Mapping[Any,
         segments.extend((one.data, *one.buffers))
         return start, len(segments)
 
+    modules = [one.module for _, one in definitions.values() if one.module]
     head = pickle.dumps((how, add(root) if isinstance(root, Pickled) else root, dict(needs), {
-        version: (keys, add(one)) for version, (keys, one) in definitions.items()}), 5)
+        version: (keys, add(one)) for version, (keys, one) in definitions.items()}, modules), 5)
     return _packed([head], segments)
 
 
@@ -1676,7 +1681,8 @@ class _Packages:
             return ""
         at = [n for n, one in enumerate(sys.path) if one.endswith("-packages") or one == folder]
         sys.path.insert((*at, len(sys.path))[0], place)
-        os.environ["PYTHONPATH"] = place + os.pathsep + os.environ["PYTHONPATH"]
+        os.environ["PYTHONPATH"] = os.pathsep.join(
+            filter(None, (place, os.environ.get("PYTHONPATH"))))
         return place
 
     def _fetch(self, name: str, own: str, key: str) -> str:
@@ -1939,7 +1945,7 @@ class _Function:
 
     def __init__(self, segments: Sequence[Any]) -> None:
         head, *buffers = segments
-        self._how, self._root, self.needs, self._definitions = pickle.loads(head)
+        self._how, self._root, self.needs, self._definitions, self.modules = pickle.loads(head)
         self._places: list[slice] = []
         self._object: Any = ABSENT
         if buffers:
@@ -2195,13 +2201,12 @@ def _be_slot(scratch: str, keeper: int, number: int, ends: Sequence[int], high: 
     pull = _Pull()
     finder = ModuleFinder(pull, scratch)
     main = sys.modules["__main__"] = types.ModuleType("__main__")
-    missing: set[str] = set()
 
     def find(name: str) -> Any:
         caller = sys._getframe(1).f_globals.get("__name__", "")
         if name == "__file__" and caller.endswith(".spawn"):        # of multiprocessing, of loky
             return finder.save_script()
-        return script.ask(pull, missing, name)
+        return script.ask(pull, name)
 
     vars(main)["__getattr__"] = find
     sys.meta_path.insert(0, finder)
@@ -2384,7 +2389,7 @@ class Shim:
         self._outbox = Outbox(link_out)
         self._poll = select.poll()
         self._handlers: dict[int, Callable[[], object]] = {}        # by descriptor
-        self._answers = {(WANTED, name): _Parcel(_frames(packed))
+        self._answers: dict[Any, _Parcel] = {(WANTED, name): _Parcel(_frames(packed))
                          for name, packed in modules.items()}
         self._functions: dict[int, _Parcel] = {}    # that calls name, and the INITIALIZER
         self._arriving: dict[int, _Parcel] = {}     # by the identifier of their frames to come
@@ -2622,6 +2627,7 @@ class Shim:
         for child in self._children.values():
             self._unwatch(child.outbox.fd)
             child.end_calls()
+            signal_tree(child.pid, signal.SIGCONT)      # in case somebody has stopped it
 
     def _on_printed(self, size: int, _data: bytes) -> None:
         self._unprinted -= size
@@ -2751,7 +2757,7 @@ class Shim:
             if state not in (b"", shown) and monotonic() > since + STATE_SECONDS:
                 child.states[fd] = monotonic(), state
                 self._send_output(child, fd, state + b"\n")
-            text = b"\r" + state
+            text = b"\r" + state + b"\r" * text.endswith(b"\r")
         child.streams[fd] = text
         if not cut and len(text) >= INLINE:     # an endless line: cut it between two characters
             cut = len(text)
@@ -2781,7 +2787,9 @@ class Shim:
         try:
             for kind, number, data in child.questions.read():
                 if kind in QUESTIONS:
-                    key = kind, data[HEAD:].decode()
+                    key: Any = kind, data[HEAD:].decode()
+                    if kind == NAME:        # another answer each time, perhaps
+                        key = *key, child.pid, number
                     if key not in self._answers:        # the controller is asked for it once
                         ident = FIRST_MODULE + len(self._answers)
                         self._answers[key] = self._arriving[ident] = _Parcel()
@@ -2866,7 +2874,7 @@ def _quotas(root: str) -> list[int]:
     for _, controllers, path in groups:
         if controllers and "cpu" not in controllers.split(","):
             continue
-        place = os.path.join("sys/fs/cgroup", controllers)
+        place = os.path.join("sys/fs/cgroup", "cpu" if controllers else "")
         names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if controllers else ("cpu.max",)
         parts = path.strip("/").split("/")
         for depth in range(len(parts) + 1):     # limits of the groups further up hold, too

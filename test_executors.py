@@ -6032,6 +6032,87 @@ class TestProcesses:
             [("one", False), ("sub", True), ("two", False)],
             ["proj.one", "proj.sub", "proj.two"]), done
 
+    @pytest.mark.parametrize("chunksize", [None, 1])
+    def test_a_map_is_of_the_script_as_it_was(self, tmp_path, chunksize):
+        """Also where its items are of a class that its function does not name."""
+        (tmp_path / "main.py").write_text(textwrap.dedent(f"""
+            import executors, operator
+            g = [0]
+            class P:
+                x = 0
+                def __init__(self, n): self.n = n
+            def f(p): return g[0]
+            if __name__ == "__main__":
+                with executors.RemoteExecutor(["1/:"], show_status=False) as pool:
+                    for fn in f, lambda p: g[0]:
+                        g[0] = 0
+                        found = pool.map(fn, [P(n) for n in range(300)], chunksize={chunksize})
+                        g[0] = 99
+                        print({{*found}})
+                    for P.x in 1, 2:
+                        get = operator.attrgetter("x")
+                        print(*pool.map(getattr, [P(1)], ["x"], chunksize={chunksize}))
+            """))
+        done = run([sys.executable, "main.py"], cwd=tmp_path, env={"PYTHONPATH": HERE})
+        assert done.stdout.split() == ["{0}", "{0}", "1", "2"], done
+
+    def test_a_stopped_slot_ends_too(self, local):
+        pool = local("1/:")
+        pid = pool.submit(os.getpid).result(PATIENCE)
+        os.kill(pid, signal.SIGSTOP)
+        pool.shutdown()
+        assert not alive(pid)
+
+    def test_a_module_that_asks_for_a_name_while_it_is_imported(self, tmp_path):
+        (tmp_path / "slow.py").write_text(
+            "import sys, time\nif 'remote_worker' in sys.modules and not hasattr("
+            "sys.modules['__main__'], '__file__'):\n    time.sleep(1)\n"
+            "    import __main__\n    v = __main__.helper()\n")
+        (tmp_path / "main.py").write_text(textwrap.dedent("""
+            import executors, slow, threading, time
+            def helper(): return 5
+            def spawn(n):
+                threading.Thread(target=lambda: __import__("slow"), daemon=True).start()
+            def use(n): return slow.v + n
+            if __name__ == "__main__":
+                with executors.RemoteExecutor("1/:", show_status=False, bundle_timeout=15) as pool:
+                    pool.submit(spawn, 0).result()
+                    time.sleep(0.3)
+                    print(pool.submit(use, 1).result())
+            """))
+        done = run([sys.executable, "main.py"], cwd=tmp_path, env={"PYTHONPATH": HERE})
+        assert done.stdout == "6\n", done
+
+    def test_what_is_needed_to_unpickle_data_is_there_before_it(self, tmp_path):
+        (tmp_path / "main.py").write_text(textwrap.dedent("""
+            import executors, math, threading
+            class Grid:
+                def __init__(self): self.a = [4.0]
+                def __getstate__(self): return {"a": self.a}
+                def __setstate__(self, state):
+                    self.a, self.lock = [math.sqrt(x) for x in state["a"]], threading.Lock()
+            class K:
+                def __init__(self, x): self.x = x
+                def __hash__(self): return hash(key_of(self))
+                def __eq__(self, other): return key_of(self) == key_of(other)
+            def key_of(k): return k.x
+            grid, table, names = Grid(), {K(1): "one"}, []
+            class Plugin:
+                def __init_subclass__(cls, **_): names.append(cls.__name__)
+            class A(Plugin): pass
+            class Meta(type):
+                def __new__(meta, name, bases, space, **_):
+                    return super().__new__(meta, name, bases, {**space, "e": math.pi})
+            class C(metaclass=Meta): pass
+            if __name__ == "__main__":
+                with executors.RemoteExecutor("1/:", show_status=False) as pool:
+                    for fn in (lambda: grid.a, lambda: table[K(1)], lambda: A.__name__,
+                               lambda: C.e > 3, lambda: names):
+                        print(pool.submit(fn).result())
+            """))
+        done = run([sys.executable, "main.py"], cwd=tmp_path, env={"PYTHONPATH": HERE})
+        assert done.stdout.splitlines() == ["[2.0]", "one", "A", "True", "['A']"], done
+
     def test_a_fresh_slot_after_so_many_tasks(self, remote, sshds):
         with maker(sshds[0].ssh_options) as make:
             pool = make(*(["1/:"] if remote._supervisor.scheduler.workers[0].machine == ":"
@@ -6069,9 +6150,9 @@ class TestProcesses:
         ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, None),
         ({"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/cpu.max": "100000 100000\n",
           "sys/fs/cgroup/a/b/cpu.max": "max 100000\n"}, 1),
-        ({"proc/self/cgroup": "4:cpu,cpuacct:/x\n1:name=systemd:/\n0::/\n",
-          "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "50000\n",
-          "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000\n"}, 1),
+        ({"proc/self/cgroup": "4:cpuacct,cpu:/x\n1:name=systemd:/\n0::/\n",
+          "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "50000\n",
+          "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n"}, 1),
         ({"proc/self/cgroup": "4:cpu:/\n", "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
           "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n"}, None)])
     def test_the_quota_of_a_container(self, tmp_path, monkeypatch, files, expected):
@@ -6098,7 +6179,7 @@ class TestSlots:
         assert pool.submit(look).result(PATIENCE) == ("JST", paths, paths, {share})
 
     @pytest.mark.parametrize("name", [
-        "PYTHONHASHSEED", "PYTHONWARNINGS", "PYTHONUTF8", "PYTHONOPTIMIZE", "PYTHONHOME"])
+        "PYTHONHASHSEED", "PYTHONWARNINGS", "PYTHONUTF8", "PYTHONOPTIMIZE", "PYTHON_GIL"])
     def test_environment_variables_that_would_come_too_late(self, name):
         with pytest.raises(ValueError, match=f"env: Python reads {name} only when it starts"):
             RemoteExecutor(":", env={name: "0"})
@@ -6586,6 +6667,15 @@ class TestOutput:
             for _ in tqdm(range(30), ncols=60, mininterval=0):
                 time.sleep(seconds / 30)
             print("done\r\nand\rover")
+
+        def count(number):
+            for n in range(number):
+                print(f"{n}%", end="\r", flush=True)
+                time.sleep(0.05)
+            print("counted")
+            for text in "\rlong line here", "\r              \r", "after\n":
+                print(text, end="", flush=True)
+                time.sleep(0.05)
         lines = []
         with local("1/:", output=lambda *line: lines.append(line)) as pool:
             pool.submit(work, 0.3).result(PATIENCE)
@@ -6594,6 +6684,10 @@ class TestOutput:
         assert [line for _, stream, line in lines if stream == "stdout"] == ["done", "over"] * 2
         assert "30/30" in bars[0] and 2 <= len(bars[1:]) <= 4, bars
         assert "30/30" in bars[-1] and not any("30/30" in line for line in bars[1:-1])
+        lines.clear()
+        with local("1/:", output=lambda *line: lines.append(line[2])) as pool:
+            pool.submit(count, 30).result(PATIENCE)
+        assert re.fullmatch(r"(\d+% )?counted after", " ".join(lines)), lines
 
     def test_output_can_be_turned_off_or_redirected(self, local, capfd):
         lines = []
