@@ -525,10 +525,10 @@ def _share_cached(digest: bytes, settings: dict[str, Any], function: Any) -> Any
     return _caches[digest]
 
 
-def _remake(make: Callable[..., Any], args: Any, module: str, attributes: Any) -> Any:
+def _remake(make: Callable[..., Any], args: Any, attributes: Mapping[str, Any]) -> Any:
     """Make what has a name in the script, which its pickle would have been."""
     obj = make(*args)
-    for name, value in {**attributes, "__module__": module}.items():
+    for name, value in attributes.items():
         try:
             object.__setattr__(obj, name, value)
         except (AttributeError, TypeError):     # it cannot have any
@@ -561,7 +561,7 @@ class _Reducers:
                 getattr(obj.__self__, obj.__name__, None) == obj):
             return obj.__reduce__()     # by its class; cloudpickle would make a second function
         name = _constants_of(kind).get(id(obj))
-        if name:
+        if name and _look_up(kind.__module__, name) is obj:
             return name
         return self.reduce_named(obj) if _may_be_a_name(kind) else NotImplemented
 
@@ -580,8 +580,9 @@ class _Reducers:
     def reduce_class(self, cls: Any, made: tuple[Any, ...], key: Any = ()) -> Any:
         """Complete what cloudpickle makes of a class: its `__slots__`, and a setter of our own."""
         make, args, (state, others), _, _, set_state = made
-        is_c = type(cls).__new__ is not type.__new__ and not hasattr(type(cls).__new__, "__code__")
-        if is_c and "__slots__" in vars(cls):
+        new = type(cls).__new__
+        is_in_c = new is not type.__new__ and not hasattr(new, "__code__")
+        if is_in_c and "__slots__" in vars(cls):        # a msgspec.Struct: it takes none
             raise TypeError("its metaclass is not written in Python")
         if vars(cls).get("__slots__") and len(args) == 6:
             slots = cls.__slots__
@@ -612,18 +613,17 @@ class _Reducers:
         kind = type(obj)
         attributes = {**getattr(obj, "__dict__", {})}
         plain = self.dispatch_table.get(kind)       # type: ignore[attr-defined]
-        if plain:       # a TypeVar
-            made = plain(obj)
-        elif kind.__module__ == "typing" and kind.__name__ != "NewType":
-            made = kind, (obj.__name__,)
+        if kind.__module__ == "typing" and kind.__name__ != "NewType":
+            made = plain(obj) if plain else (kind, (obj.__name__,))     # plain is of a TypeVar
+            attributes["__module__"] = module
         else:
             made = kind.__new__, (kind,)
             slots = copyreg._slotnames(kind)        # type: ignore[attr-defined]
             attributes.update((name, getattr(obj, name)) for name in slots if hasattr(obj, name))
-        return _remake, (*made, module, attributes)
+        return _remake, (*made, attributes)
 
 
-@functools.cache
+@functools.lru_cache(1000)
 def _constants_of(kind: Any) -> dict[int, str]:
     """Return, by `id`, the names of stateless instances in the module of their class.
 
@@ -642,7 +642,7 @@ def _constants_of(kind: Any) -> dict[int, str]:
     return found
 
 
-@functools.cache
+@functools.lru_cache(1000)
 def _may_be_a_name(kind: Any) -> bool:
     """Return whether the pickle of an instance may be the name that the script has it under."""
     if kind.__module__ == "typing":
