@@ -7459,6 +7459,17 @@ class TestJoblib:
             yield lambda function, *columns, **options: joblib.Parallel(**options)(
                 joblib.delayed(function)(*row) for row in zip(*columns))
 
+    def test_shared_arrays_go_with_their_call(self, local):
+        """A machine forgets them when `Parallel` is done."""
+        pool, array = local("1/:"), numpy.ones(3_000_000)
+        with joblib.parallel_config(backend=executors.joblib_backend(pool)):
+            found = joblib.Parallel()(joblib.delayed(numpy.sum)(array) for _ in range(3))
+        assert found == [3_000_000] * 3
+        channel, = pool._supervisor.channels.values()
+        until(lambda: max(map(executors._size, (
+            function.packed for function in channel._known.values())), default=0) < 10_000)
+        assert pool.submit(neg, 1).result(PATIENCE) == -1
+
     def test_results_errors_and_batches(self, parallel, remote):
         def work(n):
             return n * n if n < 900 else 1 // 0
