@@ -2,7 +2,7 @@
 """The worker's side of `executors`: unpickle, run, pickle; and the wire format both sides speak.
 
 Nothing of this is installed anywhere. `executors.py` sends this file's own text over ssh to a bare
-Python, which makes a module of it and calls `serve()`. From then on the machine runs three kinds of
+Python, which makes a module of it and calls `serve()`. From then on the machine runs four kinds of
 process, each forked from the one before; only slots run users' code:
 
     guardian ──► shim ──► keeper, keeper, ... ──► slot (one for each keeper)
