@@ -2380,7 +2380,7 @@ class _Login:
         self._complaint = f"nothing was heard for {HELLO_SECONDS:g} s"      # what to say then
 
     def open(self, files: Mapping[str, _File], config: Mapping[str, Any],
-             is_expected: Callable[[int, int], bool],
+             stuck: SimpleQueue[Any], is_expected: Callable[[int, int], bool],
              greeted: Callable[[int], object]) -> _Channel:
         """Start the shim and copy files to it. Raises _Down, with ssh's own words.
 
@@ -2420,7 +2420,7 @@ class _Login:
             raise self.diagnose(error) from None
         process.stdin = None        # it is the channel's now, and nobody else's
         self._until = math.inf
-        return _Channel(reader, stdin)
+        return _Channel(reader, stdin, stuck)
 
     def _read_hello(self, hello: bytes) -> None:
         self.cores, self.shim, self.guardian = wire.GREETING.unpack_from(hello)
@@ -2659,26 +2659,38 @@ def _last_line(words: str | bytes) -> str:
 
 # ──────────────────────────────────────────── channels ────────────────────────────────────────────
 
+# How it stands with what a channel writes to: CLOSING as we want it, or BROKEN, for ssh has ended.
+# In both cases who has the baton closes it.
+_Pipe = enum.Enum("_Pipe", "WHOLE CLOSING BROKEN")
+_WHOLE, _CLOSING, _BROKEN = _Pipe
+
+
 class _Channel:
     """Frames to a machine and from it; the functions that it knows; whether it lives.
 
-    Any thread may queue something, without waiting. The writer thread alone turns what is queued,
-    in its order, into frames and writes them.
+    Who appends to `queue` pumps, holding no lock. Who gets the baton turns what is queued, in its
+    order, into frames and writes them; when the pipe is full, the baton goes to the writer thread.
+    Nobody waits for the baton: who has it looks again after having let go of it.
 
     Arguments:
         reader: of the frames that come; it belongs to the reader thread.
-        stdin: a raw file that takes the others; the writer thread closes it.
+        stdin: a raw file that takes the others; closed here.
+        stuck: where the channel puts itself when the writer thread is to go on.
     """
 
-    def __init__(self, reader: wire.MessageReader, stdin: Any) -> None:
+    def __init__(self, reader: wire.MessageReader, stdin: Any, stuck: SimpleQueue[Any]) -> None:
         self._reader = reader
         self._stdin = stdin
-        self.queue: SimpleQueue[tuple[_Act, Any]] = SimpleQueue()
-        self._known: OrderedDict[int, _Function] = OrderedDict()    # the writer thread's
-        self.is_closing = False             # because we want it; it never opens again
+        self._stuck = stuck
+        self.queue: deque[tuple[_Act, Any]] = deque()
+        self._baton = threading.Lock()      # never waited for; what follows is whose it is
+        os.set_blocking(stdin.fileno(), False)
+        self._outbox = wire.Outbox(stdin.fileno())
+        self._known: OrderedDict[int, _Function] = OrderedDict()
+        self.pipe = _WHOLE
         # Liveness; written by one thread each, and read with no harm from another.
         self._reads = 0
-        self._relieved = 0                  # how often a full pipe had room again
+        self._writes = 0
         self._seen = 0, 0
         self._asked = -1
         self._is_reading = False            # False while our own code keeps the reader busy
@@ -2686,33 +2698,54 @@ class _Channel:
 
     def send(self, buffers: Iterable[Any]) -> None:
         """Send frames."""
-        self.queue.put((_SEND, buffers))
+        self.queue.append((_SEND, buffers))
+        self.pump()
 
-    def write(self) -> None:
-        """Be the writer thread: write what is queued, until the channel closes or breaks."""
-        outbox = wire.Outbox(self._stdin.fileno())
-        os.set_blocking(outbox.fd, False)
-        poll = select.poll()
-        poll.register(outbox.fd, select.POLLOUT)
+    def pump(self) -> None:
+        """Write what is queued, from this thread, unless another one does or the pipe is full."""
+        while (self.queue or self.pipe is not _WHOLE) and self._baton.acquire(blocking=False):
+            is_kept = False
+            try:
+                is_kept = self._write()
+            finally:
+                if not is_kept:
+                    self._baton.release()
+            if is_kept:
+                break
+
+    def _write(self) -> bool:
+        """With the baton, write; return whether it is kept: by the writer thread, or for ever."""
+        outbox = self._outbox
+        is_told = _log.isEnabledFor(logging.DEBUG)
         try:
-            while not (self.is_closing and self.queue.empty()):
-                outbox.put(self._next_frames())
-                while self.queue.empty() and not outbox.flush():    # one write for all
-                    self._relieved += len(poll.poll(1000))
-                    if self.is_closing:     # perhaps it is stuck for good
-                        return
-        except OSError:
-            pass        # the reader will say why
-        except Exception:
-            _log.exception("a link cannot be written to")
-        finally:
+            while self.pipe is _WHOLE and (self.queue or outbox.size):
+                while self.queue:
+                    verb, operand = self.queue.popleft()
+                    if is_told:
+                        _log.debug("%r %s", verb, operand)
+                    outbox.put(_FRAMES[verb](self, operand))
+                is_done = outbox.flush()
+                self._writes += 1
+                if not is_done:
+                    self._stuck.put(self)
+                    return True
+        except Exception:       # the reader will say why, if it was an OSError
+            self.pipe = _BROKEN
+            if not isinstance(sys.exc_info()[1], OSError):
+                _log.exception("a link cannot be written to")
+        if self.pipe is not _WHOLE:
             self._stdin.close()
+        return self.pipe is not _WHOLE
 
-    def _next_frames(self) -> Iterable[Any]:
-        """Wait for something to send; keep no reference to it, for it may be large."""
-        verb, operand = self.queue.get()
-        _log.debug("%r %s", verb, operand)
-        return _FRAMES[verb](self, operand)
+    def write_on(self) -> None:
+        """Be the writer thread, which has the baton: go on where others found the pipe full."""
+        poll = select.poll()
+        poll.register(self._outbox.fd, select.POLLOUT)
+        while self.pipe is _WHOLE and not poll.poll(1000):
+            pass        # it is stuck; whether for good is for the heartbeat to say
+        if not self._write():
+            self._baton.release()
+            self.pump()
 
     def call(self, attempt: _Attempt) -> list[Any]:
         """Return an attempt's frames; ahead of the first of its function here, the function's."""
@@ -2756,7 +2789,7 @@ class _Channel:
         Counted in beats, not seconds, so that a controller that was suspended does not condemn
         everyone when it wakes. Bytes moving either way are signs of life.
         """
-        signs = self._reads, self._relieved
+        signs = self._reads, self._writes * self._baton.locked()
         self._missed += 1
         if signs != self._seen or not self._is_reading:
             self._missed = 0
@@ -2770,8 +2803,9 @@ class _Channel:
 
     def close(self) -> None:
         """End it: the shim sees the end of its input, kills what still runs, and goes."""
-        self.is_closing = True
-        self.send(())       # wakes the writer thread
+        if self.pipe is _WHOLE:
+            self.pipe = _CLOSING
+        self.pump()
 
     def abandon(self) -> None:
         """In a forked child: let go of the parent's connection without a word."""
@@ -2779,7 +2813,8 @@ class _Channel:
 
     def drop(self, function: _Function) -> None:
         """Have the machine forget a function that is not called any more."""
-        self.queue.put((_DROP, function.ident))
+        self.queue.append((_DROP, function.ident))
+        self.pump()
 
     def _drop(self, ident: int) -> list[Any]:
         return [wire.frame(wire.FORGET, ident)] if self._known.pop(ident, None) else []
@@ -3133,8 +3168,7 @@ def _tar(members: Iterable[tuple[str, str]], place: str = "content") -> Iterator
 #     thread             waits for                      enters the door to
 #     the callers'       nothing; results               submit, cancel, shut down
 #     one reader a link  its machine's frames           say how attempts ended, its machine is up...
-#     one writer a link  something to send; and room    (never)
-#                        in its machine's pipe
+#     one writer a link  room in its machine's pipe     (never: it writes what did not go at once)
 #     copiers            scp of an installed package    (never: they answer the slot that asked)
 #     one heartbeat      the clock; the main thread     find stragglers and time-outs, connect, give
 #                                                       up; and what the main thread wants, for
@@ -3143,8 +3177,8 @@ def _tar(members: Iterable[tuple[str, str]], place: str = "content") -> Iterator
 #
 #     state                                      who writes it           guarded by
 #     queues, attempts, workers, quarantine      _Scheduler              the supervisor's one lock
-#     what is to be sent to a machine            who sends it            the queue's own
-#     how far that is; functions known there     its writer              -
+#     what is to be sent to a machine, and how   who holds its channel's baton, which is passed on
+#     far that is; functions known there         and never waited for
 #     a login: its process, what was found       its reader              -
 #     a future                                   who performs its settle, once; or its own condition
 
@@ -3729,6 +3763,7 @@ class _Supervisor:
     def _pass(self, events: Iterable[_Event]) -> None:
         """Pass the door: decide under the lock, in this order; then, without it, do and answer."""
         passed: list[Any] = []
+        channels: dict[_Channel, None] = {}
         with self._lock:
             self.scheduler.now = monotonic() - self._lost_seconds
             for decision, operands, reply in events:
@@ -3742,9 +3777,15 @@ class _Supervisor:
                     if verb >= _LEAVE or verb is _CONNECT:
                         others.append(action)
                     elif channel := self.channels.get(target):
-                        channel.queue.put((verb, operand))
+                        channel.queue.append((verb, operand))
+                        channels[channel] = None
                 if others or reply:
                     passed.append((reply, answer, others))
+        for channel in channels:
+            try:
+                channel.pump()
+            except Exception:
+                _log.exception("%s: a link cannot be written to", self.title)
         for reply, answer, others in passed:
             futures: list[_RemoteFuture] = []
             for verb, target, operand in others:
@@ -3773,15 +3814,15 @@ class _Supervisor:
             _log.exception("%s: a callback of a future raised", self.title)
 
     def _connect(self, worker: _Worker, link: int) -> tuple[()]:
-        opened: SimpleQueue[_Channel | None] = SimpleQueue()
+        stuck: SimpleQueue[Any] = SimpleQueue()
         try:
             self.logins[link] = _Login(worker.record, self.ssh_options)
-            reader = _Reader(self, worker, link, opened)
-            self.start_thread(f"{worker.machine} writer", _run_writer, opened)
+            reader = _Reader(self, worker, link, stuck)
+            self.start_thread(f"{worker.machine} writer", _write_on, stuck)
             self.start_thread(f"{worker.machine} reader", reader.run)
         except (OSError, RuntimeError) as error:
             # There are too many of something; and Python 3.12.0 and 3.12.1 start none at exit.
-            opened.put(None)
+            stuck.put(None)
             if self.logins.pop(link, None):
                 self.events.put((self.scheduler.ended, (link,), None))
             cause = wire.describe(error)
@@ -3982,21 +4023,21 @@ class _Supervisor:
             channel.abandon()
 
 
-def _run_writer(opened: SimpleQueue[_Channel | None]) -> None:
-    """Run the writer thread of a link, which waits for the channel; None if it did not open."""
-    if channel := opened.get():
-        channel.write()
+def _write_on(stuck: SimpleQueue[Any]) -> None:
+    """Be the writer thread of a link: write what others could not, until there is no more."""
+    for channel in iter(stuck.get, None):
+        channel.write_on()
 
 
 class _Reader:
     """The reader thread of a link: from its login on, what its machine says."""
 
     def __init__(self, supervisor: _Supervisor, worker: _Worker, link: int,
-                 opened: SimpleQueue[_Channel | None]) -> None:
+                 stuck: SimpleQueue[Any]) -> None:
         self._supervisor = supervisor
         self._worker = worker
         self._link = link
-        self._opened = opened               # the writer thread waits there for the channel
+        self._stuck = stuck
         self._login = supervisor.logins[link]
         self._asked: set[tuple[int, str]] = set()       # by the kind of question
         self._copiers: list[threading.Thread] = []
@@ -4017,10 +4058,9 @@ class _Reader:
         baggage = supervisor.baggage
         try:
             self._channel = login.open(
-                baggage.files.by_name, baggage.config, self._is_expected,
+                baggage.files.by_name, baggage.config, self._stuck, self._is_expected,
                 functools.partial(self._tell, _Scheduler.greeted))
             supervisor.channels[self._link] = self._channel
-            self._opened.put(self._channel)
             if baggage.initializer:
                 self._channel.send(
                     wire.message(wire.FUNCTION, wire.INITIALIZER, 0, baggage.initializer))
@@ -4036,7 +4076,7 @@ class _Reader:
         finally:
             if self._link in supervisor.channels:
                 supervisor.channels.pop(self._link).close()
-            self._opened.put(None)
+            self._stuck.put(None)
             login.end()
             for thread in self._copiers:
                 thread.join()
@@ -4070,7 +4110,7 @@ class _Reader:
                         for _, ident, _, body in group:
                             self._hear(kind, ident, body)
             except (OSError, EOFError, wire.FrameError) as error:
-                if not self._channel.is_closing:
+                if self._channel.pipe is not _CLOSING:
                     raise self._login.diagnose(error) from None
                 self._tell(_Scheduler.left)
                 return
