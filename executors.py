@@ -2925,8 +2925,7 @@ class _Packages:
         self._names = set() if isinstance(wanted, bool) else {*map(_normal, wanted)}
         self._is_on = bool(self._names or wanted is True)
         self._known: dict[str, _Distribution] = {}
-        self._tars: dict[str, _File] = {}
-        self._locks: dict[str, threading.Lock] = {}     # of these
+        self._tars: dict[str, Future[_File]] = {}
         self._made = contextlib.ExitStack()
         self.cleanup = self._made.close
 
@@ -2984,12 +2983,18 @@ class _Packages:
                                   f"to follow, packages=[{name!r}, ...]")
         if problem:
             raise ValueError(problem)
-        with self._locks.setdefault(one.key, threading.Lock()):     # one thread makes it
-            if one.key not in self._tars:
+        mine: Future[_File] = Future()
+        future = self._tars.setdefault(one.key, mine)
+        if future is mine:      # otherwise another thread has made it, or is about to
+            try:
                 source = self._made.enter_context(_tar(one.members, "content/site-packages"))
-                self._tars[one.key] = _File(f"{name} {one.version}", source,
-                                            wire.digest_file(source), os.path.getsize(source), True)
-            return self._tars[one.key]
+                size = os.path.getsize(source)
+                mine.set_result(_File(f"{name} {one.version}", source, wire.digest_file(source),
+                                      size, True))
+            except BaseException as error:      # it may be better next time
+                del self._tars[one.key]
+                mine.set_exception(error)
+        return future.result()
 
 
 def _normal(name: str) -> str:
@@ -3378,7 +3383,7 @@ class _Snapshot:
             if one != key and not is_cached and isinstance(self._value(one), type):
                 continue
             pickled = self._pickles.get(one)
-            hashed.update(pickled.digest() if pickled else self.versions[one])
+            hashed.update(pickled.digest if pickled else self.versions[one])
             if pickled:
                 more = pickled.names | pickled.refs if is_cached else pickled.refs
                 todo += sorted(more.difference(todo))
@@ -3547,7 +3552,7 @@ class _Functions:
         try:
             if wire.reference(fn):
                 pickled = wire.Pickled(pickle.dumps(fn, 5))
-                return _Root(name, durations, wire.ONCE, pickled, frozenset(), pickled.digest(),
+                return _Root(name, durations, wire.ONCE, pickled, frozenset(), pickled.digest,
                              True)
             pickled = self._pickles.get(fn, _Snapshot((), self._pickles))
         except Exception as error:
@@ -3558,7 +3563,7 @@ class _Functions:
                                f"pickled ({wire.describe(error)})") from error
         how, salt = (wire.ONCE, os.urandom(8)) if is_for_map else (wire.EACH, b"")
         names = frozenset(pickled.names | pickled.refs)
-        return _Root(name, durations, how, pickled, names, pickled.digest() + salt, is_for_map)
+        return _Root(name, durations, how, pickled, names, pickled.digest + salt, is_for_map)
 
     def _take_snapshot(self, root: _Root, names: Iterable[_Key]) -> _Snapshot:
         try:

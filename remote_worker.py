@@ -784,8 +784,8 @@ def _digest_cached(cached: Any) -> bytes:
     import hashlib
     found, hashed = [cached], hashlib.sha256()
     for one in found:       # grows
-        data, *_ = _dump((one.__wrapped__, one.cache_parameters()), _DigestReducers, found=found)
-        hashed.update(b"".join(data))
+        settings = one.cache_parameters()
+        hashed.update(_dumps((one.__wrapped__, settings), _DigestReducers, found=found))
     return hashed.digest()
 
 
@@ -1129,9 +1129,9 @@ def _dump(obj: object, reducers: Any, most: int = 254, **settings: Any) -> tuple
     return chunks, large, pickler
 
 
-def _dumps(obj: object, reducers: Any = _HomeReducers) -> bytes:
-    """Pickle in one piece."""
-    chunks, _, _ = _dump(obj, reducers, 0)
+def _dumps(obj: object, reducers: Any = _HomeReducers, **settings: Any) -> bytes:
+    """Pickle in one piece; see `_dump`."""
+    chunks, _, _ = _dump(obj, reducers, 0, **settings)
     return b"".join(chunks)
 
 
@@ -1155,8 +1155,9 @@ class Pickled:
         self.parts = parts
         self.module = module
 
+    @functools.cached_property
     def digest(self) -> bytes:
-        """Return the SHA-256 of all bytes."""
+        """The SHA-256 of all bytes; several names may ask for it."""
         import hashlib
         hashed = hashlib.sha256(self.data)
         for buffer in self.buffers:
@@ -1354,8 +1355,7 @@ def begin_process() -> None:
 
 def pack_local(obj: object, there: Mapping[str, object] | None) -> bytes:
     """Pickle for a process that has these names in `__main__`; None: only it can say."""
-    chunks, _, _ = _dump(obj, _LocalReducers, 0, there=there)
-    return b"".join(chunks)
+    return _dumps(obj, _LocalReducers, there=there)
 
 
 class Shipped:
@@ -1681,8 +1681,7 @@ class _Packages:
             return ""
         at = [n for n, one in enumerate(sys.path) if one.endswith("-packages") or one == folder]
         sys.path.insert((*at, len(sys.path))[0], place)
-        os.environ["PYTHONPATH"] = os.pathsep.join(
-            filter(None, (place, os.environ.get("PYTHONPATH"))))
+        _tell_children(place)
         return place
 
     def _fetch(self, name: str, own: str, key: str) -> str:
@@ -2238,9 +2237,14 @@ def _set_environment(number: int, config: Mapping[str, Any], modules: str) -> No
     sys.path[:0] = filter(None, env.get("PYTHONPATH", "").split(os.pathsep))
     sys.path.append(modules)
     os.environ.update(env)
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        filter(None, (modules, os.environ.get("PYTHONPATH"))))
+    _tell_children(modules)
     time.tzset()
+
+
+def _tell_children(folder: str) -> None:
+    """Have processes that a task starts look for modules in a folder, first."""
+    paths = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = folder + os.pathsep + paths if paths else folder
 
 
 # ────────────────────────────────────────────── shim ──────────────────────────────────────────────

@@ -5883,6 +5883,13 @@ LEVELS = {}         # and what it changes
 class TestProcesses:
     """What a task starts, and what stays of it."""
 
+    def run_on_hidden(self, folder):
+        """Run `main.py` of a folder with the options of a machine that cannot see that folder."""
+        hide = f'mount -t tmpfs tmpfs {folder} && cd / && exec "$@"'
+        with Sshd(["hidden"], prefix=["unshare", "-m", "sh", "-c", hide, "sh"]) as hidden:
+            return run([sys.executable, "main.py", *hidden.ssh_options], cwd=folder, env={
+                "PYTHONPATH": HERE})
+
     def test_orphans_are_reaped_elsewhere(self, remote):
         """A slot has no children but its task's, whatever these leave behind."""
         def leave(number):
@@ -5964,10 +5971,7 @@ class TestProcesses:
                 with executors.RemoteExecutor([worker], ssh_options=sys.argv[1:]) as pool:
                     print(pool.submit(use).result())
             """))
-        hide = f'mount -t tmpfs tmpfs {tmp_path} && cd / && exec "$@"'
-        with Sshd(["hidden"], prefix=["unshare", "-m", "sh", "-c", hide, "sh"]) as hidden:
-            done = run([sys.executable, "main.py", *hidden.ssh_options], cwd=tmp_path, env={
-                "PYTHONPATH": HERE})
+        done = self.run_on_hidden(tmp_path)
         assert done.stdout == "([0, 1, 8], True, True)\n", done
 
     def test_modules_of_a_package(self, tmp_path):
@@ -5985,10 +5989,7 @@ class TestProcesses:
                 with executors.RemoteExecutor([worker], ssh_options=sys.argv[1:]) as pool:
                     print(pool.submit(use).result())
             """))
-        hide = f'mount -t tmpfs tmpfs {tmp_path} && cd / && exec "$@"'
-        with Sshd(["hidden"], prefix=["unshare", "-m", "sh", "-c", hide, "sh"]) as hidden:
-            done = run([sys.executable, "main.py", *hidden.ssh_options], cwd=tmp_path, env={
-                "PYTHONPATH": HERE})
+        done = self.run_on_hidden(tmp_path)
         assert eval(done.stdout) == (
             [("one", False), ("sub", True), ("two", False)],
             ["proj.one", "proj.sub", "proj.two"]), done
