@@ -985,16 +985,20 @@ def test_an_adopted_pool_has_the_size_that_it_says():
 
 
 def test_dask_fills_a_pool():
-    dask = pytest.importorskip("dask")
-    all_at_once = threading.Barrier(12)
+    """In a process of its own: what dask imports has every exception pickled its way (tblib)."""
+    ended = run("""
+        import dask, executors, threading
+        all_at_once = threading.Barrier(12)
 
-    @dask.delayed
-    def meet(n):
-        all_at_once.wait(PATIENCE)
-        return n
+        @dask.delayed
+        def meet(n):
+            all_at_once.wait(30)
+            return n
 
-    with executors.ThreadExecutor(12) as pool:
-        assert dask.compute(*map(meet, range(12)), scheduler=pool) == (*range(12),)
+        with executors.ThreadExecutor(12) as pool:
+            print(dask.compute(*map(meet, range(12)), scheduler=pool))
+    """)
+    assert ended.stdout.strip() == str((*range(12),)), ended.stderr
 
 
 # ─────────────────────────────────── the end of the interpreter ───────────────────────────────────
