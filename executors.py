@@ -128,7 +128,7 @@ COUNT_SECONDS = 5.0             # that who asks for the number of slots waits fo
 CLOSE_SECONDS = 3.0             # for ssh to end after its input was closed
 HANDSHAKES = 8, 64              # at once: at first, for sshd's MaxStartups (10:30:100); at most
 QUARANTINE_SECONDS = 1.0, 60.0  # after the first failure; at most
-GRAVE = 6                       # failures at once: for a machine whose words make no sense
+FAULT_WEIGHT = 6                # failures that a machine's own fault counts for
 # Without any worker, however transient the causes; and after results have come.
 GIVE_UP_SECONDS = 60.0, 600.0
 AHEAD_SECONDS = 0.002           # of work kept in front of each slot when bundles are shorter
@@ -1227,7 +1227,33 @@ _NEW, _LIVE, _OVER = _Phase
 # How a bundle is settled, besides wire.RESULT and wire.ERROR; then its body is an exception, or ().
 _FAILED, _CANCELLED = -1, -2
 _MICROSECONDS = (1 << wire.SLOT_SHIFT) - 1
-_CROWDED = "sshd hung up: too many logins at once (its MaxStartups)"
+
+
+class _LossKind(enum.Enum):
+    """Why a link ended or could not be opened, as far as it makes a difference to what follows."""
+
+    LOST = enum.auto()                  # the network, the machine, or a task that took it down
+    TOO_MANY_LOGINS = enum.auto()       # sshd hung up on one of many logins
+    UNUSABLE = enum.auto()              # another try would fail in the same way
+    INITIALIZER_FAILED = enum.auto()    # likewise
+    BROKE_PROTOCOL = enum.auto()        # it sent what no shim sends
+
+
+class _Loss(NamedTuple):
+    """The end of a link that we did not end."""
+
+    kind: _LossKind
+    cause: str      # for people
+
+    @property
+    def is_permanent(self) -> bool:
+        """Whether it is useless to try again."""
+        return self.kind in (_LossKind.UNUSABLE, _LossKind.INITIALIZER_FAILED)
+
+    @property
+    def is_the_machines_fault(self) -> bool:
+        """Whether no task that ran there can have caused it."""
+        return self.kind in (_LossKind.BROKE_PROTOCOL, _LossKind.INITIALIZER_FAILED)
 
 
 class _Durations(Histogram):
@@ -1540,26 +1566,38 @@ class _Scheduler:
         self._connect()
         self._has_room(worker)
 
-    def down(self, worker: _Worker, cause: str, permanent: bool, gravity: int = 1) -> bool:
-        """A link has ended, or could not be made: leave the machine alone. Return if it is news."""
-        if _CROWDED in cause:
+    def down(self, worker: _Worker, loss: _Loss) -> bool:
+        """Quarantine a worker whose link ended or could not be opened.
+
+        Return whether the loss should be logged: nobody needs to hear of it once the pool is over.
+        """
+        if loss.kind is _LossKind.TOO_MANY_LOGINS:
             self._handshakes.refused(worker.link)
         self._handshakes.links.discard(worker.link)
-        if gravity == 1:        # otherwise it is the machine, beyond doubt
-            self._suspect(worker, cause)
+        # Two cases. Some losses are the machine's own fault, beyond doubt: it is left alone for
+        # longer. Otherwise a task that ran there may have taken it down.
+        if loss.is_the_machines_fault:
+            worker.failures += FAULT_WEIGHT
+        else:
+            worker.failures += 1
+            self._suspect(worker, loss.cause)
         self.left(worker)
-        worker.cause = cause
-        worker.failures += gravity
-        first, most = QUARANTINE_SECONDS
-        seconds = min(most, first * 2 ** (worker.failures - 1)) * (0.75 + 0.5 * self._jitter())
-        worker.retry_at = self.now + seconds
-        if permanent and (gravity > 1 or not worker.was_up):
+        worker.cause = loss.cause
+        worker.retry_at = self.now + self._quarantine_seconds(worker.failures)
+        # One that has worked may refuse logins for a while; one that never has will go on refusing.
+        if loss.is_permanent and (loss.is_the_machines_fault or not worker.was_up):
             worker.state = _UNFIT
         self._connect()
         self._fill()
         if self._is_hopeless():
             self._settle_waiting(_FAILED, self._no_workers())
         return not self.is_over()
+
+    def _quarantine_seconds(self, failures: int) -> float:
+        """Return how long to leave a worker alone after `failures` in a row: doubled for each."""
+        first, most = QUARANTINE_SECONDS
+        seconds: float = min(most, first * 2 ** (failures - 1))
+        return seconds * (0.75 + 0.5 * self._jitter())      # not all of them at the same moment
 
     def left(self, worker: _Worker) -> None:
         """A link has ended, as we meant it to: what is under way there comes back."""
@@ -1648,7 +1686,7 @@ class _Scheduler:
 
     def _no_workers(self) -> NoWorkersError:
         return NoWorkersError([
-            (str(worker.record), worker.cause.replace(_TRIED_AGAIN, "") or "not reached yet")
+            (str(worker.record), worker.cause or "not reached yet")
             for worker in self.workers])
 
     # Bundles
@@ -2114,36 +2152,39 @@ _SSH_SETTINGS = [
 _SSH_SETTINGS_8_7 = ["StdinNull=no", "ForkAfterAuthentication=no"]      # unknown to older ones
 
 
-_TRIED_AGAIN = " It is tried again, for a minute if no machine works, for ten if one has"
-# What ssh says, whether trying again is in vain, and what the user can do about it. The first that
-# fits counts; if none does, the last.
+# A pattern in what ssh prints, what kind of loss that is, and what the user can do about it. The
+# first pattern that fits counts; if none does, the last row.
+_TOO_MANY_LOGINS = ("did its sshd hang up because of too many logins at once? Its log says so; "
+                    "MaxStartups in its sshd_config is the limit")
 _SSH_DIAGNOSES = (
-    ("host key verification failed|host identification has changed", True,
+    ("host key verification failed|host identification has changed", _LossKind.UNUSABLE,
      "run `ssh {login}` once, check the key it shows and accept it"),
-    ("permission denied|too many authentication failures", True,
+    ("permission denied|too many authentication failures", _LossKind.UNUSABLE,
      "executors never asks for a password: set up a key with `ssh-copy-id {login}`"),
-    ("temporary failure in name resolution", False, "is this machine's network up?"),
-    ("could not resolve hostname|name or service not known", True,
+    ("temporary failure in name resolution", _LossKind.LOST, "is this machine's network up?"),
+    ("could not resolve hostname|name or service not known", _LossKind.UNUSABLE,
      "is the name right? try `ssh {login}`"),
-    ("bad configuration option|no such file or directory|unknown option|usage: ssh|invalid", True,
+    ("bad configuration option|no such file or directory|unknown option|usage: ssh|invalid",
+     _LossKind.UNUSABLE,
      "look at ssh_options and at your ~/.ssh/config"),
-    ("connection refused", False, f"is sshd running there, on that port?{_TRIED_AGAIN}"),
-    ("timed out|no route to host|network is unreachable", False,
+    ("connection refused", _LossKind.LOST, "is sshd running there, on that port?"),
+    ("timed out|no route to host|network is unreachable", _LossKind.LOST,
      "is the machine up, and reachable from here?"),
-    ("connection closed|connection reset|kex_exchange_identification|broken pipe", False,
-     f"{_CROWDED}? its own log knows; tried again"),
-    ("", False, "try `ssh {login}`"),
+    ("connection closed|connection reset|kex_exchange_identification|broken pipe",
+     _LossKind.TOO_MANY_LOGINS, _TOO_MANY_LOGINS),
+    ("", _LossKind.LOST, "try `ssh {login}`"),
 )
 # The same for scp, after a login that worked.
 _SCP_DIAGNOSES = (
-    ("kex_exchange|closed by remote|connection (reset|refused)|timed out|broken pipe", False,
-     f"{_CROWDED}? this is tried again"),
-    ("message too long|produces no output", True,
+    ("kex_exchange|closed by remote|connection (reset|refused)|timed out|broken pipe",
+     _LossKind.TOO_MANY_LOGINS, _TOO_MANY_LOGINS),
+    ("message too long|produces no output", _LossKind.UNUSABLE,
      "a login file there prints something, which SFTP does not bear: no output without a terminal"),
-    ("permission denied|read-only", True, "~/.cache/executors must be writable there"),
-    ("connection closed|subsystem request failed", True,
+    ("permission denied|read-only", _LossKind.UNUSABLE,
+     "~/.cache/executors must be writable there"),
+    ("connection closed|subsystem request failed", _LossKind.UNUSABLE,
      "its sshd offers no SFTP: see `Subsystem sftp` in its sshd_config"),
-    ("", True, "is there room in ~/.cache/executors?"),
+    ("", _LossKind.UNUSABLE, "is there room in ~/.cache/executors?"),
 )
 # What ssh also says: with -v, and behind a jump host, where the reason stands before it.
 _CHATTER = re.compile(
@@ -2225,17 +2266,12 @@ def _kill(process: Any, others: Iterable[tuple[int, int]] = ()) -> None:
             wire.send_signal(pid, number)
 
 
-class _Down(Exception):
-    """A link has ended, or could not be made: why, in words; whether trying again is in vain.
+class _LinkLost(Exception):
+    """A link has ended, or could not be opened."""
 
-    Its gravity counts like so many failures for how long the machine is then left alone.
-    """
-
-    def __init__(self, cause: str, permanent: bool = False, gravity: int = 1) -> None:
-        super().__init__(cause, permanent)
-        self.cause = cause
-        self.permanent = permanent
-        self.gravity = gravity
+    def __init__(self, cause: str, kind: _LossKind = _LossKind.LOST) -> None:
+        super().__init__(cause, kind)
+        self.loss = _Loss(kind, cause)
 
 
 def _login_argv(record: RemoteWorkerRecord, ssh_options: list[str], magic: str) -> list[str]:
@@ -2382,7 +2418,7 @@ class _Login:
     def open(self, files: Mapping[str, _File], config: Mapping[str, Any],
              stuck: SimpleQueue[Any], is_expected: Callable[[int, int], bool],
              greeted: Callable[[int], object]) -> _Channel:
-        """Start the shim and copy files to it. Raises _Down, with ssh's own words.
+        """Start the shim and copy files to it. Raises _LinkLost, with ssh's own words.
 
         Arguments:
             greeted: is called with the number of cores, before files are copied.
@@ -2394,7 +2430,8 @@ class _Login:
         except OSError as error:
             is_missing = isinstance(error, FileNotFoundError)
             remedy = "; install openssh-client" if is_missing else ""
-            raise _Down(f"cannot run ssh: {error}{remedy}", is_missing) from None
+            kind = _LossKind.UNUSABLE if is_missing else _LossKind.LOST
+            raise _LinkLost(f"cannot run ssh: {error}{remedy}", kind) from None
         stdin = process.stdin
         fd, out = stdin.fileno(), process.stdout.fileno()
         try:
@@ -2491,7 +2528,7 @@ class _Login:
                 for name in arrived:
                     if wire.digest_file(files[name].source) != files[name].digest:
                         wanted = f"{name} has changed here since the pool was made: make a new pool"
-                raise _Down(f"cannot store files: {wanted}", True)
+                raise _LinkLost(f"cannot store files: {wanted}", _LossKind.UNUSABLE)
             if not wanted:
                 self.found["scp"] = "ok"
             for name, target in wanted.items():
@@ -2501,7 +2538,7 @@ class _Login:
             arrived = wanted
 
     def copy(self, file: _File, target: str) -> None:
-        """Copy one file there, from any thread. Raises _Down, with scp's own words."""
+        """Copy one file there, from any thread. Raises _LinkLost, with scp's own words."""
         if self._is_local:
             shutil.copyfile(file.source, os.path.join(os.path.expanduser("~"), target))
         else:
@@ -2517,16 +2554,16 @@ class _Login:
             except subprocess.TimeoutExpired:
                 _kill(copier)
                 copier.wait()
-                raise _Down(f"scp of {file.name} was not done after {seconds:.0f} s") from None
+                raise _LinkLost(f"scp of {file.name} was not done after {seconds:.0f} s") from None
             finally:
                 copier.stdin.close()
                 self.processes.remove(copier)
             said = os.pread(errors.fileno(), 1 << 16, 0).decode("utf-8", "replace")
         if self._cause:
-            raise _Down(self._cause)
+            raise _LinkLost(self._cause)
         if copier.returncode:
-            cause, permanent = self._judge(_without_chatter(said), _SCP_DIAGNOSES)
-            raise _Down(f"scp of {file.name} failed: {cause}", permanent)
+            cause, kind = self._judge(_without_chatter(said), _SCP_DIAGNOSES)
+            raise _LinkLost(f"scp of {file.name} failed: {cause}", kind)
 
     def progress(self) -> dict[str, str]:
         """Return what was found, and what is being copied."""
@@ -2585,14 +2622,14 @@ class _Login:
             for pipe in filter(bool, (process.stdin, process.stdout)):
                 pipe.close()
 
-    def diagnose(self, error: Exception) -> _Down:
+    def diagnose(self, error: Exception) -> _LinkLost:
         """Say why it ended, by how far it got, ssh's words and its status: 255 means ten things."""
         if self._cause:
-            return _Down(self._cause)
+            return _LinkLost(self._cause)
         if isinstance(error, wire.NONSENSE):
             what = f"what it sends is not what it may send: {wire.describe(error)}"
             self.abort(what)
-            return _Down(what, gravity=GRAVE)
+            return _LinkLost(what, _LossKind.BROKE_PROTOCOL)
         status = "unknown"
         try:
             status = str(self.processes[0].wait(CLOSE_SECONDS))
@@ -2601,16 +2638,17 @@ class _Login:
         words = self.words()
         said = _last_line(words)
         if self._has_python:
-            return _Down(f"connection lost ({said or str(error) or 'the other end is gone'})")
+            return _LinkLost(f"connection lost ({said or str(error) or 'the other end is gone'})")
         if status == "255":
-            return _Down(*self._judge(words, _SSH_DIAGNOSES))
+            return _LinkLost(*self._judge(words, _SSH_DIAGNOSES))
         if said == _NO_PYTHON:
             self._found_shell()
-            return _Down(self._no_python(words), True)
+            return _LinkLost(self._no_python(words), _LossKind.UNUSABLE)
         said = said or _last_line(self._noise) or "nothing was said"
-        return _Down(f"the login ended with status {status} before Python started: {said} -- does "
-                     f"`ssh {self.record.login} echo hello` print hello, and no more?",
-                     status != "unknown")
+        kind = _LossKind.LOST if status == "unknown" else _LossKind.UNUSABLE
+        return _LinkLost(f"the login ended with status {status} before Python started: {said} -- "
+                         f"does `ssh {self.record.login} echo hello` print hello, and no more?",
+                         kind)
 
     def _no_python(self, words: str) -> str:
         """Say what was tried, what was found, and how there can be one that fits."""
@@ -2621,17 +2659,18 @@ class _Login:
                 f"install it there (`uv python install {_VERSION}`), or name it in the worker's "
                 f"record, python=/path/to/python{_VERSION}")
 
-    def _judge(self, words: str, diagnoses: Sequence[tuple[str, bool, str]]) -> tuple[str, bool]:
-        """Return the last of the words with a remedy, and whether it is in vain to try again.
+    def _judge(self, words: str, diagnoses: Sequence[tuple[str, _LossKind, str]]) -> tuple[
+            str, _LossKind]:
+        """Return the last line with a remedy, and what kind of loss it tells of.
 
         The lines before the last one count less.
         """
         said = _last_line(words)
-        _, permanent, remedy = next(
+        _, kind, remedy = next(
             (row for text in (said, words) for row in diagnoses[:-1]
              if re.search(row[0], text, re.IGNORECASE)), diagnoses[-1])
         remedy = remedy.format(login=self.record.login)
-        return f"{said or 'nothing was said'} -- {remedy}", permanent
+        return f"{said or 'nothing was said'} -- {remedy}", kind
 
     def words(self) -> str:
         """Return what ssh, and then the shim, have said, without the chatter. Notes milestones."""
@@ -4073,11 +4112,11 @@ class _Reader:
             self._tell(_Scheduler.is_up, login.cores)
             self._channel.send([wire.frame(wire.PING, monotonic_ns())])
             self._work()
-        except _Down as down:
-            self._is_down(down)
+        except _LinkLost as lost:
+            self._on_link_lost(lost.loss)
         except BaseException as error:
             _log.exception("%s: the link to %s failed", supervisor.title, self._worker.record)
-            self._is_down(_Down(wire.describe(error)))
+            self._on_link_lost(_Loss(_LossKind.LOST, wire.describe(error)))
         finally:
             if self._link in supervisor.channels:
                 supervisor.channels.pop(self._link).close()
@@ -4088,10 +4127,15 @@ class _Reader:
             del supervisor.logins[self._link]
             supervisor.events.put((supervisor.scheduler.ended, (self._link,), None))
 
-    def _is_down(self, down: _Down) -> None:
+    def _on_link_lost(self, loss: _Loss) -> None:
         self._tell(_Scheduler.noticed, self._login.found)
-        if self._tell(_Scheduler.down, down.cause, down.permanent, down.gravity):
-            self._log(logging.ERROR if down.permanent else logging.WARNING, down.cause)
+        if self._tell(_Scheduler.down, loss):
+            if loss.is_permanent:
+                self._log(logging.ERROR, loss.cause)
+            else:
+                at_first, later = (seconds / 60 for seconds in GIVE_UP_SECONDS)
+                self._log(logging.WARNING, f"{loss.cause} (retrying; giving up after {at_first:g} "
+                                           f"min, {later:g} min once a task has succeeded)")
 
     def _log(self, level: int, words: str) -> None:
         _log.log(level, "%s: %s: %s", self._supervisor.title, self._worker.record, words)
@@ -4102,7 +4146,7 @@ class _Reader:
             supervisor.scheduler.hear, self._worker, self._link, report, *operands)
 
     def _work(self) -> None:
-        """Return when the link ends as we meant it to. Raises _Down when it ends otherwise."""
+        """Return when the link ends as we meant it to. Raises _LinkLost when it ends otherwise."""
         while True:
             try:
                 messages = self._channel.read()
@@ -4173,7 +4217,7 @@ class _Reader:
 
     def _on_unfit(self, _ident: int, body: Sequence[bytes]) -> None:
         words = bytes(body[0]).decode("utf-8", "replace")
-        raise _Down(f"the initializer raised {words}", True, GRAVE)
+        raise _LinkLost(f"the initializer raised {words}", _LossKind.INITIALIZER_FAILED)
 
     def _on_question(self, kind: int, find: Callable[[str], Any], ident: int, body: bytes) -> None:
         """Answer what a slot has asked for; with None where there is nothing."""
@@ -4237,8 +4281,8 @@ class _Reader:
             self._log(logging.INFO, f"gets {file.name} ({file.size / 1e6:.3g} MB)")
             self._copy(file, target)
             answer = (file.digest,)
-        except _Down as down:
-            answer = down.cause
+        except _LinkLost as lost:
+            answer = lost.loss.cause
         except Exception as error:
             answer = str(error) or wire.describe(error)
         finally:
@@ -4255,12 +4299,12 @@ class _Reader:
         for seconds in COPY_TRIES:
             while not copying.acquire(timeout=TICK_SECONDS):
                 if over.is_set():
-                    raise _Down("the link has ended")
+                    raise _LinkLost("the link has ended")
             try:
                 self._login.copy(file, target)      # which fails if it is over
                 return
-            except _Down as down:
-                if down.permanent or not seconds or over.is_set():
+            except _LinkLost as lost:
+                if lost.loss.is_permanent or not seconds or over.is_set():
                     raise
             finally:
                 copying.release()
@@ -5480,7 +5524,7 @@ class _Checkup:
             status, = pool.status.workers
             self.found |= status.found
             if status.cause:
-                raise ExecutorError(status.cause.replace(_TRIED_AGAIN, ""))
+                raise ExecutorError(status.cause)
             if is_done:
                 return future.result(), seconds
             if seconds > limit or self.interrupted.is_set():

@@ -1495,7 +1495,8 @@ class Farm:
             self.running.pop(ident, None)
         if worker in self.connects:
             self.connects.remove(worker)
-        return self.tell(worker, self.scheduler.down, "lost", permanent)
+        kind = executors._LossKind.UNUSABLE if permanent else executors._LossKind.LOST
+        return self.tell(worker, self.scheduler.down, executors._Loss(kind, "lost"))
 
     def tick(self, seconds=0.0, *held_up):
         self.time += seconds
@@ -1614,11 +1615,11 @@ class TestScheduler:
         assert rounds == [8, 16, 32, 64] and len(connecting) == 64
         for worker in [worker for worker in farm.connects if worker.link in connecting][:20]:
             farm.decide(farm.scheduler.hear, worker, worker.link, executors._Scheduler.down,
-                        f"closed -- {executors._CROWDED}", False)
+                        executors._Loss(executors._LossKind.TOO_MANY_LOGINS, "closed"))
         assert len(connecting) == 44        # none has been added
         for worker in [worker for worker in farm.connects if worker.link in connecting][:20]:
             farm.decide(farm.scheduler.hear, worker, worker.link, executors._Scheduler.down,
-                        "timed out", False)
+                        executors._Loss(executors._LossKind.LOST, "timed out"))
         assert len(connecting) == 32
 
     def test_hopeless_at_once_when_every_cause_is_permanent(self):
