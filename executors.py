@@ -10,41 +10,43 @@
         for result in pool.map(simulate, range(1000)):      # ':' is this machine, without ssh
             print(result)
 
-All of them are `concurrent.futures.Executor`. A worker needs Python of this minor version, a login
-by key, and nothing else. What there is, in the order of use:
+Each of them is a `concurrent.futures.Executor`. A worker needs the same minor version of Python as
+this machine, a login by key, and nothing else. The public names, in the order in which most people
+meet them:
 
     ThreadExecutor, ProcessExecutor     threads and processes of this machine
-    RemoteExecutor                      slots on machines; its arguments and defaults stand there
-    PoolExecutor                        the same face for any other executor, Dask's for one
+    RemoteExecutor                      slots on machines; see there for its arguments
+    PoolExecutor                        the same interface for any other executor, such as Dask's
     RemoteWorkerRecord                  one machine, as an object or as a text: 8/me@bigbox nice=5
-    parallelize, Method, wait_all       a decorator whose calls are futures; DefaultExecutors
+    parallelize, Method, wait_all       a decorator that turns calls into futures; DefaultExecutors
     joblib_backend                      joblib and scikit-learn on any of these
-    RemoteExecutorStatus, Histogram     how things stand: `print(pool.status)`, `pool.histogram`
-    RemoteWorkerSelectionPolicy         who gets the next task
+    RemoteExecutorStatus, Histogram     progress and timings: `print(pool.status)`, `pool.histogram`
+    RemoteWorkerSelectionPolicy         decides which worker gets the next task
 
 What a future or a call may raise, besides what your function raises:
 
-    BundleError             a task cannot be completed, by its own fault: it says why, and where
-    BundleTimeoutError      it ran longer than `bundle_timeout` (both are ExecutorError)
-    NoWorkersError          no machine can be used, each with its cause (a BrokenExecutor)
-    ValueError              an argument, at once, with the remedy
+    BundleError             a task cannot be completed and is itself the reason: why, and where
+    BundleTimeoutError      a task ran longer than `bundle_timeout` (both are ExecutorErrors)
+    NoWorkersError          no machine can be used; it names the cause for each (a BrokenExecutor)
+    ValueError              an argument is wrong; raised at once, with the remedy
 
-What a task finds, and how long it lives there:
+What a task finds on a worker, and how long it stays there:
 
-    functions, classes, globals of the script   in the slot's `__main__`, until the slot dies or is
-                                                killed, or the pool ends; what changes here is sent
-                                                anew with the next submission
-    modules of the project, packages            imported there, and live as long
-    lambdas, closures, partials, bound methods  unpickled for each call of `submit`; of a `map`,
-                                                each slot has one copy, which goes with that map
+    functions, classes, globals of the script   in the slot's `__main__`, until the slot's process
+                                                ends; what has changed here is sent again with the
+                                                next submission
+    modules of the project, packages            imported there; they stay as long
+    lambdas, closures, partials, bound methods  unpickled for each call of `submit`; within one
+                                                `map`, each slot unpickles the function once
     arguments                                   unpickled for each call
     results                                     refer to the classes and functions here, and never
                                                 change them
 
-An execution is *at least once*: a bundle is retried if its machine is lost, and raced by a backup
-if it straggles. With `schedule_backups=False, max_bundle_failures=1` it starts at most once unless
-its machine is lost. Pickles run code, in both directions: connect only to machines you trust. Logs
-are under the logger `executors`. How it is built is drawn where RemoteExecutor begins, below.
+Tasks are executed *at least once*: if a machine is lost its tasks run again elsewhere, and a task
+that takes much longer than others gets a backup on another machine; the first result counts. With
+`schedule_backups=False, max_bundle_failures=1` a task starts at most once unless its machine is
+lost. Unpickling runs code, on both sides: use only machines that you trust. Logs go to the logger
+`executors`. The parts and how they work together are drawn above `RemoteExecutor`.
 """
 
 from __future__ import annotations
@@ -120,35 +122,34 @@ __all__ = [
 ]
 
 SSH, SCP = "/usr/bin/ssh", "/usr/bin/scp"
-TICK_SECONDS = 0.25             # between two looks at the clock, for stragglers and time-outs
-MISSED_BEATS = 3                # unanswered pings after which a link is lost
-LEASE_BEATS = 12                # heartbeats a shim lives on without hearing from us
+TICK_SECONDS = 0.25             # how often the heartbeat thread looks for stragglers and timeouts
+MISSED_BEATS = 3                # unanswered pings after which a link counts as lost
+LEASE_BEATS = 12                # heartbeats without a word from us after which a shim ends
 HELLO_SECONDS = 30.0            # from starting ssh to the shim's greeting, login files included
-COUNT_SECONDS = 5.0             # that who asks for the number of slots waits for machines to tell
-CLOSE_SECONDS = 3.0             # for ssh to end after its input was closed
-HANDSHAKES = 8, 64              # at once: at first, for sshd's MaxStartups (10:30:100); at most
-QUARANTINE_SECONDS = 1.0, 60.0  # after the first failure; at most
+COUNT_SECONDS = 5.0             # that `pool.slots` waits for machines to report their cores
+CLOSE_SECONDS = 3.0             # that ssh may take to end after its input was closed
+HANDSHAKES = 8, 64              # logins at once: at first (sshd starts to refuse at 10); at most
+QUARANTINE_SECONDS = 1.0, 60.0  # after the first failure of a machine; at most
 FAULT_WEIGHT = 6                # failures that a machine's own fault counts for
-# Without any worker, however transient the causes; and after results have come.
-GIVE_UP_SECONDS = 60.0, 600.0
-AHEAD_SECONDS = 0.002           # of work kept in front of each slot when bundles are shorter
-AHEAD_RATE = 64_000             # bundles a second that a slot is thought to do, at most
-AHEAD_BYTES = 4 << 20           # of long arguments kept in front of each slot
-LONG_SECONDS = 1.0              # of work, from which on long arguments are not sent ahead of need
-STEADY_SECONDS = 600.0          # after which a machine that is lost does not go up and down
-MOST_UNASKED = 1 << 30          # bytes of a distribution that follows without being named
-COPY_TRIES = 1.0, 2.0, 4.0, 8.0, 0.0    # seconds after each that sshd has refused
-KNOWN_FUNCTIONS = 256, 1 << 29  # that a machine keeps for us: number, bytes
-BACKUP_AGE = 0.5, 1.5           # a straggler is older: seconds, and medians of its function
-BACKUP_SHARE = 0.1              # of all slots that backups may hold
-SCP_RATE = 1e5                  # bytes a second; what is slower than that is stuck
-SPANS = 1 << 15                 # attempts that the trace remembers, a quarter of a kilobyte each
-REPORT_BEATS = 3                # heartbeats between two reports in the log
-LINE_SECONDS = 60.0             # between two lines on stderr, where that is no terminal
-RATE_TICKS = 40                 # in which something was settled, that a rate is measured by
-CHUNK_SECONDS = 0.03            # of work that travels together, of a map that is free to choose
-CHECK_SECONDS = 60.0, 600.0     # that a stage of --check may take; and one that may copy a package
-SHARED_ARRAYS = 8               # sets of arrays that calls of joblib share and that are kept
+GIVE_UP_SECONDS = 60.0, 600.0   # without any worker: in a new pool; once it has had results
+AHEAD_SECONDS = 0.002           # of short tasks sent to each slot before it is free
+AHEAD_RATE = 64_000             # tasks a second that a slot is assumed to do, at most
+AHEAD_BYTES = 4 << 20           # of long arguments sent to each slot before it is free
+LONG_SECONDS = 1.0              # tasks from this median on get no long arguments ahead of need
+STEADY_SECONDS = 600.0          # a machine that was up for this long is not an unsteady one
+MOST_UNASKED = 1 << 30          # bytes; a larger package is copied only if `packages=` names it
+COPY_TRIES = 1.0, 2.0, 4.0, 8.0, 0.0    # seconds to wait after each scp that sshd has refused
+KNOWN_FUNCTIONS = 256, 1 << 29  # functions that a machine keeps for us: number, bytes
+BACKUP_AGE = 0.5, 1.5           # a straggler has run for more: seconds, medians of its function
+BACKUP_SHARE = 0.1              # of all slots that backups may take
+SCP_RATE = 1e5                  # bytes a second; a slower copy counts as stuck
+SPANS = 1 << 15                 # attempts that the trace keeps, 250 bytes each
+REPORT_BEATS = 3                # heartbeats between two progress reports in the log
+LINE_SECONDS = 60.0             # between two status lines on stderr where that is no terminal
+RATE_TICKS = 40                 # latest ticks with progress, over which the rate is measured
+CHUNK_SECONDS = 0.03            # of work in a chunk of a map that chooses its chunks itself
+CHECK_SECONDS = 60.0, 600.0     # limit for a stage of --check; for one that may copy a package
+SHARED_ARRAYS = 8               # sets of arrays, shared by joblib's calls, that a pool keeps
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
@@ -164,16 +165,16 @@ _log = logging.getLogger("executors")
 
 
 class ExecutorError(Exception):
-    """The base of this module's errors. They carry data and say it in `str()`."""
+    """Base class of this module's errors. They carry data, which `str()` puts into words."""
 
 
 class BundleError(ExecutorError):
-    """A bundle cannot be completed, through a fault of its own.
+    """A task cannot be completed, and the task itself is the reason.
 
     Arguments:
         name: the function's name.
-        reason: what went wrong, a sentence.
-        attempts: `(machine, how it ended, last words on stderr)` of each attempt that failed.
+        reason: what went wrong, as a sentence.
+        attempts: `(machine, how it ended, the end of its stderr)` of each failed attempt.
 
     >>> print(BundleError("simulate", "killed the process that ran it", [
     ...     ("lab2", "killed by SIGKILL (out of memory?)", "allocating 3 GB")]))
@@ -198,11 +199,14 @@ class BundleError(ExecutorError):
 
 
 class BundleTimeoutError(BundleError):
-    """A bundle ran longer than the executor's `bundle_timeout` and was killed."""
+    """A task ran longer than the executor's `bundle_timeout` and was killed."""
 
 
 class NoWorkersError(ExecutorError, BrokenExecutor):
-    """No machine of the pool can be used. `causes` is a list of `(machine, cause)`.
+    """No machine of the pool can be used.
+
+    Arguments:
+        causes: `(machine, cause)` of each.
 
     >>> print(NoWorkersError([("lab2", "Permission denied (publickey)"), ("bigbox", "timed out")]))
     no worker can be used:
@@ -224,7 +228,7 @@ class NoWorkersError(ExecutorError, BrokenExecutor):
 
 
 class _RemoteTraceback(Exception):
-    """A traceback's text, as the cause of the exception that came from another machine."""
+    """Holds a traceback's text, as the `__cause__` of an exception from another machine."""
 
     def __str__(self) -> str:
         return f'\n"""\n{self.args[0]}"""'
@@ -234,7 +238,7 @@ class _RemoteTraceback(Exception):
 
 
 def _seconds(value: float) -> str:
-    """Say a duration as a person would: three digits and a unit."""
+    """Return a duration as a person would write it: three digits and a unit."""
     if value >= 119.5:
         minutes, seconds = divmod(round(value), 60)
         if minutes < 120:
@@ -246,9 +250,9 @@ def _seconds(value: float) -> str:
 
 
 class Histogram:
-    """Count latencies in logarithmic buckets: little memory, O(1) to add, percentiles to 10 %.
+    """Count durations in logarithmic buckets, four to each power of two.
 
-    Each power of two is split into four buckets.
+    Adding one takes constant time and no memory; percentiles are right to 10 %.
 
     >>> h = Histogram()
     >>> for n in range(1, 101):
@@ -276,7 +280,7 @@ class Histogram:
         self._buckets: Counter[int] = Counter()     # by the exponent of 2 ** (1 / 4), in seconds
 
     def add(self, seconds: float) -> None:
-        """Count one latency, in seconds."""
+        """Count one duration, in seconds."""
         self._buckets[math.floor(4 * math.log2(seconds or 1e-9))] += 1
         self.count += 1
         self.total += seconds
@@ -286,7 +290,7 @@ class Histogram:
             self.maximum = seconds
 
     def merge(self, other: Histogram) -> None:
-        """Count all that `other` has counted."""
+        """Add the counts of another histogram to this one."""
         self._buckets.update(other._buckets)
         self.count += other.count
         self.total += other.total
@@ -295,11 +299,11 @@ class Histogram:
 
     @property
     def mean(self) -> float:
-        """The arithmetic mean in seconds; 0 if nothing has been counted."""
+        """The arithmetic mean in seconds; 0 if nothing was counted."""
         return self.total / max(self.count, 1)
 
     def percentile(self, p: float) -> float:
-        """Return the latency, in seconds, that `p` per cent do not exceed; 0 if there are none."""
+        """Return the seconds that `p` per cent of the durations do not exceed; 0 if none."""
         rank = self.count * p / 100
         for index, count in sorted(self._buckets.items()):
             if rank <= count:
@@ -1007,28 +1011,30 @@ def _or_environment(given: Any, name: str, convert: Any, default: Any = None) ->
     try:
         return convert(text)
     except (KeyError, ValueError):
-        raise ValueError(f"the environment variable {name} is {text!r}, not a "
-                         f"{convert.__name__}") from None
+        raise ValueError(f"the environment variable {name} must be a {convert.__name__}, got "
+                         f"{text!r}") from None
 
 
 # ──────────────────────────────────────── records and policies ────────────────────────────────────
 
 
-_PLAIN_PATH = re.compile(r"[\w~./+][\w~./+@%:,=-]*", re.ASCII)      # no shell takes offence at it
+# A path that every shell reads as one word, without quotes.
+_PLAIN_PATH = re.compile(r"[\w~./+][\w~./+@%:,=-]*", re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True)
 class RemoteWorkerRecord:
-    """Describe one worker. `parse` reads the text form, GNU parallel's sshlogin widened.
+    """Describe one worker. `parse` reads its text form, which extends GNU parallel's --sshlogin.
 
     Arguments:
-        username: whom to log in as; None leaves it to ssh's configuration.
-        machine: a host name, address or alias of ssh's configuration; ':' is this machine, without
-            ssh.
-        weight: how often it is chosen, relative to others that have room.
-        count: its slots; None means one per core, asked of the machine.
-        python: its interpreter; None finds one of the controller's version.
-        nice: how far its tasks stand back (0 to 19, see nice(1)) where others sit at the machine.
+        username: the account to log in to; None leaves it to ssh's configuration.
+        machine: a host name, an address or a Host of ssh's configuration; ':' is this machine,
+            without ssh.
+        weight: how often it is chosen, relative to other workers with a free slot.
+        count: its slots; None means one per core, which the machine reports.
+        python: the path of its interpreter; None looks for one of the controller's version.
+        nice: the niceness of its tasks, 0 to 19; see nice(1). Higher values slow down other users
+            of the machine less.
 
     >>> RemoteWorkerRecord.parse("8/me@bigbox weight=2 python=~/py")
     RemoteWorkerRecord(username='me', machine='bigbox', weight=2.0, count=8, python='~/py', nice=0)
@@ -1047,30 +1053,32 @@ class RemoteWorkerRecord:
         machine = self.machine
         for what, value in ("machine", machine), ("username", self.username):
             if value is not None and not re.fullmatch(r"(?!-)[^\s@/\x00-\x20]+", value):
-                raise ValueError(f"{what} {value!r}: must not be empty, begin with '-', or hold "
-                                 "spaces, '@' or '/'")
+                raise ValueError(f"{what} must not be empty, begin with '-', or contain spaces, "
+                                 f"'@' or '/'; got {value!r}")
         if machine == ":" and self.username:
-            raise ValueError(f"username {self.username!r}: ':' is this machine, as the user you "
-                             "are; name it to log in to it")
+            raise ValueError(f"username {self.username!r} cannot be used with ':', which is this "
+                             f"machine without a login; write {self.username}@localhost instead")
         if re.fullmatch(r"[^:]+:\d+|\[.*\].*", machine):
-            raise ValueError(f"machine {machine!r}: a port belongs into ~/.ssh/config; an IPv6 "
-                             "address has no brackets")
-        if not self.weight > 0:
-            raise ValueError(f"weight {self.weight!r} of {machine}: must be more than 0")
+            raise ValueError(f"machine {machine!r}: give a port as `Port` in ~/.ssh/config, and an "
+                             "IPv6 address without brackets")
+        if not 0 < self.weight < math.inf:
+            raise ValueError(f"weight of {machine} must be a finite number above 0, got "
+                             f"{self.weight!r}")
         if self.count is not None and self.count < 1:
-            raise ValueError(f"count {self.count!r} of {machine}: must be at least 1, or None for "
-                             "one per core")
+            raise ValueError(f"slot count of {machine} must be at least 1, got {self.count!r}; "
+                             "leave it out for one per core")
         if self.python is not None and not _PLAIN_PATH.fullmatch(self.python):
-            raise ValueError(f"python {self.python!r} of {machine}: must be a plain path; make a "
-                             "link to it if it is not")
+            raise ValueError(f"python of {machine} must be a path without spaces and quotes, got "
+                             f"{self.python!r}; make a symbolic link to it")
         if self.nice not in range(20):
-            raise ValueError(f"nice {self.nice!r} of {machine}: must be 0 to 19")
+            raise ValueError(f"nice of {machine} must be an integer from 0 to 19, got "
+                             f"{self.nice!r}")
 
     @classmethod
     def parse(cls, text: str) -> RemoteWorkerRecord:
-        """Read `[COUNT/][USER@]MACHINE [weight=N] [python=PATH] [nice=N]`.
+        """Parse `[COUNT/][USER@]MACHINE [weight=N] [python=PATH] [nice=N]`.
 
-        Raises ValueError that quotes what is wrong.
+        Raises ValueError, which quotes what is wrong.
         """
         login, *settings = text.split() or [""]
         count, slash, login = login.rpartition("/")
@@ -1079,22 +1087,22 @@ class RemoteWorkerRecord:
         try:
             if slash:
                 if not count.isdecimal():
-                    raise ValueError(f"{count!r} is no number of slots")
+                    raise ValueError(f"the slot count must be a number, got {count!r}")
                 given["count"] = int(count)
             for setting in settings:
                 name, _, value = setting.partition("=")
                 given[name] = {"weight": float, "python": str, "nice": int}[name](value)
             return cls(username if at else None, machine, **given)
         except KeyError as error:
-            why = f"no setting {error}; there are weight=, python= and nice="
+            why = f"unknown setting {error}; expected weight=, python= or nice="
         except ValueError as error:
             why = str(error)
         raise ValueError(
-            f"worker {text!r}: {why} (like: 8/me@bigbox weight=2 python=~/venv/bin/python)")
+            f"worker {text!r}: {why}. Example: 8/me@bigbox weight=2 python=~/venv/bin/python")
 
     @property
     def login(self) -> str:
-        """What ssh is told: `user@machine`."""
+        """The argument of ssh: `user@machine`, or `machine`."""
         return f"{self.username}@{self.machine}" if self.username else self.machine
 
     def __str__(self) -> str:
@@ -1106,7 +1114,9 @@ class RemoteWorkerRecord:
 
 
 class RemoteWorkerSelectionPolicy(ABC):
-    """Choose who gets the next attempt, among workers that have room. It keeps no count of them.
+    """Choose the worker for the next attempt, among those with a free slot.
+
+    The scheduler counts slots; a policy keeps no account of them.
 
     >>> class Last(RemoteWorkerSelectionPolicy):
     ...     def choose(self, ready, avoid=()):
@@ -1120,10 +1130,10 @@ class RemoteWorkerSelectionPolicy(ABC):
     @abstractmethod
     def choose(self, ready: Sequence[RemoteWorkerRecord],
                avoid: Container[str] = ()) -> int | None:
-        """Return the index in `ready` (never empty) of the worker to use.
+        """Return the index of the worker to use in `ready`, which is never empty.
 
-        Return None if all their machines are in `avoid`. It is called under the executor's lock: it
-        must neither block nor call the executor.
+        Return None if all their machines are in `avoid`. The executor's lock is held meanwhile, so
+        a policy must neither block nor call the executor.
         """
 
 
@@ -1146,7 +1156,7 @@ class WeightedRandomRemoteWorkerSelectionPolicy(RemoteWorkerSelectionPolicy):
 
 
 class RoundRobinRemoteWorkerSelectionPolicy(RemoteWorkerSelectionPolicy):
-    """Choose those that have room in turn.
+    """Choose workers with a free slot in turn.
 
     >>> policy = RoundRobinRemoteWorkerSelectionPolicy()
     >>> [policy.choose(_parse_workers("a,b,c"), avoid={"b"}) for _ in range(4)]
@@ -1170,18 +1180,18 @@ def _parse_workers(workers: Iterable[RemoteWorkerRecord | str]) -> list[RemoteWo
     if isinstance(workers, str):
         workers = workers.split(",")
     if not isinstance(workers, Iterable):
-        raise ValueError(f"workers is {workers!r}; it must be a list like ['8/me@bigbox', ':']")
+        raise ValueError(f"workers must be a list like ['8/me@bigbox', ':'], got {workers!r}")
     records = []
     for one in workers:
         if not isinstance(one, (str, RemoteWorkerRecord)):
-            raise ValueError(f"workers: {one!r} is neither a text like '8/me@bigbox' nor a "
-                             "RemoteWorkerRecord")
+            raise ValueError("each of workers must be a text like '8/me@bigbox' or a "
+                             f"RemoteWorkerRecord, got {one!r}")
         records.append(RemoteWorkerRecord.parse(one) if isinstance(one, str) else one)
     return records
 
 
 def _default_workers() -> list[RemoteWorkerRecord]:
-    """Read the pool's own list: $EXECUTORS_REMOTE_WORKERS, else ~/.config/executors/workers."""
+    """Read the default list: $EXECUTORS_REMOTE_WORKERS, or else ~/.config/executors/workers."""
     texts = os.environ.get("EXECUTORS_REMOTE_WORKERS", "").split(",")
     path = os.path.expanduser("~/.config/executors/workers")
     if texts == [""] and os.path.exists(path):
@@ -1189,8 +1199,8 @@ def _default_workers() -> list[RemoteWorkerRecord]:
             texts = [line.partition("#")[0] for line in file]
     records = _parse_workers(text for text in texts if text.strip())
     if not records:
-        raise ValueError("no remote workers: list them in $EXECUTORS_REMOTE_WORKERS "
-                         f"(comma-separated) or {path} (one a line)")
+        raise ValueError("no remote workers: name them in $EXECUTORS_REMOTE_WORKERS, separated by "
+                         f"commas, or in {path}, one a line")
     return records
 
 

@@ -1286,11 +1286,13 @@ class TestRecords:
 
     @pytest.mark.parametrize("text, complaint", [
         ("", "machine ''"), ("-oProxyCommand=evil", "begin with '-'"),
-        ("-x@host", "username '-x'"), ("x/host", "x/host"), ("0/host", "at least 1"),
-        ("host weight=0", "more than 0"), ("host wight=1", "no setting 'wight'"),
-        ("host python=a;b", "plain path"), ("me@", "machine"),
-        ("me@:", "this machine, as the user you are"), ("host:2222", "a port belongs into"),
-        ("[::1]", "no brackets"), ("a@b@c", "hold spaces, '@'"),
+        ("-x@host", "username must not be empty, begin with '-'"), ("-x@host", "got '-x'"),
+        ("x/host", "x/host"), ("0/host", "at least 1"),
+        ("host weight=0", "above 0, got 0"), ("host weight=inf", "a finite number"),
+        ("host wight=1", "unknown setting 'wight'; expected weight="),
+        ("host python=a;b", "without spaces and quotes"), ("me@", "machine"),
+        ("me@:", "write me@localhost instead"), ("host:2222", "as `Port` in"),
+        ("[::1]", "without brackets"), ("a@b@c", "contain spaces, '@'"),
         ("host weight=x", "could not convert")])
     def test_bad_texts_are_quoted(self, text, complaint):
         with pytest.raises(ValueError) as caught:
@@ -1330,12 +1332,12 @@ class TestRecords:
         assert {*threading.enumerate()} <= before
 
     @pytest.mark.parametrize("workers, options, words", [
-        ([5], {}, "workers: 5 is neither a text"),
-        ("eight/host", {}, "worker 'eight/host': 'eight' is no number of slots"),
+        ([5], {}, "must be a text like '8/me@bigbox' or a RemoteWorkerRecord, got 5"),
+        ("eight/host", {}, "worker 'eight/host': the slot count must be a number, got 'eight'"),
         (":", {"policy": "round"}, "policy is 'round', not a RemoteWorkerSelectionPolicy"),
         (":", {"policy": executors.RoundRobinRemoteWorkerSelectionPolicy}, "not a Remote"),
         (":", {"output": "yes"}, "output is 'yes'; it must be True, False, or a function"),
-        (5, {}, "workers is 5; it must be a list like"),
+        (5, {}, "workers must be a list like ['8/me@bigbox', ':'], got 5"),
         (":", {"ssh_options": "-F x"}, "ssh_options is '-F x'; it must be a list: ['-F', 'x']"),
         (":", {"ssh_options": ["-F x"]}, "ssh_options: '-F x' is two words: ['-F', 'x']"),
         (":", {"env": ["A=1"]}, "env is ['A=1']; it must be like {'NAME': 'value'}"),
