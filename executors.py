@@ -2153,8 +2153,8 @@ class _Scheduler:
 
 # ───────────────────────────────────────────── logins ─────────────────────────────────────────────
 
-# The user's own configuration turns each of these on somewhere, and each would break a link. The
-# first value given wins.
+# Each of these settings may be turned on in a user's own configuration and would break a link. ssh
+# takes the first value that it is given.
 _SSH_SETTINGS = [
     "BatchMode=yes", "ClearAllForwardings=yes", "ControlMaster=no", "ControlPath=none",
     "PermitLocalCommand=no", "RemoteCommand=none", "ServerAliveInterval=5", "ServerAliveCountMax=3",
@@ -2164,22 +2164,23 @@ _SSH_SETTINGS_8_7 = ["StdinNull=no", "ForkAfterAuthentication=no"]      # unknow
 
 # A pattern in what ssh prints, what kind of loss that is, and what the user can do about it. The
 # first pattern that fits counts; if none does, the last row.
-_TOO_MANY_LOGINS = ("did its sshd hang up because of too many logins at once? Its log says so; "
-                    "MaxStartups in its sshd_config is the limit")
+_TOO_MANY_LOGINS = ("probably too many logins at once for its sshd; see its log, and MaxStartups "
+                    "in its sshd_config")
 _SSH_DIAGNOSES = (
     ("host key verification failed|host identification has changed", _LossKind.UNUSABLE,
      "run `ssh {login}` once, check the key it shows and accept it"),
     ("permission denied|too many authentication failures", _LossKind.UNUSABLE,
      "executors never asks for a password: set up a key with `ssh-copy-id {login}`"),
-    ("temporary failure in name resolution", _LossKind.LOST, "is this machine's network up?"),
+    ("temporary failure in name resolution", _LossKind.LOST,
+     "check that this machine's network is up"),
     ("could not resolve hostname|name or service not known", _LossKind.UNUSABLE,
-     "is the name right? try `ssh {login}`"),
+     "check the name: try `ssh {login}`"),
     ("bad configuration option|no such file or directory|unknown option|usage: ssh|invalid",
      _LossKind.UNUSABLE,
-     "look at ssh_options and at your ~/.ssh/config"),
-    ("connection refused", _LossKind.LOST, "is sshd running there, on that port?"),
+     "correct ssh_options or your ~/.ssh/config"),
+    ("connection refused", _LossKind.LOST, "check that sshd runs there, on that port"),
     ("timed out|no route to host|network is unreachable", _LossKind.LOST,
-     "is the machine up, and reachable from here?"),
+     "check that the machine is up, and reachable from here"),
     ("connection closed|connection reset|kex_exchange_identification|broken pipe",
      _LossKind.TOO_MANY_LOGINS, _TOO_MANY_LOGINS),
     ("", _LossKind.LOST, "try `ssh {login}`"),
@@ -2189,26 +2190,26 @@ _SCP_DIAGNOSES = (
     ("kex_exchange|closed by remote|connection (reset|refused)|timed out|broken pipe",
      _LossKind.TOO_MANY_LOGINS, _TOO_MANY_LOGINS),
     ("message too long|produces no output", _LossKind.UNUSABLE,
-     "a login file there prints something, which SFTP does not bear: no output without a terminal"),
+     "a login file there prints something, which breaks SFTP: it must print only to a terminal"),
     ("permission denied|read-only", _LossKind.UNUSABLE,
      "~/.cache/executors must be writable there"),
     ("connection closed|subsystem request failed", _LossKind.UNUSABLE,
      "its sshd offers no SFTP: see `Subsystem sftp` in its sshd_config"),
-    ("", _LossKind.UNUSABLE, "is there room in ~/.cache/executors?"),
+    ("", _LossKind.UNUSABLE, "check that there is room in ~/.cache/executors"),
 )
-# What ssh also says: with -v, and behind a jump host, where the reason stands before it.
+# Lines of ssh that give no reason: those of -v, and of a jump host, which come after the reason.
 _CHATTER = re.compile(
     r"debug\d: |OpenSSH_|Authenticated to |Transferred: |Bytes per second: |"
     r"Warning: Permanently added |"
     r"Connection to \S+ closed|\*\* ")
 _JUMPED = "\nstdio forwarding failed"
-# What `ssh -v` says on its way.
+# The stages of a login, as `ssh -v` reports them.
 _MILESTONES = {"name": r"Connecting to \S+ \[\S+\]", "TCP": "Connection established",
                "login": "Authenticated to "}
 
-# Runs on whatever Python is found, of any version; one that is not of ours says so and gives way to
-# the next. It says who it is and waits: what login files print has then gone before, and what reads
-# their input finds none.
+# Runs on whatever Python is found there. One of another version says so and exits, and the next one
+# is tried. The right one prints a line with the magic and waits for the second stage. What login
+# files print comes before that line; login files that read their input get only newlines.
 _FIRST_STAGE = '''import os,sys
 sys.path[:]=[p for p in sys.path if p]
 v=(getattr(getattr(sys,"implementation",None),"name","python"),)+tuple(sys.version_info[:3])
@@ -2229,8 +2230,8 @@ while c==b"\\n":c=r(1)
 exec(r(int(c+r(15))))
 '''
 
-# Sent to a Python of our own version. Makes a module of `remote_worker` without a file, and hands
-# over.
+# Sent to a Python of our own version: makes a module of remote_worker's text, without a file, and
+# calls `serve`.
 _SECOND_STAGE = '''import pickle,sys,types
 from importlib.machinery import ModuleSpec
 name,file,text,modules=pickle.loads(r(int(r(16))))
@@ -2245,31 +2246,35 @@ _OTHER_PYTHON = "executors: another python:"
 _NO_PYTHON = "executors: no python"
 _IMPLEMENTATION = sys.implementation.name
 _VERSION = "{}.{}".format(*sys.version_info)
-# Where one is looked for: on the PATH, and where a shell that is not one of a login does not look.
+# Where a Python is looked for: on the PATH, and in places that only login shells add to it.
 _PLACES = [where.format(f"python{_VERSION}") for where in (
     "{}", "~/.local/bin/{}", "/usr/local/bin/{}", "/opt/homebrew/bin/{}",
     "~/.pyenv/versions/*/bin/{}", "~/.local/share/uv/python/*/bin/{}", "python3")]
 
-# Runs a command that is killed when our end of its standard input goes, as it does when we do.
+# Runs a command and kills it when our end of its standard input closes, at the latest when we die.
 _TIED = ["/bin/sh", "-c", (
     'exec 3<&0; "$@" </dev/null 3<&- & p=$!; { cat <&3 >/dev/null 2>&1; kill $p; } 2>/dev/null >&2 '
     '& exec 3<&-; wait $p'), "sh"]
 
-# A child that another thread forks while we start a process would hold the pipe by which Popen
-# learns that exec has succeeded: so forks wait for this, see _prepare_process.
+# A race: a child that another thread forks while Popen starts a process inherits the pipe by which
+# Popen learns that exec has succeeded, so Popen would wait until that child ends. Forks therefore
+# wait for this lock; see _prepare_process.
 _spawning = threading.Lock()
 
 
 def _spawn(argv: Sequence[str], **options: Any) -> Any:
-    """Start a process; return the Popen that stands for it and for the group that it leads."""
+    """Start a process as the leader of a group of its own; return its Popen."""
     with _spawning:
         return subprocess.Popen(argv, start_new_session=True, **options)
 
 
-def _kill(process: Any, others: Iterable[tuple[int, int]] = ()) -> None:
-    """Kill a process's group, unless it has ended; but first signal `(pid, number)` of others.
+def _kill_group(process: Any, others: Iterable[tuple[int, int]] = ()) -> None:
+    """Kill the group of a process that has not ended.
 
-    As in `Popen.send_signal`: what has been reaped, its pid and its group may be somebody else's.
+    Once it has ended and was reaped, its pid may belong to somebody else (as in Popen.send_signal).
+
+    Arguments:
+        others: `(pid, signal number)` of processes to signal first.
     """
     if process.poll() is None:
         for pid, number in (*others, (-process.pid, signal.SIGKILL)):
@@ -2285,11 +2290,12 @@ class _LinkLost(Exception):
 
 
 def _login_argv(record: RemoteWorkerRecord, ssh_options: list[str], magic: str) -> list[str]:
-    """Return the command that starts a worker's first stage, with or without ssh.
+    """Return the command that runs the first stage on a worker, through ssh or here for ':'.
 
-    The remote part is one word list and one string in single quotes without '!' or a backslash,
-    which sh, bash, dash, zsh, csh, tcsh and fish read alike. What exits with 127 is followed by the
-    next candidate: a Python of another version, a pyenv shim for one that is not active.
+    The login shell there may be any of sh, bash, dash, zsh, csh, tcsh and fish. They all read the
+    remote part alike: plain words and one string in single quotes, without '!' and backslashes.
+    A candidate that exits with 127 is followed by the next one: a Python of another version, or a
+    pyenv shim for a version that is not active.
     """
     ours = _IMPLEMENTATION, *sys.version_info[:2]
     stage = base64.b64encode(
@@ -2304,9 +2310,9 @@ def _login_argv(record: RemoteWorkerRecord, ssh_options: list[str], magic: str) 
 
 
 def _candidates(record: RemoteWorkerRecord) -> str:
-    """Return the interpreters that are tried on a machine, as words of a shell.
+    """Return the interpreters to try on a machine, as words of a shell.
 
-    If ours is one of an environment, that may be there too: homes are often shared.
+    If our interpreter belongs to an environment, its path comes first: homes are often shared.
     """
     if record.python or record.machine == ":":
         return record.python or shlex.quote(sys.executable)
@@ -2315,13 +2321,18 @@ def _candidates(record: RemoteWorkerRecord) -> str:
     path = sys.executable
     if not is_environment or not _PLAIN_PATH.fullmatch(path):
         return " ".join(_PLACES)
-    # A shared home may hold it for machines of another kind: it must run.
+    # In a shared home, it may be for machines of another kind: it is tried only if it runs.
     return " ".join((f'$({path} -c "" 2>/dev/null && echo {path})', *_PLACES))
 
 
 @functools.cache
 def _ssh_settings(*of_8_7: str) -> list[str]:
-    """Return the settings that this machine's OpenSSH knows, as words; from 8.7 on, these too."""
+    """Return our settings as arguments for ssh.
+
+    Arguments:
+        of_8_7: further settings, left out like some of ours if this machine's OpenSSH is older than
+            8.7 and does not know them.
+    """
     settings = [*_SSH_SETTINGS, *_SSH_SETTINGS_8_7, *of_8_7]
     argv = [SSH, "-F", os.devnull, "-G", "-o", _SSH_SETTINGS_8_7[0], "host"]
     if _spawn(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).wait():
@@ -2329,7 +2340,7 @@ def _ssh_settings(*of_8_7: str) -> list[str]:
     return [word for setting in settings for word in ("-o", setting)]
 
 
-# The letters of ssh that a link bears, and what scp, whose letters are others, is told instead.
+# The options of ssh that a link can have, each with what scp is given instead: its letters differ.
 _SSH_LETTERS = {
     "4": "-o AddressFamily=inet", "6": "-o AddressFamily=inet6", "A": "", "a": "",
     "C": "-o Compression=yes", "K": "-o GSSAPIAuthentication=yes",
@@ -2340,20 +2351,20 @@ _SSH_LETTERS = {
 
 
 def _parse_options(words: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Yield `(letter, value)` of arguments for ssh. Raises ValueError on what breaks a link."""
+    """Yield `(letter, value)` of each option. Raises ValueError for one that would break a link."""
     if isinstance(words, str):
-        raise ValueError(f"ssh_options is {words!r}; it must be a list: {shlex.split(words)}")
+        raise ValueError(f"ssh_options must be a list, got {words!r}; write {shlex.split(words)}")
     remaining = iter(words)
     for word in remaining:
         if re.match(r"-\w\s", word):
-            raise ValueError(f"ssh_options: {word!r} is two words: {word.split(None, 1)}")
+            raise ValueError(f"ssh_options: {word!r} must be two items: {word.split(None, 1)}")
         if not re.match("-[^-]", word):
-            raise ValueError(f"ssh_options: {word!r} is no option (what holds for one machine "
-                             "belongs into ~/.ssh/config)")
+            raise ValueError(f"ssh_options: expected an option like -p, got {word!r}; settings of "
+                             "a single machine go into ~/.ssh/config")
         for at, letter in enumerate(word[1:], 2):
             if letter not in _SSH_LETTERS:
-                raise ValueError(f"ssh_options: -{letter} breaks a link, which needs ssh's input, "
-                                 "output, errors and command for itself")
+                raise ValueError(f"ssh_options: -{letter} cannot be used; executors needs ssh's "
+                                 "input, output, errors and command for itself")
             if "{" not in _SSH_LETTERS[letter]:
                 yield letter, ""
                 continue
@@ -2366,7 +2377,7 @@ def _parse_options(words: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 def _scp_argv(record: RemoteWorkerRecord, ssh_options: list[str], source: str,
               target: str) -> list[str]:
-    """Return the command that copies a file; scp has letters of its own for two ssh options."""
+    """Return the command that copies a file to a machine."""
     options, login = [*_ssh_settings()], record.login
     for letter, value in _parse_options(ssh_options):
         if _SSH_LETTERS[letter]:
@@ -2378,9 +2389,9 @@ def _scp_argv(record: RemoteWorkerRecord, ssh_options: list[str], source: str,
 
 @functools.cache
 def _bootstrap() -> bytes:
-    """Return what makes a shim of a waiting first stage: our own text and cloudpickle's.
+    """Return what turns a waiting first stage into a shim: the texts of remote_worker, cloudpickle.
 
-    Raises RuntimeError if they are not to be had.
+    Raises RuntimeError if they cannot be read.
     """
     _require_cloudpickle()
     places = getattr(_find_spec("cloudpickle"), "submodule_search_locations", ())
@@ -2389,7 +2400,7 @@ def _bootstrap() -> bytes:
     missing = [name for name, one in found.items() if not one]
     if missing:
         raise RuntimeError(f"workers need the source of {' and '.join(missing)}, which cannot be "
-                           "read here: is this a frozen program, or one without .py files?")
+                           "read here: run from .py files, not from a frozen program")
     file, text, _ = found[wire.__name__]
     modules = {name: wire.pack(found[name]) for name in names}
     payload = pickle.dumps((wire.__name__, file, text, modules))
@@ -2398,32 +2409,33 @@ def _bootstrap() -> bytes:
 
 
 class _Login:
-    """One login to a machine: its ssh and, while it copies, its scp, from their start to their end.
+    """One login to a machine: its ssh and, while files are copied, its scp.
 
-    `open` and `end` belong to the reader thread; any thread may look at what was `found`, and
-    `check` and `abort`.
+    The reader thread calls `open` and `end`. Any thread may read `found` and call `check`, `abort`
+    and `progress`.
     """
 
     def __init__(self, record: RemoteWorkerRecord, ssh_options: list[str]) -> None:
         self.record = record
         self._ssh_options = ssh_options
         self._is_local = record.machine == ":"
-        self.found: dict[str, str] = {}     # by each stage of opening
-        self.cores = 0                      # the machine's; this, and the processes at its far end
-        self.shim = 0
+        # Written by the reader thread, except where it says otherwise; others may see old values.
+        self.found: dict[str, str] = {}     # what each stage of the login found; also by `words`
+        self.cores = 0                      # of the machine
+        self.shim = 0                       # process IDs over there
         self.guardian = 0
-        self._shim_fd = -1                  # stands for a local shim, where the platform lets us
-        self.facts: Sequence[str] = ()      # its wire.platform_facts
-        self.copies: list[str] = []         # what is copied to it now, or is to be
+        self._shim_fd = -1                  # pidfd of a local shim, where the platform has them
+        self.facts: Sequence[str] = ()      # wire.platform_facts of the machine
+        self.copies: list[str] = []         # what is being copied now; also by copying threads
         self.over = threading.Event()
-        self.processes: list[Any] = []      # that have been started: ssh, and scp while it copies
+        self.processes: list[Any] = []      # ssh, then each scp that runs; also by copying threads
         self._errors = wire.nameless_file()         # ssh's stderr
-        self._noise = b""                   # what came before the magic: the login shell's
+        self._noise = b""                   # what the login shell printed before the magic
         self._has_python = False
-        self._cause = ""                    # why it was cut off, if it was
+        self._cause = ""                    # why we cut it off, if we did; by whoever did
         self._started = monotonic()
-        self._until = self._started + HELLO_SECONDS     # when it is too late
-        self._complaint = f"nothing was heard for {HELLO_SECONDS:g} s"      # what to say then
+        self._until = self._started + HELLO_SECONDS     # when the current stage must be done
+        self._complaint = f"nothing was heard for {HELLO_SECONDS:g} s"      # if it is not
 
     def open(self, files: Mapping[str, _File], config: Mapping[str, Any],
              stuck: SimpleQueue[Any], is_expected: Callable[[int, int], bool],
@@ -2439,7 +2451,7 @@ class _Login:
             process = self._run(argv, stdout=subprocess.PIPE, stderr=self._errors, bufsize=0)
         except OSError as error:
             is_missing = isinstance(error, FileNotFoundError)
-            remedy = "; install openssh-client" if is_missing else ""
+            remedy = "; install it: apt-get install openssh-client" if is_missing else ""
             kind = _LossKind.UNUSABLE if is_missing else _LossKind.LOST
             raise _LinkLost(f"cannot run ssh: {error}{remedy}", kind) from None
         stdin = process.stdin
@@ -2453,7 +2465,7 @@ class _Login:
             self._read_hello(self._await(reader, wire.HELLO))
             if self._is_local and hasattr(os, "pidfd_open"):
                 self._shim_fd = os.pidfd_open(self.shim)
-                weakref.finalize(self, os.close, self._shim_fd)     # `abort` may be late
+                weakref.finalize(self, os.close, self._shim_fd)     # `abort` may come after `end`
             start = _seconds(monotonic() - self._started)
             self.found.update(start=start, cores=str(self.cores))
             greeted(self.cores)
@@ -2465,7 +2477,7 @@ class _Login:
             wire.write_all(fd, [wire.frame(wire.CONFIG, 0, told)])
         except (OSError, EOFError, *wire.NONSENSE) as error:
             raise self.diagnose(error) from None
-        process.stdin = None        # it is the channel's now, and nobody else's
+        process.stdin = None        # the channel owns and closes it from here on
         self._until = math.inf
         return _Channel(reader, stdin, stuck)
 
@@ -2479,11 +2491,11 @@ class _Login:
         process = _spawn(argv, stdin=subprocess.PIPE, **options)
         self.processes.append(process)
         if self._cause:
-            self.abort(self._cause)     # it came too early
+            self.abort(self._cause)     # whoever cut us off could not know of this process yet
         return process
 
     def _await_magic(self, magic: bytes, stdin: int, stdout: int) -> None:
-        """Read past the noise of login files to the line that the first stage prints; judge it."""
+        """Read past whatever login files print, to the line of the first stage."""
         poll = select.poll()
         poll.register(stdout, select.POLLIN)
         found, line = b"", b""
@@ -2516,7 +2528,7 @@ class _Login:
         return messages[0][3]
 
     def _allow(self, what: str, size: int) -> float:
-        """Let something take as many seconds as a slow line needs for so many bytes."""
+        """Set the deadline of a stage that moves `size` bytes over a slow line; return seconds."""
         seconds = HELLO_SECONDS + size / SCP_RATE
         self._until = monotonic() + seconds
         self._complaint = f"{what} was not done after {seconds:.0f} s"
@@ -2562,7 +2574,7 @@ class _Login:
             try:
                 copier.wait(seconds + CLOSE_SECONDS)
             except subprocess.TimeoutExpired:
-                _kill(copier)
+                _kill_group(copier)
                 copier.wait()
                 raise _LinkLost(f"scp of {file.name} was not done after {seconds:.0f} s") from None
             finally:
@@ -2581,39 +2593,39 @@ class _Login:
         return {**self.found, **({"copying": copying} if copying else {})}
 
     def check(self, now: float) -> None:
-        """Cut off a login that leads nowhere; note how far ssh is."""
+        """Cut off a login whose stage has taken too long; update the stages found."""
         self.words()
         if now > self._until:
-            login = self.record.login
-            self.abort(f"{self._complaint} (last came {_last_line(self._noise)!r}) -- does `ssh "
-                       f"{login} echo hello` print hello and end, and does `sftp {login}` work?")
+            login, line = self.record.login, _last_line(self._noise)
+            self.abort(f"{self._complaint} (the last line was {line!r}) -- check that `ssh {login} "
+                       f"echo hello` prints hello and ends, and that `sftp {login}` works")
 
     def limit(self) -> None:
-        """Keep no more than a megabyte of what ssh and the shim say."""
+        """Keep at most a megabyte of the stderr of ssh and the shim."""
         with contextlib.suppress(ValueError):       # it has ended
             fd = self._errors.fileno()
             if os.fstat(fd).st_size > wire.MAX_FRAME:
                 os.ftruncate(fd, 0)
-                os.lseek(fd, 0, os.SEEK_SET)        # theirs too: they share the description
+                os.lseek(fd, 0, os.SEEK_SET)        # for ssh, too: it has the same description
 
     def abort(self, cause: str) -> None:
-        """End it at once; the reader thread sees it end."""
+        """Kill ssh and scp; the reader thread then sees the link end, with this cause."""
         self._cause = self._cause or cause
         local = []
         if self.shim and self._is_local:        # there is no ssh to cut
             local = [(self.shim, signal.SIGKILL), (self.guardian, signal.SIGCONT)]
         for process in [*self.processes]:
-            _kill(process, local)
-        if self._shim_fd >= 0:          # a frozen one outlives the shell that started it
+            _kill_group(process, local)
+        if self._shim_fd >= 0:          # a stopped shim outlives the shell that started it
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._shim_fd, signal.SIGKILL)
 
     def end(self) -> None:
-        """See to it that ssh ends, now that nobody reads from it; release everything."""
-        self._cause = self._cause or "the link has ended"       # also to those who still copy
+        """Wait for ssh to end, or kill it; release everything."""
+        self._cause = self._cause or "the link has ended"       # for threads that still copy
         self.over.set()
         for process in self.processes[1:]:
-            _kill(process)
+            _kill_group(process)
         if self.processes:
             process = self.processes[0]
             if process.stdin:
@@ -2627,17 +2639,21 @@ class _Login:
         self._errors.close()
 
     def abandon(self) -> None:
-        """In a forked child: let go of the parent's connection without a word."""
+        """In a forked child: close our copies of the parent's pipes, and write nothing."""
         for process in self.processes:
             for pipe in filter(bool, (process.stdin, process.stdout)):
                 pipe.close()
 
     def diagnose(self, error: Exception) -> _LinkLost:
-        """Say why it ended, by how far it got, ssh's words and its status: 255 means ten things."""
+        """Return why the link ended, with what to do about it.
+
+        The status of ssh tells little (255 stands for ten different things), so the cases are told
+        apart by how far the login got, and by ssh's own words.
+        """
         if self._cause:
             return _LinkLost(self._cause)
         if isinstance(error, wire.NONSENSE):
-            what = f"what it sends is not what it may send: {wire.describe(error)}"
+            what = f"it sent something that no shim sends: {wire.describe(error)}"
             self.abort(what)
             return _LinkLost(what, _LossKind.BROKE_PROTOCOL)
         status = "unknown"
@@ -2657,17 +2673,18 @@ class _Login:
         said = said or _last_line(self._noise) or "nothing was said"
         kind = _LossKind.LOST if status == "unknown" else _LossKind.UNUSABLE
         return _LinkLost(f"the login ended with status {status} before Python started: {said} -- "
-                         f"does `ssh {self.record.login} echo hello` print hello, and no more?",
-                         kind)
+                         f"check that `ssh {self.record.login} echo hello` prints hello and no "
+                         "more", kind)
 
     def _no_python(self, words: str) -> str:
-        """Say what was tried, what was found, and how there can be one that fits."""
-        found = ", ".join({line.removeprefix(_OTHER_PYTHON).strip(): 0
-                           for line in words.splitlines() if line.startswith(_OTHER_PYTHON)})
-        return (f"needs {_IMPLEMENTATION} {_VERSION}, as here (pickled code does not cross "
-                f"versions), but found {found or 'none'}: tried {_candidates(self.record)} -- "
-                f"install it there (`uv python install {_VERSION}`), or name it in the worker's "
-                f"record, python=/path/to/python{_VERSION}")
+        """Return which Pythons were found instead, and what to do."""
+        versions = ", ".join({line.removeprefix(_OTHER_PYTHON).strip(): 0
+                              for line in words.splitlines() if line.startswith(_OTHER_PYTHON)})
+        machine, looked_in = self.record.machine, self.record.python or ", ".join(_PLACES)
+        return (f"no {_IMPLEMENTATION} {_VERSION} on {machine} (found {versions or 'none'}), and "
+                "pickled functions need the version that runs here. Install it there (`uv python "
+                f"install {_VERSION}`), or name it: '{machine} python=/path/to/python{_VERSION}'. "
+                f"Looked in: {looked_in}")
 
     def _judge(self, words: str, diagnoses: Sequence[tuple[str, _LossKind, str]]) -> tuple[
             str, _LossKind]:
@@ -2683,7 +2700,7 @@ class _Login:
         return f"{said or 'nothing was said'} -- {remedy}", kind
 
     def words(self) -> str:
-        """Return what ssh, and then the shim, have said, without the chatter. Notes milestones."""
+        """Return what ssh and the shim have printed, without chatter; update the stages found."""
         try:
             size = os.fstat(self._errors.fileno()).st_size
             data = os.pread(self._errors.fileno(), 1 << 16, max(0, size - (1 << 16)))
@@ -2708,42 +2725,44 @@ def _last_line(words: str | bytes) -> str:
 
 # ──────────────────────────────────────────── channels ────────────────────────────────────────────
 
-# How it stands with what a channel writes to: CLOSING as we want it, or BROKEN, for ssh has ended.
-# In both cases who has the baton closes it.
+# The state of the pipe that a channel writes to: whole; we want to close it; ssh has ended. In the
+# last two cases whoever holds the baton closes it.
 _Pipe = enum.Enum("_Pipe", "WHOLE CLOSING BROKEN")
 _WHOLE, _CLOSING, _BROKEN = _Pipe
 
 
 class _Channel:
-    """Frames to a machine and from it; the functions that it knows; whether it lives.
+    """The frames to and from one machine, the functions that it has, and whether it is alive.
 
-    Who appends to `queue` pumps, holding no lock. Who gets the baton turns what is queued, in its
-    order, into frames and writes them; when the pipe is full, the baton goes to the writer thread.
-    Nobody waits for the baton: who has it looks again after having let go of it.
+    Any thread may append to `queue` and then call `pump`, holding no lock. Whoever gets the baton
+    turns everything queued, in order, into frames and writes them. Nobody waits for the baton: its
+    holder looks at the queue again after releasing it. When the pipe is full, the baton passes to
+    the writer thread.
 
     Arguments:
-        reader: of the frames that come; it belongs to the reader thread.
-        stdin: a raw file that takes the others; closed here.
-        stuck: where the channel puts itself when the writer thread is to go on.
+        reader: of the frames from the machine; only the reader thread uses it.
+        stdin: a raw file to write frames to; closed here.
+        stuck: where the channel puts itself for the writer thread to go on.
     """
 
     def __init__(self, reader: wire.MessageReader, stdin: Any, stuck: SimpleQueue[Any]) -> None:
         self._reader = reader
         self._stdin = stdin
         self._stuck = stuck
-        self.queue: deque[tuple[_Act, Any]] = deque()
-        self._baton = threading.Lock()      # never waited for; what follows is whose it is
+        self.queue: deque[tuple[_Act, Any]] = deque()       # appending and popping are atomic
+        self._baton = threading.Lock()      # only ever tried; it guards the next two
         os.set_blocking(stdin.fileno(), False)
         self._outbox = wire.Outbox(stdin.fileno())
-        self._known: OrderedDict[int, _Function] = OrderedDict()
-        self.pipe = _WHOLE
-        # Liveness; written by one thread each, and read with no harm from another.
-        self._reads = 0
-        self._writes = 0
-        self._seen = 0, 0
-        self._asked = -1
+        self._known: OrderedDict[int, _Function] = OrderedDict()    # that the machine has
+        self.pipe = _WHOLE                  # set by anybody, and never back to WHOLE
+        # Signs of life. The reader thread writes the first two, the holder of the baton the third,
+        # the heartbeat the others; an old value does no harm.
         self._is_reading = False            # False while our own code keeps the reader busy
-        self._missed = 0
+        self._reads = 0                     # reads that have returned
+        self._writes = 0
+        self._seen = 0, 0                   # reads and writes at the last heartbeat
+        self._asked = -1                    # reads when `is_held_up` was last called
+        self._missed = 0                    # heartbeats without a sign of life
 
     def send(self, buffers: Iterable[Any]) -> None:
         """Send frames."""
@@ -2751,7 +2770,7 @@ class _Channel:
         self.pump()
 
     def pump(self) -> None:
-        """Write what is queued, from this thread, unless another one does or the pipe is full."""
+        """Write what is queued, unless another thread does, until the pipe is full."""
         while (self.queue or self.pipe is not _WHOLE) and self._baton.acquire(blocking=False):
             is_kept = False
             try:
@@ -2763,7 +2782,11 @@ class _Channel:
                 break
 
     def _write(self) -> bool:
-        """With the baton, write; return whether it is kept: by the writer thread, or for ever."""
+        """Holding the baton, write what is queued.
+
+        Return whether the baton must not be released: the writer thread has it now, or the pipe is
+        closed for good.
+        """
         outbox = self._outbox
         is_told = _log.isEnabledFor(logging.DEBUG)
         try:
@@ -2778,7 +2801,7 @@ class _Channel:
                 if not is_done:
                     self._stuck.put(self)
                     return True
-        except Exception:       # the reader will say why, if it was an OSError
+        except Exception:       # the reader thread reports why, if it was an OSError
             self.pipe = _BROKEN
             if not isinstance(sys.exc_info()[1], OSError):
                 _log.exception("a link cannot be written to")
@@ -2787,21 +2810,21 @@ class _Channel:
         return self.pipe is not _WHOLE
 
     def write_on(self) -> None:
-        """Be the writer thread, which has the baton: go on where others found the pipe full."""
+        """In the writer thread, which has the baton, wait for room in the pipe and go on."""
         poll = select.poll()
         poll.register(self._outbox.fd, select.POLLOUT)
         while self.pipe is _WHOLE and not poll.poll(1000):
-            pass        # it is stuck; whether for good is for the heartbeat to say
+            pass        # the heartbeat decides for how long
         if not self._write():
             self._baton.release()
             self.pump()
 
     def call(self, attempt: _Attempt) -> list[Any]:
-        """Return an attempt's frames; ahead of the first of its function here, the function's."""
+        """Return an attempt's frames, after those of its function if the machine lacks it."""
         bundle, known = attempt.bundle, self._known
         packed, function = bundle.packed, bundle.function
-        if bundle.phase is _OVER:      # since when its arguments may be gone
-            return []                           # the machine answers the KILL all the same
+        if bundle.phase is _OVER:       # its arguments may be gone; a KILL of it follows, which the
+            return []                   # machine answers all the same
         frames = wire.message(wire.CALL, attempt.ident, function.ident, packed)
         if function.ident in known:
             return frames
@@ -2814,7 +2837,7 @@ class _Channel:
         return wire.message(wire.FUNCTION, function.ident, 0, function.packed) + frames
 
     def read(self) -> list[_Message]:
-        """Wait for messages. Raises EOFError, OSError or FrameError at the link's end."""
+        """Wait for messages and return them. Raises EOFError, OSError or FrameError at the end."""
         self._is_reading = True
         messages: list[_Message] = self._reader.read()
         self._reads += 1
@@ -2822,21 +2845,21 @@ class _Channel:
         return messages
 
     def forget(self, ident: int) -> None:
-        """Drop what has come of an attempt's result whose sender has died."""
+        """Drop the part of a result that has arrived, since the slot that sent it has died."""
         self._reader.forget(ident)
 
     def is_held_up(self) -> bool:
-        """Tell whether our own code has kept the reader thread busy since this was last asked."""
+        """Return whether our own code has kept the reader thread busy since the last call."""
         reads = self._reads
         is_held_up = not self._is_reading and reads == self._asked
         self._asked = reads
         return is_held_up
 
     def beat(self) -> bool:
-        """Ping; return whether the machine has given a sign of life in the last three beats.
+        """Ping; return whether there was a sign of life in the last MISSED_BEATS heartbeats.
 
-        Counted in beats, not seconds, so that a controller that was suspended does not condemn
-        everyone when it wakes. Bytes moving either way are signs of life.
+        Bytes that move in either direction are signs of life. Heartbeats are counted, not seconds:
+        a controller that was suspended must not give up every machine when it resumes.
         """
         signs = self._reads, self._writes * self._baton.locked()
         self._missed += 1
@@ -2847,21 +2870,21 @@ class _Channel:
         return self._missed < MISSED_BEATS
 
     def quit(self) -> None:
-        """Have the machine end once its slots have, whose threads may still be at work."""
+        """Have the machine end once its slots have; they wait for threads of their tasks."""
         self.send([wire.frame(wire.QUIT)])
 
     def close(self) -> None:
-        """End it: the shim sees the end of its input, kills what still runs, and goes."""
+        """Close the pipe: the shim sees the end of its input, kills what still runs, and ends."""
         if self.pipe is _WHOLE:
             self.pipe = _CLOSING
         self.pump()
 
     def abandon(self) -> None:
-        """In a forked child: let go of the parent's connection without a word."""
+        """In a forked child: close our copy of the parent's pipe, and write nothing."""
         self._stdin.close()
 
     def drop(self, function: _Function) -> None:
-        """Have the machine forget a function that is not called any more."""
+        """Have the machine forget a function that will not be called again."""
         self.queue.append((_DROP, function.ident))
         self.pump()
 
