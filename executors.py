@@ -2167,7 +2167,7 @@ _SSH_SETTINGS_8_7 = ["StdinNull=no", "ForkAfterAuthentication=no"]      # unknow
 _TOO_MANY_LOGINS = ("probably too many logins at once for its sshd; see its log, and MaxStartups "
                     "in its sshd_config")
 _SSH_DIAGNOSES = (
-    ("host key verification failed|host identification has changed", _LossKind.UNUSABLE,
+    ("host key verification failed", _LossKind.UNUSABLE,
      "run `ssh {login}` once, check the key it shows and accept it"),
     ("permission denied|too many authentication failures", _LossKind.UNUSABLE,
      "executors never asks for a password: set up a key with `ssh-copy-id {login}`"),
@@ -2197,6 +2197,10 @@ _SCP_DIAGNOSES = (
      "its sshd offers no SFTP: see `Subsystem sftp` in its sshd_config"),
     ("", _LossKind.UNUSABLE, "check that there is room in ~/.cache/executors"),
 )
+# What ssh prints if a known host has another key (in a box, before any banner can come), and the
+# command for it that some builds of ssh print.
+_CHANGED_KEY = (r"(?m)^@ +WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! +@$"
+                r"(?:[^\0]*?^ *(ssh-keygen -f .* -R .*)$)?")
 # Lines of ssh that give no reason: those of -v, and of a jump host, which come after the reason.
 _CHATTER = re.compile(
     r"debug\d: |OpenSSH_|Authenticated to |Transferred: |Bytes per second: |"
@@ -2321,8 +2325,9 @@ def _candidates(record: RemoteWorkerRecord) -> str:
     path = sys.executable
     if not is_environment or not _PLAIN_PATH.fullmatch(path):
         return " ".join(_PLACES)
-    # In a shared home, it may be for machines of another kind: it is tried only if it runs.
-    return " ".join((f'$({path} -c "" 2>/dev/null && echo {path})', *_PLACES))
+    # In a shared home, it may be for machines of another kind: it is tried only if it runs. What it
+    # prints at its start (sitecustomize) must not become words of this list: each word is run.
+    return " ".join((f'$({path} -c "" >/dev/null 2>&1 && echo {path})', *_PLACES))
 
 
 @functools.cache
@@ -2690,14 +2695,22 @@ class _Login:
             str, _LossKind]:
         """Return the last line with a remedy, and what kind of loss it tells of.
 
-        The lines before the last one count less.
+        Only the last two lines are ssh's own for sure. Banners may stand before, and mention
+        passwords and permissions.
         """
-        said = _last_line(words)
+        lines = [line.strip() for line in words.splitlines() if line.strip()]
+        said = lines[-1] if lines else "nothing was printed"
+        changed_key = re.search(_CHANGED_KEY, words)
+        if changed_key:
+            command = changed_key[1] or f"ssh-keygen -R {self.record.machine}"
+            cause = (f"REMOTE HOST IDENTIFICATION HAS CHANGED! {said} -- somebody may be "
+                     "intercepting the connection. Ask the machine's administrator whether its key "
+                     f"was replaced; only then remove the old one: {command}")
+            return cause, _LossKind.UNUSABLE
         _, kind, remedy = next(
-            (row for text in (said, words) for row in diagnoses[:-1]
-             if re.search(row[0], text, re.IGNORECASE)), diagnoses[-1])
-        remedy = remedy.format(login=self.record.login)
-        return f"{said or 'nothing was said'} -- {remedy}", kind
+            (row for line in reversed(lines[-2:]) for row in diagnoses[:-1]
+             if re.search(row[0], line, re.IGNORECASE)), diagnoses[-1])
+        return f"{said} -- {remedy.format(login=self.record.login)}", kind
 
     def words(self) -> str:
         """Return what ssh and the shim have printed, without chatter; update the stages found."""

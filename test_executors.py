@@ -4909,9 +4909,48 @@ class TestConnecting:
         cause = self.cause(ssh("alpha", ssh_options=options))
         assert "Host key verification failed" in cause and "ssh alpha" in cause
 
+    def test_a_host_key_that_has_changed(self, ssh, sshds, tmp_path):
+        """Nobody is told to accept it, as one that is unknown."""
+        key = str(tmp_path / "key")
+        run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+        host = read(sshds[0].path("known_hosts")).split()[0]
+        (tmp_path / "known").write_text(f"{host} {read(key + '.pub')}")
+        options = self.edited(
+            sshds, tmp_path, sshds[0].path("known_hosts"), str(tmp_path / "known"))
+        cause = self.cause(ssh("alpha", ssh_options=options))
+        assert "REMOTE HOST IDENTIFICATION HAS CHANGED" in cause and "accept" not in cause
+        assert "whether its key was replaced" in cause and "ssh-keygen" in cause and "-R" in cause
+
+    def test_a_banner_does_not_decide_what_is_wrong(self, ssh, tmp_path, monkeypatch):
+        (tmp_path / "ssh").write_text(
+            "#!/bin/sh\necho Permission denied to others. Invalid users are prosecuted. >&2\n"
+            "echo 'Unauthorised use of this system is an offence.' >&2\n"
+            "echo 'ssh: connect to host alpha port 22: Connection timed out' >&2\nexit 255\n")
+        (tmp_path / "ssh").chmod(0o755)
+        monkeypatch.setattr(executors, "SSH", str(tmp_path / "ssh"))
+        pool = ssh("alpha")
+        until(lambda: pool.status.workers[0].cause)
+        cause = pool.status.workers[0].cause
+        assert "timed out -- check that the machine is up" in cause and "ssh-copy-id" not in cause
+
+    def test_what_an_interpreter_prints_is_not_run(self, ssh, tmp_path, monkeypatch):
+        """That of an environment is tried on machines, too, whatever it prints when it starts."""
+        evil, python, ran = (tmp_path / name for name in ("evil", "python", "ran"))
+        ours = sys.executable
+        evil.write_text(f"#!/bin/sh\ntouch {ran}\nexit 127\n")
+        python.write_text(f"#!/bin/sh\necho {evil}\nexec {sys.executable} \"$@\"\n")
+        for path in (evil, python):
+            path.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(python))
+        monkeypatch.setattr(sys, "prefix", str(tmp_path))
+        pool = ssh("1/alpha", python="")
+        assert pool.submit(neg, 1).result(PATIENCE) == -1 and not ran.exists()
+        assert pool.status.workers[0].found["interpreter"] == ours
+
     def test_no_python(self, ssh):
         cause = self.cause(ssh("alpha", python="/no/such/python"))
-        assert "found none: tried /no/such/python" in cause and "python=" in cause
+        assert "found none)" in cause and "Looked in: /no/such/python" in cause
+        assert "python=" in cause
         assert "uv python install" in cause
 
     def test_the_wrong_python(self, ssh):
