@@ -7266,20 +7266,78 @@ def readme_examples():
 class TestReadme:
     @pytest.mark.parametrize("title", readme_examples())
     def test_the_example_runs(self, tmp_path, title):
-        text = textwrap.dedent(readme_examples()[title])
-        text = re.sub(r"RemoteExecutor\(\[.*?\]", "RemoteExecutor(['2/:']", text)
-        (tmp_path / "example.py").write_text(text)
-        (tmp_path / "mypkg").mkdir()
-        (tmp_path / "mypkg/names.txt").write_text("Ada")
-        (tmp_path / "mypkg/__init__.py").write_text(
-            "import pathlib\n"
-            "def load(): return (pathlib.Path(__file__).parent / 'names.txt').read_text()\n")
-        done = run([sys.executable, "example.py"], cwd=tmp_path, env={
+        self.run_program(tmp_path, readme_examples()[title])
+
+    def run_program(self, folder, text):
+        """Run a program with two slots of this machine as its workers; return what it prints."""
+        text = re.sub(r"RemoteExecutor\(\s*\[.*?\]", "RemoteExecutor(['2/:']",
+                      textwrap.dedent(text))
+        (folder / "example.py").write_text(text)
+        done = run([sys.executable, "example.py"], cwd=folder, env={
             "PYTHONPATH": HERE, "EXECUTORS_REMOTE_WORKERS": "2/:", "PYTHONWARNINGS": "ignore"})
         assert done.returncode == 0 and done.stdout.strip(), done
+        return done.stdout
 
     def test_there_are_examples(self):
         assert len(readme_examples()) >= 9
+
+    def test_the_long_run_is_resumed(self, tmp_path):
+        title, = (title for title in readme_examples() if "resumed" in title)
+        text = readme_examples()[title]
+        first = self.run_program(tmp_path, text.replace("range(100)", "range(10)"))
+        assert "seed 0: ZeroDivisionError" in first and first.endswith("9 done\n"), first
+        assert self.run_program(tmp_path, text).endswith("99 done\n")
+
+    def test_numpy_arrays_arrive_writable(self, tmp_path):
+        printed = self.run_program(tmp_path, """
+            import numpy, executors
+
+            def double(array):
+                array *= 2
+                return array
+
+            with executors.RemoteExecutor(["8/me@bigbox", ":"]) as pool:
+                parts = numpy.array_split(numpy.arange(1_000_000.0), 8)
+                joined = numpy.concatenate(list(pool.map(double, parts)))
+                joined += 1
+                print(joined.sum())
+            """)
+        assert printed == "1000000000000.0\n"
+
+    def test_a_slurm_allocation(self, tmp_path):
+        """Run the command word for word; of Slurm there are its variable and its list of hosts."""
+        command, = re.findall(r"^EXECUTORS_REMOTE_WORKERS=.*$",
+                              read(os.path.join(HERE, "README.md")), re.MULTILINE)
+        (tmp_path / "scontrol").write_text("#!/bin/sh\nprintf ':\\n:\\n'\n")
+        (tmp_path / "scontrol").chmod(0o755)
+        (tmp_path / "program.py").write_text(
+            "import executors\n"
+            "with executors.RemoteExecutor(show_status=False) as pool:\n"
+            "    print(*[one.worker for one in pool.status.workers])\n"
+            "    print(pool.submit(abs, -1).result())\n")
+        done = run(["/bin/sh", "-c", command], cwd=tmp_path, env={
+            "PATH": f"{tmp_path}:{os.path.dirname(sys.executable)}:{os.environ['PATH']}",
+            "PYTHONPATH": HERE, "SLURM_CPUS_ON_NODE": "2"})
+        assert done.stdout == "2/: 2/:\n1\n", done
+
+    def test_every_argument_is_in_the_table(self):
+        part = read(os.path.join(HERE, "README.md")).partition("## Arguments of RemoteExecutor")[2]
+        rows = re.findall(r"^\| (`.*?) \|", part.partition("\n## ")[0], re.MULTILINE)
+        names = re.findall("`(.*?)`", " ".join(rows))
+        expected = {*inspect.signature(executors.RemoteExecutor).parameters}
+        assert len(names) == len(expected) and {*names} == expected
+
+    def test_a_dask_cluster(self, tmp_path):
+        printed = self.run_program(tmp_path, """
+            import distributed, executors
+
+            if __name__ == "__main__":
+                with distributed.LocalCluster(n_workers=2) as cluster:
+                    with distributed.Client(cluster) as client:
+                        with executors.PoolExecutor(client.get_executor()) as pool:
+                            print(list(pool.map(lambda n: n * n, range(10))))
+            """)
+        assert printed == f"{[n * n for n in range(10)]}\n"
 
     def test_the_same_program_on_dask(self, sshds):
         """One decorated program on threads, processes, ssh and Dask, by changing one argument."""
