@@ -4393,9 +4393,9 @@ class TestLostMachines:
         victim = subprocess.Popen(["sleep", "1000"])
         ended = subprocess.Popen(["true"])
         ended.wait()
-        executors._kill(ended, [(victim.pid, signal.SIGKILL)])
+        executors._kill_group(ended, [(victim.pid, signal.SIGKILL)])
         assert victim.poll() is None
-        executors._kill(victim, [(victim.pid, signal.SIGKILL)])
+        executors._kill_group(victim, [(victim.pid, signal.SIGKILL)])
         assert victim.wait(PATIENCE) == -signal.SIGKILL
 
     def test_ctrl_c_reaches_only_the_controller(self, sshds, tmp_path):
