@@ -1512,8 +1512,8 @@ class ModuleFinder:
 
     Asked for a module, the controller answers None, or `(file name, source, is a package)`. If the
     file name is NAMESPACE, it is a namespace package. If it is INSTALLED, the module belongs to a
-    distribution that may be copied; the source is then `(name, version, name of its .dist-info,
-    key)`, as `_Packages` takes them.
+    distribution that may be copied; in place of the source comes then `(name, version, name of its
+    .dist-info, key of its content)`, as `_Packages` takes them.
 
     Arguments:
         pull: asks the shim, see `_Pull`.
@@ -1529,7 +1529,7 @@ class ModuleFinder:
         # Written by any thread that imports. Two that ask the same question get the same answer.
         self._known: dict[str, Any] = {}        # by module, the controller's answer
         self._metadata: dict[str, Any] = {}     # by distribution, likewise
-        self._folders: dict[str, str] = {}      # by folder, the package of the project that it is
+        self._folders: dict[str, str] = {}      # by folder, the project's package there
         self._saved = os.path.join(folder, ".modules")
         self._packages = _Packages(pull, folder)
         self._left = {*sys.stdlib_module_names}     # names that are left to the usual import
@@ -1546,7 +1546,7 @@ class ModuleFinder:
         parent = name.rpartition(".")[0]
         if top in self._left:
             return None
-        # The modules of a package that is not of the project lie in its folder on this machine.
+        # A package that is not of the project has its modules in its folder on this machine.
         if parent:
             parent_answer = self._known.get(parent)
             if not parent_answer or parent_answer[0] == self.INSTALLED:
@@ -2146,10 +2146,10 @@ class _Slot:
         self._number = number
         self._pull = pull
         self._finder = finder
-        self._is_ready = not config["initializer"]      # whether it has run, or there is none
+        self._is_ready = not config["initializer"]      # whether no initializer is left to run
         _Budget.left = config["max_tasks_per_child"] or NEVER
-        self._functions: dict[int, _Function] = {}      # by the tag of calls
-        self._permit = b""      # that was read already, and is for a call that has still to come
+        self._functions: dict[int, _Function] = {}      # by identifier, as calls name them
+        self._permit = b""      # read already, of a call that has still to come
 
     def run(self) -> None:
         """Serve until the pipe of calls ends, or as many calls have run as one process may run."""
@@ -2299,7 +2299,7 @@ def _keep_slot(shim: int, high: int, be_slot: Callable[[int], object]) -> None:
     os.setsid()
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)       # die with the shim, even if that is killed
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    if os.getppid() != shim:        # the shim died before the line above could tell us
+    if os.getppid() != shim:        # the shim died before we asked to die with it
         return
     keeper = os.getpid()
     slot = os.fork()
@@ -2414,7 +2414,8 @@ class _Parcel:
         self._is_kept = is_kept
         self._missing = 0       # bytes of PARTs still to come
         self.held = 0           # bytes of frames kept here
-        self._takers: list[tuple[_Child, int]] = []     # slots that get what comes; their questions
+        # Slots that get what comes, and the numbers of their questions.
+        self._takers: list[tuple[_Child, int]] = []
 
     def add(self, data: bytes) -> bool:
         """Take a frame that has come; return whether it is the last."""
@@ -2481,11 +2482,11 @@ class _Child:
         # By descriptor, when a state of a progress bar was last passed on, and which.
         self.states: dict[int, tuple[float, bytes]] = {}
         self.ended: set[int] = set()            # descriptors that have reached end of file
-        self.last_words = b""                   # the end of the running call's stderr
+        self.last_words = b""                   # the end of its stderr, since it was last idle
         self.calls: dict[int, _Call] = {}       # by identifier, in the order they were sent
         self.answering = 0                      # the call whose result came last, or is coming
         self.expecting = 0                      # bytes of that result still to come
-        self.is_killed = False                  # a KILL has ended it, or is about to
+        self.is_killed = False                  # because of a KILL
         self.is_retired = False                 # it takes no more calls, and is about to end
         self.kill_at = NEVER                    # when to send SIGKILL after SIGTERM
         self._fork(high, scratch, config)
@@ -2570,18 +2571,18 @@ class Shim:
         self._answers: dict[Any, _Parcel] = {
             (WANTED, name): _Parcel(_frames(packed)) for name, packed in modules.items()}
         self._functions: dict[int, _Parcel] = {}    # that calls name, and the INITIALIZER
-        self._arriving: dict[int, _Parcel] = {}     # by the identifier of their frames to come
+        self._arriving: dict[int, _Parcel] = {}     # by the identifier of their frames
         self._children: dict[int, _Child] = {}      # by process
         self._queue: collections.deque[_Call] = collections.deque()     # calls without a slot
         # Until CONFIG brings the rest.
         self._config: dict[str, Any] = {"lease": 60.0, "is_ending": False}
         self._scratch = scratch
         self._guardian = os.getppid()
-        self._heard = monotonic()               # when a frame of the controller last came
-        self._moved = self._heard               # when slots last took some of a long backlog
-        self._over = False                      # whether to end; signal handlers set it, too
-        self._unprinted = 0                     # bytes of output that the controller has to print
-        self._held = False, False               # what slots send waits, for now: all; output
+        self._heard = monotonic()       # when a frame of the controller last came
+        self._moved = self._heard       # when slots last took some of a long backlog
+        self._over = False              # whether to end; signal handlers set it, too
+        self._unprinted = 0             # bytes of output sent, until PRINTED reports them
+        self._held = False, False       # what is not read from slots now: all; output
         # The numbers of a slot's descriptors must not be those of our pipes.
         while os.open(os.devnull, os.O_RDONLY) <= _ANSWERS:
             pass
@@ -2628,7 +2629,7 @@ class Shim:
             self._end()
 
     def _turn(self) -> None:
-        """Wait for something to happen, handle it, and write what follows from it."""
+        """Wait for an event, handle it, and write what it has queued."""
         lease = self._config["lease"]
         children = self._children.values()
         if self._reader.fd not in self._handlers:
@@ -2705,9 +2706,9 @@ class Shim:
             backlog = max(backlog, child.backlog())
         if self._outbox.size:
             self._flush_one(self._outbox)
-        held = self._outbox.size > BACKLOG, self._unprinted > MAX_FRAME
-        if held != self._held:
-            self._held = held
+        paused = self._outbox.size > BACKLOG, self._unprinted > MAX_FRAME
+        if paused != self._held:
+            self._held = paused
             for child in self._children.values():
                 self._listen(child)
         now = monotonic()
@@ -2736,11 +2737,11 @@ class Shim:
             self._watch(outbox.fd, lambda: None, select.POLLOUT)
 
     def _listen(self, child: _Child) -> None:
-        """Watch a slot's results and output, except what is held."""
-        is_all_held, is_output_held = self._held
+        """Watch a slot's results and output, except what is not read now."""
+        is_all_paused, is_output_paused = self._held
         for fd in (child.results.fd, *child.streams):       # `_on_results` relies on the order
             is_output = fd in child.streams
-            if is_all_held or is_output and is_output_held:
+            if is_all_paused or is_output and is_output_paused:
                 self._unwatch(fd)
             elif fd not in child.ended:
                 handler = self._on_output if is_output else self._on_results
@@ -2807,7 +2808,8 @@ class Shim:
         self._send(KILLED, ident, DEATH.pack(NO_SLOT, 0))
 
     def _on_recall(self, wanted: int, _data: bytes) -> None:
-        """Give up to `wanted` calls that no slot has started back to the controller."""
+        """Give up to `wanted` calls that have not started, the last first, back to the controller.
+        """
         for child in self._children.values():
             if len(child.calls) > 1 and len(self._queue) < wanted:
                 self._take_back(child)
@@ -2832,6 +2834,7 @@ class Shim:
             signal_tree(child.pid, signal.SIGCONT)      # in case somebody has stopped it
 
     def _on_printed(self, size: int, _data: bytes) -> None:
+        """Note that the controller has printed `size` bytes, the frame's identifier."""
         self._unprinted -= size
 
     def _on_files(self, ident: int, data: bytes) -> None:
@@ -2932,7 +2935,8 @@ class Shim:
             self._end_of(child, child.results.fd)
             return False
         may_have_more_output = polled < 0 or len(frames) > 1
-        if may_have_more_output and not self._held[1]:
+        _, is_output_paused = self._held
+        if may_have_more_output and not is_output_paused:
             for fd in child.streams:
                 self._on_output(child, fd)
         if frames and frames[-1][0] == RETIRED:
@@ -3267,7 +3271,7 @@ def kill_descendants() -> None:
 def _guard(shim: int, link_in: int, scratch: str) -> None:
     """Run the guardian: wait until the shim has ended, then kill and remove what it left.
 
-    Kill a shim that does not end although it is stopped, or its controller is gone.
+    Kill the shim if it stays stopped, or if it stays although its controller is gone.
 
     Arguments:
         shim: its process.
@@ -3289,7 +3293,7 @@ def _guard(shim: int, link_in: int, scratch: str) -> None:
         for fd, _event in events:
             if fd == wake:
                 os.read(wake, 4096)
-            else:       # the controller is gone
+            else:       # the controller's end of the connection is closed
                 poll.unregister(link_in)
                 patience = grace
         for pid, status in _changed_children(os.WUNTRACED):
@@ -3354,7 +3358,7 @@ def serve(modules: dict[str, Packed]) -> None:
     enlarge(link_in)
     enlarge(link_out)
     try:
-        os.setsid()     # killing the session that started us must spare those who clean up
+        os.setsid()     # a kill of our caller's session must spare us: we clean up
     except OSError:
         pass            # we lead one already
     temporary = os.path.abspath(os.environ.get("TMPDIR") or "/tmp")     # TMPDIR may be relative
