@@ -2537,8 +2537,7 @@ class _Child:
         self.answers.put((HEADER.pack(data[0], number, len(body)), body))
 
     def backlog(self) -> int:
-        """Return how many bytes wait for the slot to take them: for its pipes, and its next call.
-        """
+        """Return how many bytes wait until the slot takes them, for its pipes and its next call."""
         size = self.outbox.size + self.answers.size
         if self.calls:
             next_call = next(iter(self.calls.values()))
@@ -2787,19 +2786,20 @@ class Shim:
         Its result has been sent: KILLED follows that.
         """
         for child in self._children.values():
+            if ident not in child.calls:
+                continue
+            # Without permits, the slot starts no other call while we look. So a call that it still
+            # has, and that has no result yet, is the one that runs.
+            self._take_back(child)
+            while self._on_results(child):
+                pass
             if ident in child.calls:
-                # Without permits, the slot starts no other call while we look. Of those it still
-                # has, the one without a result is the one that runs.
-                self._take_back(child)
-                while self._on_results(child):
-                    pass
-                if ident in child.calls:
-                    is_sending = child.answering == ident and child.expecting
-                    if not is_sending:
-                        child.is_killed = True
-                        child.kill_at = monotonic() + TERM_SECONDS
-                        signal_tree(child.pid, signal.SIGTERM)
-                    return
+                is_sending = child.answering == ident and child.expecting
+                if not is_sending:
+                    child.is_killed = True
+                    child.kill_at = monotonic() + TERM_SECONDS
+                    signal_tree(child.pid, signal.SIGTERM)
+                return
         for call in self._queue:
             if call.ident == ident:
                 self._queue.remove(call)
@@ -2808,8 +2808,7 @@ class Shim:
         self._send(KILLED, ident, DEATH.pack(NO_SLOT, 0))
 
     def _on_recall(self, wanted: int, _data: bytes) -> None:
-        """Give up to `wanted` calls that have not started, the last first, back to the controller.
-        """
+        """Give back up to `wanted` calls that have not started, those that came last."""
         for child in self._children.values():
             if len(child.calls) > 1 and len(self._queue) < wanted:
                 self._take_back(child)
@@ -2847,8 +2846,7 @@ class Shim:
     # Calls and slots
 
     def _deal(self) -> None:
-        """Share the queue out evenly, forking slots as needed; no call waits beside an idle slot.
-        """
+        """Share the queue out evenly, forking slots as needed. No slot is idle while calls wait."""
         live = [child for child in self._children.values()
                 if not child.is_killed and not child.is_retired]
         if self._queue:
@@ -3067,8 +3065,7 @@ class Shim:
             self._pass_output(child, fd, len(child.streams[fd]))
 
     def _bury(self, child: _Child, status: int) -> None:
-        """Report the call that a dead slot ran; put those that it had not started into the queue.
-        """
+        """Report the call that a dead slot ran; put those it had not started into the queue."""
         self._take_back(child)
         self._drain(child)
         if not child.answering and not child.calls and self._queue:
@@ -3120,8 +3117,7 @@ _PR_SET_CHILD_SUBREAPER = 36    # 1: it becomes the parent of descendants that l
 
 
 def _count_cores(root: str = "/") -> int:
-    """Return how many processors this process may use: by its affinity and its container's quota.
-    """
+    """Return how many processors this process may use: the smallest of affinity and quotas."""
     number = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         number = len(os.sched_getaffinity(0))
