@@ -2572,8 +2572,8 @@ class Shim:
         self._functions: dict[int, _Parcel] = {}    # that calls name, and the INITIALIZER
         self._arriving: dict[int, _Parcel] = {}     # by the identifier of their frames
         self._children: dict[int, _Child] = {}      # by process
-        self._queue: collections.deque[_Call] = collections.deque()     # calls without a slot
-        # Until CONFIG brings the rest.
+        self._queue: collections.deque[_Call] = collections.deque()     # those without a slot
+        # Until CONFIG tells the rest.
         self._config: dict[str, Any] = {"lease": 60.0, "is_ending": False}
         self._scratch = scratch
         self._guardian = os.getppid()
