@@ -5192,11 +5192,15 @@ class TestModules:
             """)
         there, *lines, space, alone, own, namespace, elsewhere = printed.splitlines()
         assert there == "True"
-        words = "{0} was sent without its data: files=['{1}/{0}'] sends all of it"
+        words = ("{0} was sent without its data files; to copy all of it, pass files=['{1}/{0}'] "
+                 "to RemoteExecutor")
         assert lines == ["False " * 7 + words.format("proj", tmp_path),
                          *[words.format("proj", tmp_path)] * 3]
         assert space == words.format("space", tmp_path)
-        assert "name that in files=, and open it by its name alone" in alone and alone == own
+        for note, name in (alone, "alone.py.no_such_file"), (own, "no_such_file"):
+            assert note == ("code is sent without the data files beside it; to copy this one, pass "
+                            f"files=['{tmp_path}/{name}'] to RemoteExecutor, and open it as "
+                            f"'{name}'")
         assert "namespace package proj.data was sent without its data" in namespace
         assert elsewhere == "False False FileNotFoundError(2, 'No such file or directory')"
 
