@@ -1578,7 +1578,8 @@ class ModuleFinder:
             folder = os.path.dirname(filename)
             spec.submodule_search_locations.append(folder)
             self._folders[folder] = name
-        self._save(name, source, is_package and not is_namespace)
+        if not is_namespace:
+            self._save(name, source, is_package)
         return spec
 
     def _ask(self, kind: int, name: str) -> Any:
@@ -1599,9 +1600,8 @@ class ModuleFinder:
         path = os.path.join(self._saved, *parts) + ".py"
         try:
             os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-            if source:
-                with open(path, "w", encoding="utf-8") as file:
-                    file.write(source)
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(source)
         except OSError:
             pass
 

@@ -6001,7 +6001,8 @@ class TestProcesses:
         """Of functions of the script, and of a module of the project, which is nowhere there."""
         (tmp_path / "proj").mkdir()
         (tmp_path / "proj/__init__.py").touch()
-        (tmp_path / "proj/deep.py").write_text("def cube(n): return n ** 3\n")
+        (tmp_path / "proj/empty.py").touch()
+        (tmp_path / "proj/deep.py").write_text("import proj.empty\ndef cube(n): return n ** 3\n")
         (tmp_path / "main.py").write_text(textwrap.dedent(f"""
             import concurrent.futures, executors, multiprocessing, sys
             from proj.deep import cube
