@@ -3932,8 +3932,8 @@ class _Supervisor:
             stuck.put(None)
             if self.logins.pop(link, None):
                 self.events.put((self.scheduler.ended, (link,), None))
-            cause = wire.describe(error)
-            self.decide(self.scheduler.hear, worker, link, _Scheduler.down, cause, False)
+            loss = _Loss(_LossKind.LOST, wire.describe(error))
+            self.decide(self.scheduler.hear, worker, link, _Scheduler.down, loss)
         return ()
 
     def _leave(self, link: int, _operand: Any = ()) -> tuple[()]:

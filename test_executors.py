@@ -4387,6 +4387,7 @@ class TestLostMachines:
             pool.shutdown()
         """)
         assert done.stdout.split() == ["200", "True", "True"], done
+        assert "Traceback" not in done.stderr, done     # the loss is an ordinary one
 
     def test_processes_that_have_ended_are_not_signalled(self):
         """Their numbers may be somebody else's by now."""
