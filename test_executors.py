@@ -2698,7 +2698,7 @@ class TestBlame:
     def test_arguments_that_cannot_be_unpickled_there(self, remote, bomb, words):
         error = remote.submit(neg, bomb).exception(PATIENCE)
         assert type(error) is BundleError and words in str(error)
-        assert "arguments cannot be unpickled there" in str(error)
+        assert "arguments cannot be unpickled on the worker" in str(error)
 
     def test_arguments_that_cannot_be_pickled_are_told_by_submit(self, remote):
         before = remote.task_count
