@@ -3270,15 +3270,17 @@ def _tar(members: Iterable[tuple[str, str]], place: str = "content") -> Iterator
 #
 # Where a new line belongs:
 #
-#     which task runs where and when, how it ends            _Scheduler
-#     the lock, the threads, carrying out a decision         _Supervisor
-#     what a message from a machine means                    _Reader
-#     frames to a machine, whether it is alive               _Channel
-#     ssh, the interpreter, everything until it is up        _Login
-#     what is copied to machines                             _Packages, _Files
-#     pickling a function, with what it uses of the script   _Functions, _Snapshot
-#     what a caller does with a future                       _RemoteFuture
-#     arguments and their checks, what a caller may ask      RemoteExecutor
+#     which task runs where and when, how it ends             _Scheduler
+#     the lock, the threads, carrying out what was decided    _Supervisor
+#     what a message from a machine means                     _Reader
+#     frames to a machine, whether it is alive                _Channel
+#     ssh, the interpreter, all until the machine is up       _Login
+#     what is copied to machines                              _Packages, _Files
+#     pickling a function, and what it uses of the script     _Functions, _Snapshot
+#     what a caller does with a future                        _RemoteFuture
+#     arguments and their checks, what a caller may ask       RemoteExecutor
+#     what is shown: the status, what tasks print             RemoteExecutorStatus, _Scoreboard
+#     what happens on a worker                                Shim and _Slot, in remote_worker.py
 #
 # Every thread that wants a decision goes through one door, `_Supervisor._pass`:
 #
@@ -3288,27 +3290,25 @@ def _tar(members: Iterable[tuple[str, str]], place: str = "content") -> Iterator
 #     4. release the lock;
 #     5. carry out the decisions: write, resolve futures, open and close links, warn.
 #
-# What may block, or may run code of the user, is in step 5: no lock is held there.
+# All that may block is in step 5, and so is code of the user, except for a policy.
 #
-#     thread               waits for                 goes through the door to
-#     callers              their results             submit, cancel, shut down
-#     reader, one a link   messages of its machine   report them: results, a slot that died, ...
-#     writer, one a link   room in ssh's pipe        (never) it writes what did not fit at once
-#     copiers              scp of a package          (never) they answer the slot that asked
-#     heartbeat, one       events, the clock         find stragglers and overdue tasks, reconnect;
-#                                                    and to do what the main thread asked for, which
-#                                                    Ctrl-C could interrupt halfway
-#     scoreboard, one      something to show         (never)
+#     thread                  waits for                what it goes through the door for
+#     callers                 their results            submit, cancel, shut down
+#     reader, one per link    messages, scp of files   to report results, a slot's death, ...
+#     writer, one per link    room in ssh's pipe       nothing: it writes what did not fit at once
+#     copier, per package     scp                      nothing: it answers the slot that asked
+#     heartbeat, one          events, the clock        to find stragglers and overdue tasks, and to
+#                                                      reconnect; and in place of the main thread,
+#                                                      which Ctrl-C could interrupt halfway
+#     scoreboard, one         something to show        nothing
 #
-#     state                                 written by                         guarded by
-#     queue, attempts, workers              the scheduler                      the supervisor's lock
-#     a channel's queue                     step 3 and `send` append, the      (deques are atomic)
-#                                           thread with the baton removes
-#     a channel's pipe, functions sent      the thread with the baton          the channel's baton,
-#                                                                              never waited for
-#     a login, what it has found            its reader, mostly                 (others only look)
-#     functions that were pickled           the threads that submit            (harmless if twice)
-#     a future's outcome                    step 5, once                       its own condition
+#     state                               written by                         guarded by
+#     queue, attempts, workers            the scheduler                      the supervisor's lock
+#     a channel's queue                   step 3, `send`; who has its baton  nothing: it is atomic
+#     a channel's pipe, functions sent    the thread that has its baton      its baton; see _Channel
+#     a login, what it has found          its reader                         nothing: others look
+#     functions that were pickled         the threads that submit            nothing: twice is fine
+#     a future's outcome                  step 5, once                       its own condition
 
 
 class _Condition(threading.Condition):
@@ -3964,10 +3964,13 @@ class _Supervisor:
             self._enter((decision, operands, outcomes.put))
             answer, futures = self._await(outcomes)
         except BaseException:       # Ctrl-C: the heartbeat runs the callbacks
-            # The heartbeat passes this event after that of the decision, so the outcome is there by
-            # then, unless it was already received here.
-            self.events.put((_decide_nothing, (), lambda _: self._call_back(
-                [] if outcomes.empty() else outcomes.get()[1])))
+            def call_back(_outcome: _Outcome) -> None:
+                if not outcomes.empty():
+                    self._call_back(outcomes.get()[1])
+
+            # The heartbeat passes this event after that of the decision. By then the outcome is in
+            # the queue, unless Ctrl-C came after it was taken from there.
+            self.events.put((_decide_nothing, (), call_back))
             raise
         if not self.counted.is_set() and self.scheduler.is_counted():
             self.counted.set()
@@ -4014,7 +4017,7 @@ class _Supervisor:
         for reply, answer, actions in outcomes:
             futures: list[_RemoteFuture] = []
             for verb, target, operand in actions:
-                # A future that is not settled would be waited for for ever.
+                # A future must be settled: somebody may wait for it without a timeout.
                 tries = 3 if verb is _SETTLE else 1
                 for _ in range(tries):
                     try:
@@ -4074,7 +4077,7 @@ class _Supervisor:
             _log.exception("%s: a callback of a future raised", self.title)
 
     def _connect(self, worker: _Worker, link: int) -> None:
-        """Perform CONNECT: start the threads of a link, the first of which logs in."""
+        """Perform CONNECT: start the threads of a link, whose reader logs in."""
         stuck: SimpleQueue[Any] = SimpleQueue()
         try:
             self.logins[link] = _Login(worker.record, self.ssh_options)
@@ -4091,10 +4094,12 @@ class _Supervisor:
 
     def _leave(self, link: int, _operand: Any = ()) -> None:
         """Perform LEAVE: close a link, or give up its login."""
-        if link in self.channels:
-            self.channels[link].close()
-        elif link in self.logins:
-            self.logins[link].abort("it is not needed any more")
+        # A race: the reader thread may remove them, once the link has ended by itself.
+        channel, login = self.channels.get(link), self.logins.get(link)
+        if channel:
+            channel.close()
+        elif login:
+            login.abort("the link is no longer needed")
 
     def _finish(self, _target: Any, _operand: Any) -> None:
         """Perform FINISH: have the heartbeat find out that the scheduler is over."""
@@ -4175,7 +4180,7 @@ class _Supervisor:
             channel = self.channels.get(link)
             login.limit()
             if is_late:
-                login.abort("it did not end")
+                login.abort("the link did not end after its tasks were killed")
             elif channel is None:
                 login.check(now)
             elif is_beat and not channel.beat():
@@ -4269,7 +4274,9 @@ class _Supervisor:
 
     def cancel(self, bundle: _Bundle) -> bool:
         """Cancel a call. Return whether it had no outcome yet."""
-        return os.getpid() == self.pid and bool(self.decide(self.scheduler.cancel, bundle))
+        if os.getpid() != self.pid:
+            return False
+        return bool(self.decide(self.scheduler.cancel, bundle))
 
     def shutdown(self, wait: bool, cancel_futures: bool, quiet: bool = False) -> None:
         """Accept no more calls, and end when all are done; see `BaseExecutor.shutdown`."""
