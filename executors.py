@@ -3434,7 +3434,7 @@ class _Snapshot:
     Data that shares mutable parts is the exception: it is pickled together.
 
     Arguments:
-        names: to begin with; what they refer to is added.
+        names: that are needed; all that these refer to is added.
         pickles: of functions that have not changed since an earlier snapshot.
 
     Attributes:
@@ -3493,10 +3493,12 @@ class _Snapshot:
 
     def _pickle(self, key: _Key, value: Any) -> wire.Pickled:
         """Pickle what a name stands for, unless that is a constant."""
+        # Four cases. A function or class that workers can import; a module, likewise.
         if wire.reference(value):
             return wire.Pickled(pickle.dumps(value, 5))
         if _is_imported(value):
             return _pickle_module(value.__name__)
+        # Data of the script, or a function or class that it defines.
         try:
             if key in self._data:
                 return wire.pickle_definition(value, {}, (key,), is_root=False)
@@ -3721,7 +3723,7 @@ class _Functions:
         return function.variants[key]
 
     def _take_root(self, fn: Callable[..., Any], is_for_map: bool) -> _Root:
-        """Pickle a function by itself. Raises PicklingError or TypeError, naming the culprit."""
+        """Pickle a function by itself. Raises what pickling raises, with the culprit's name."""
         name, inner = _name(fn), _unwrapped(fn)
         line = getattr(getattr(inner, "__code__", None), "co_firstlineno", 0)
         family = getattr(inner, "__module__", ""), name, line
