@@ -1011,8 +1011,9 @@ def _or_environment(given: Any, name: str, convert: Any, default: Any = None) ->
     try:
         return convert(text)
     except (KeyError, ValueError):
-        raise ValueError(f"the environment variable {name} must be a {convert.__name__}, got "
-                         f"{text!r}") from None
+        what = "a whole number" if convert is int else "yes or no"
+        raise ValueError(
+            f"the environment variable {name} must be {what}, got {text!r}") from None
 
 
 # ──────────────────────────────────────── records and policies ────────────────────────────────────

@@ -960,7 +960,7 @@ def test_sizes_come_from_the_environment(monkeypatch):
     with executors.ThreadExecutor() as pool:
         assert pool._pool._max_workers == 3
     monkeypatch.setenv("EXECUTORS_THREADPOOL_SIZE", "many")
-    with pytest.raises(ValueError, match="EXECUTORS_THREADPOOL_SIZE is 'many'"):
+    with pytest.raises(ValueError, match="EXECUTORS_THREADPOOL_SIZE must be .* got 'many'"):
         executors.ThreadExecutor()
 
 
@@ -7226,7 +7226,8 @@ class TestLoginShells:
             with pytest.raises(NoWorkersError) as caught:
                 pool.submit(neg, 1).result(PATIENCE)
             said = str(caught.value)
-            assert f"found cpython 3.8.1 {sys.executable}: tried {self.OURS} " in said
+            assert f"found cpython 3.8.1 {sys.executable})" in said
+            assert f"Looked in: {self.OURS}, " in said
             assert "uv python install" in said
 
     @pytest.mark.parametrize("mounts, words", [
