@@ -42,8 +42,8 @@ in network byte order):
     │ kind 1 │ identifier 8 │ length 8 │ payload, at most MAX_FRAME │
     └────────┴──────────────┴──────────┴────────────────────────────┘
 
-*Messages.* Some kinds (see `_MESSAGES`) carry a pickle, of any length. The first frame of such a
-message has a tag and a count at the start of its payload:
+*Messages.* Some kinds (see `_MESSAGES`) carry a pickle, of any length. The first frame of
+such a message has a tag and a count at the start of its payload:
 
     ┌────────┬───────┬─────────┬────────────────────────────────────┐
     │ header │ tag 8 │ count 1 │ if 0: the pickle                   │
@@ -64,7 +64,7 @@ message has a tag and a count at the start of its payload:
     shim     ◄── questions ─    for what the slot lacks: a FUNCTION, the PARTs of its CALL, or one
                                 of QUESTIONS, which the controller answers                      slot
              ── answers ───►    the answers to these: whole messages
-             ◄── results ───    RESULT and ERROR, with their PARTs
+             ◄── results ───    RESULT, ERROR and the like, with their PARTs
 
 What a slot lacks, it *pulls*: it asks when it needs it, and waits for the answer. So the pipe of
 calls holds nothing long, and several calls can wait in it.
@@ -122,9 +122,10 @@ __all__ = [
 ]
 
 MAX_FRAME = 1 << 20     # bytes of payload; a longer frame means that the stream is garbled
-INLINE = 1 << 16        # bytes: a longer pickle goes in PARTs, a buffer this long leaves its pickle
+# Bytes. A longer pickle is sent in PARTs; a buffer of at least this size leaves its pickle.
+INLINE = 1 << 16
 READ_SIZE = 1 << 16     # bytes requested by one read, which may bring many small frames
-SLOT_DEPTH = 64         # calls in a slot, with the running one; enough until the shim's next turn
+SLOT_DEPTH = 64         # calls in a slot, the running one too: busy until our next turn
 BACKLOG = 4 << 20       # bytes queued for one descriptor; while there are more, we stop reading
 TERM_SECONDS = 0.5      # between SIGTERM and SIGKILL
 STATE_SECONDS = 1.0     # between two states of a progress bar that are passed on
@@ -136,7 +137,7 @@ HEADER = struct.Struct("!BQQ")      # kind, identifier, length
 HEAD = HEADER.size
 TAG = struct.Struct("!QB")          # tag and count, behind the header of a message's first frame
 SHORT = struct.Struct("!BQQQB")     # HEADER and TAG of a message that is a single frame
-BODY_AT = SHORT.size                # where the pickle, or the lengths, begin in the first frame
+BODY_AT = SHORT.size        # where the pickle, or the lengths, begin in the first frame
 COUNT_AT = BODY_AT - 1
 IDENT = struct.Struct("!Q")         # an identifier
 GREETING = struct.Struct("!IQQ")    # number of cores, process IDs of shim and guardian
@@ -162,7 +163,8 @@ FILES = 9           # pickled arguments of `store_files`
 PRINTED = 10        # `identifier` bytes of OUTPUT have been printed
 QUIT = 11           # let every slot exit the way a process does, then exit
 
-# Kinds of frames from the shim to the controller. Those of a call come from a slot.
+# Kinds of frames from the shim to the controller, most of which it passes on from a slot. PARTs go
+# both ways.
 HELLO = 32          # GREETING, then the lines of `platform_facts`
 RESULT = 33         # a message: the pickled return value
 ERROR = 34          # a message: see `pack_outcome`
@@ -341,7 +343,7 @@ class MessageReader(FrameReader):
             place = self._place(ident, size)
             count = len(start) - HEAD
             place[:count] = start[HEAD:]
-            self._long = kind, ident, b""       # without data: `_add_part` has nothing to copy
+            self._long = kind, ident, b""       # no data: `_add_part` has nothing to copy
             self._view = place[count:]
         else:
             super()._begin(kind, ident, size, start)
@@ -486,8 +488,8 @@ def write_all(fd: int, buffers: Iterable[Buffer]) -> None:
 # ──────────────────────────────────── how the script is pickled ───────────────────────────────────
 #
 # What `__main__` defines cannot be imported on another machine. The same holds for modules that
-# were given to `cloudpickle.register_pickle_by_value`. All of these are called the *script*. Say it
-# is this:
+# were given to `cloudpickle.register_pickle_by_value`. All of these are called the *script*, for
+# example:
 #
 #     LIMIT = 10
 #
@@ -497,9 +499,10 @@ def write_all(fd: int, buffers: Iterable[Buffer]) -> None:
 #         return min(x, LIMIT)
 #
 # cloudpickle would copy `clip`, Point and LIMIT into each pickle that uses them. Then no two calls
-# would share a global, a cache would be empty in each call, and the Point in a result would not be
-# the controller's class. So our pickles name what the script defines, instead of copying it. There
-# are three ways, depending on where the pickle goes. Each is a subclass of _Reducers:
+# would share a global, a cache would be empty in each call, and a result that holds a Point would
+# change the attributes of the controller's Point to those it has in the slot. So our pickles name
+# what the script defines, instead of copying it. There are three ways to do so, depending on where
+# the pickle goes. Each has a subclass of _Reducers:
 #
 #     to a slot       By name; what the name stands for goes along, as a *definition*.
 #                     A pickle that holds `clip` says `_find("__main__", "clip")`. With it go the
@@ -582,7 +585,7 @@ def path_of(obj: Any) -> tuple[Any, str]:
 _tokens: Any = weakref.WeakKeyDictionary()          # definition -> token
 _by_token: Any = weakref.WeakValueDictionary()      # token -> definition
 _arrived: Any = weakref.WeakSet()       # definitions that were received, not made in this process
-_attributes_of: Any = weakref.WeakKeyDictionary()   # class received -> names of its attributes
+_attributes_of: Any = weakref.WeakKeyDictionary()   # received class -> attribute names
 
 
 def _token_of(obj: Any) -> bytes:
@@ -660,7 +663,8 @@ def _refuse(error: Exception, name: str) -> TypeError:
         "it to a module of its own, which is sent as a file" % (name, type(error).__name__, error))
 
 
-def _make_class(make: Callable[..., Any], meta: Any, name: str, bases: Any, *args: Any) -> Any:
+def _make_class(
+        make: Callable[..., Any], meta: Any, name: str, bases: Any, *args: Any) -> Any:
     """Make a class without the hooks that the script defines: they ran when it was first made.
 
     For example, an `__init_subclass__` that registers each subclass would register it again.
@@ -685,7 +689,7 @@ def _make_cached(settings: dict[str, Any], function: Any) -> Any:
     return functools.lru_cache(**settings)(function)
 
 
-_caches: dict[bytes, Any] = {}      # cached functions without a name, by digest; oldest first
+_caches: dict[bytes, Any] = {}      # cached functions without a name, by digest
 
 
 def _share_cached(digest: bytes, settings: dict[str, Any], function: Any) -> Any:
@@ -765,8 +769,8 @@ class _Reducers:
     def reduce_class(self, cls: Any, made: tuple[Any, ...], key: Any = ()) -> Any:
         """Complete what cloudpickle returns for a class that it carries by value.
 
-        Three things are added: the class's `__slots__`; a token (see `_arrive`); and our own setter
-        of its attributes, which spares classes that were defined where the pickle arrives.
+        Three things are added: the class's `__slots__`; a token (see `_arrive`); and our own
+        setter of its attributes, which spares classes that were defined where the pickle arrives.
 
         Arguments:
             made: what cloudpickle returns.
@@ -971,7 +975,8 @@ class _OutwardReducers(_Reducers):
             others = {**others, "__globals__": {}}
             args = (args[0], _Space(module), *args[2:])
         if function is self.root:
-            return (_arrive, (make, args, _token_of(function), *self.key), (state, others), *rest)
+            args = make, args, _token_of(function), *self.key
+            make = _arrive
         return make, args, (state, others), *rest
 
     def reduce_cached(self, cached: Any) -> Any:
@@ -1132,10 +1137,10 @@ class Script:
         self._lock: Any = _thread.RLock()
         self._modules: dict[str, Any] = {}      # name -> module of the script, except `__main__`
         self._bound: dict[Any, bytes] = {}      # key -> the version that it is bound to
-        self._aside: dict[Any, Any] = {}        # (key, version) -> an object that was bound before
+        self._aside: dict[Any, Any] = {}        # (key, version) -> object bound before
         self._pending: dict[Any, Any] = {}      # key -> (version, function that needs it)
         self._kept: set[Any] = set()            # keys that an initializer has set: never rebound
-        self._large: set[bytes] = set()         # versions that are long: dropped when not needed
+        self._large: set[bytes] = set()         # long versions, not kept without need
         self._missing: set[str] = set()         # names that the controller does not have either
         self._current: Any = None               # the function whose needs are all bound, if any
 
@@ -1275,7 +1280,8 @@ class Script:
         needed = {need for function in functions for need in function.needs.items()}
         with self._lock:
             self._current = None
-            self._aside = {need: value for need, value in self._aside.items() if need in needed}
+            self._aside = {
+                need: value for need, value in self._aside.items() if need in needed}
             for key, version in [*self._bound.items()]:
                 if version in self._large and (key, version) not in needed:
                     self._put_aside(key)
@@ -1809,7 +1815,8 @@ def pack_outcome(ok: bool, value: Any, stage: str = "run") -> tuple[int, Packed]
     for explain in _explanations:
         explain(value)
     try:
-        text = "".join(traceback.format_exception(kind, value, _below(value.__traceback__)))
+        trace = _below(value.__traceback__)
+        text = "".join(traceback.format_exception(kind, value, trace))
     except BaseException as error:      # a __str__ or __repr__ that raises
         text = "(no traceback: formatting it raised %s)\n" % type(error).__name__
     pickled = b""
