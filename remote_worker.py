@@ -529,7 +529,16 @@ _PLAIN = _SHORT | {str, bytes}
 CACHED = type(functools.lru_cache(len))
 _DEFINITIONS = types.FunctionType, type, CACHED
 NOTHING = pickle.dumps(None, 5)     # the answer to a question that has none
-ABSENT = b""        # the version of a name that the script does not have
+
+
+class _Absent(bytes):
+    """The type of ABSENT. Users have b"" too, which is one object everywhere, but not this."""
+
+    def __reduce__(self) -> Any:
+        return bytes, ()
+
+
+ABSENT = _Absent()      # the version of a name that the script does not have; false
 
 
 def is_plain(obj: object) -> bool:
