@@ -1441,7 +1441,7 @@ class _Tally:
     def measure(self, now: float, is_busy: int) -> None:
         """Remember how far things are, if they have moved; forget it when nothing is to be done."""
         progress = self._progress
-        count = sum(self.settled.values())
+        count = self._count_finished()
         if not is_busy:
             progress.clear()
         if not progress or count > progress[-1][1]:
@@ -1451,10 +1451,13 @@ class _Tally:
         """Return tasks finished per second, of late; 0 until there are three to judge by."""
         if self._progress:
             since, count = self._progress[0]
-            number = sum(self.settled.values()) - count
+            number = self._count_finished() - count
             if number >= 3 and now > since:
                 return number / (now - since)
         return 0.0
+
+    def _count_finished(self) -> int:
+        return sum(self.settled.values()) - self.settled[_CANCELLED]
 
 
 class _Rules(NamedTuple):
@@ -2082,8 +2085,9 @@ class _Scheduler:
         bundle = attempt.bundle
         if attempt not in bundle.attempts:
             return      # we meant to kill it
-        bundle.origin = attempt.ident
         self._forget(attempt)
+        if has_started:
+            bundle.origin = attempt.ident
         if bundle.attempts:
             self._backups.pop(bundle.attempts[0].ident, None)       # now it is all there is
             return
@@ -2091,7 +2095,7 @@ class _Scheduler:
         if self.mode in (_CANCELLING, _KILLING) and not has_started:
             self._settle(bundle, _CANCELLED)
             return
-        self.tally.retried += 1
+        self.tally.retried += has_started
         if bundle.is_suspect():
             self._queues.suspects.append(bundle)
         elif bundle.machines_to_avoid():
@@ -4776,7 +4780,8 @@ class RemoteExecutorStatus:
 
     `waiting`, `done`, `failed` and `cancelled` count tasks, and each item of a `map` as one;
     `running` and `retried` count attempts, of which one may have many items of a map with it.
-    `rate` is tasks finished per second of late, `left` what is left to do at that rate; None if it cannot be known.
+    `retried` are those that followed one that had started and was lost. `rate` is tasks finished
+    per second of late, `left` what is left to do at that rate; None if it cannot be known.
 
     >>> print(RemoteExecutorStatus(
     ...     "farm", waiting=40, running=8, done=112, failed=1, rate=4, left=10, p50=1.24, p95=2.5,

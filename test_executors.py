@@ -1620,6 +1620,14 @@ class TestScheduler:
         farm.give_back(a, given)
         again, = farm.attempts(given.bundle)
         assert again.worker is b and not given.bundle.failures
+        assert farm.scheduler.tally.retried == 0        # it starts there for the first time
+
+    def test_what_is_cancelled_is_no_progress(self):
+        farm = Farm("1/a")
+        for bundle in farm.submit(number=100):
+            farm.tick(0.1)
+            farm.decide(farm.scheduler.cancel, bundle)
+        assert farm.scheduler.tally.rate(farm.time) == 0
 
     def test_a_retry_goes_elsewhere_while_there_is_an_elsewhere(self):
         farm = Farm("1/a", "1/b")
