@@ -4909,7 +4909,8 @@ def _take_status(title: str, scheduler: _Scheduler,
     left = None
     youngest = min((now - attempt.since for attempt in running), default=math.inf)
     started = scheduler.unfinished - scheduler.waiting
-    waiting = scheduler.count_tasks() - started
+    # Less than 0 while chunks are about to be cancelled, whose items are so already.
+    waiting = max(scheduler.count_tasks() - started, 0)
     if rate and scheduler.up and (waiting or youngest < p50):
         left = waiting / rate + max(0.0, p50 - youngest)
     spans = [*tally.spans, *(one.span(wire.NO_SLOT, "running", now) for one in running)]
