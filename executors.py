@@ -227,6 +227,13 @@ class NoWorkersError(ExecutorError, BrokenExecutor):
         return "\n".join(lines)
 
 
+class _PoolClosedError(RuntimeError):
+    """An executor was shut down, and takes no more."""
+
+    def __init__(self, words: str = "cannot schedule new futures after shutdown") -> None:
+        super().__init__(words)
+
+
 class _RemoteTraceback(Exception):
     """Holds a traceback's text, as the `__cause__` of an exception from another machine."""
 
@@ -426,13 +433,13 @@ class BaseExecutor(Executor):
         """
         if buffersize is not None and not isinstance(buffersize, int):
             raise TypeError(f"buffersize must be an integer or None, not {buffersize!r}")
-        if min(chunksize or 1, 1 if buffersize is None else buffersize) < 1 or chunksize == 0:
-            raise ValueError(
-                f"chunksize ({chunksize}) and buffersize ({buffersize}) must be at least 1")
+        for name, value in ("chunksize", chunksize), ("buffersize", buffersize):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
         deadline = None if timeout is None else monotonic() + timeout
         items = zip(*iterables)
         if chunksize is None and self._has_chunks():
-            free = _Chunks(self, fn, items)
+            free = _ChunkedMap(self, fn, items)
             try:
                 free.read(buffersize)
             except BaseException:       # Ctrl-C: nobody will ask for results
@@ -444,10 +451,14 @@ class BaseExecutor(Executor):
         chunks = iter(lambda: tuple(itertools.islice(items, chunksize)), ())
         results = _in_order(
             self, functools.partial(wire.run_chunk, fn), zip(chunks), buffersize, deadline)
-        return itertools.chain.from_iterable(results)
+        return (result for chunk in results for result in chunk)
 
-    def _submitter(self, fn: Callable[..., _T]) -> Callable[..., Future[_T]]:
-        """Return `submit` for one function that is to be called many times."""
+    def _submitter(self, fn: Callable[..., _T], owner: Any = None) -> Callable[..., Future[_T]]:
+        """Return `submit` for one function that is to be called many times.
+
+        Arguments:
+            owner: the `_ChunkedMap` that calls it; it counts its items by itself.
+        """
         return functools.partial(self.submit, fn)
 
     def _pack_items(self, columns: list[tuple[Any, ...]]) -> Any:
@@ -459,14 +470,16 @@ class BaseExecutor(Executor):
         """Let go of what `_submitter` has returned; everything that it submitted is done."""
 
     def _has_chunks(self) -> bool:
-        """Tell whether items of a `map` may travel together, without having been asked to."""
+        """Return whether items of a `map` may travel together, without having been asked to."""
         return False
 
-    def _promise(self, number: int, settled: Mapping[int, int] | None = None) -> None:
-        """Take note that a `map` with chunks has so many items more, or less, without an outcome.
+    def _count_items(self, owner: _ChunkedMap, change: int, settled: Mapping[int, int]) -> None:
+        """Add `change` to the number of a map's items that have no outcome yet.
 
-        As long as there is one, the executor does not close. `settled` counts outcomes beyond those
-        of what was submitted, by their kinds.
+        As long as there is one, the executor does not end. See `_hold`.
+
+        Arguments:
+            settled: how many outcomes there are more, by kind.
         """
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False,
@@ -513,19 +526,33 @@ def _in_order(pool: BaseExecutor, fn: Callable[..., _T], items: Iterator[Any],
     return results()
 
 
-# How items of a map were sent: one call for itself, many in one; or the pool takes none.
-_Way = enum.Enum("_Way", "ALONE TOGETHER REFUSED")
-_ALONE, _TOGETHER, _REFUSED = _Way
+class _Chunk(NamedTuple):
+    """Consecutive items of a map."""
+
+    start: int                  # the number of the first
+    items: deque[tuple[Any, ...]]       # the arguments of each
+    is_alone: bool = False      # it is one item, and goes as a call of its own
 
 
-class _Chunks:
+class _ChunkOutcome(NamedTuple):
+    """What became of the first items of a chunk."""
+
+    ended: int                  # how many; those after them have not begun
+    values: Sequence[Any]       # of the first of these
+    error: Any = None           # what came then; None if there are values of all
+    failed: int = 0             # of those that have ended
+    seconds: float = 0.0        # that they took; 0 if that is not known
+
+
+class _ChunkedMap:
     """A `map` that finds out how many items travel together.
 
     They are as many as take CHUNK_SECONDS, at most four times as many as ever did, no more than are
     short together, and fewer towards the end. A chunk that takes twice its time gives back what it
     has not begun. When one comes back the next is sent, by whichever thread brings it: for each
-    slot, one runs and one waits. One that fails as a whole is taken apart, for what happened is to
-    be charged to the item that did it.
+    slot, one runs and one waits.
+
+    The pool's own count of the map's items keeps it from ending before they have their outcomes.
     """
 
     def __init__(self, pool: BaseExecutor, fn: Callable[..., Any],
@@ -533,32 +560,32 @@ class _Chunks:
         self._pool = pool
         self._pid = os.getpid()
         self._name = _name(fn)
-        self._submit_one = pool._submitter(fn)
-        self._submit_some = pool._submitter(functools.partial(wire.run_some, fn))
+        self._submit_one = pool._submitter(fn, self)
+        self._submit_some = pool._submitter(functools.partial(wire.run_some, fn), self)
         self._items = items
         self._changed = threading.Condition()       # guards the rest
-        self._args: dict[int, tuple[Any, ...]] = {}     # of items without an outcome, by number
+        self._queue: deque[_Chunk] = deque()        # items that wait
         self._count = 0                             # items that have been read
-        self._owed = 0                              # of these, those that the pool was promised
-        self._ranges: deque[tuple[int, int, bool]] = deque()    # that wait; must each go alone?
-        self._is_feeding = False                    # somebody sends them
-        self._under_way: dict[int, Any] = {}        # futures, by their first item
-        self._outcomes: dict[int, tuple[Any, Any]] = {}     # values, and an error after them
+        self._ended = 0                             # of these, those that have an outcome
+        self._is_feeding = False                    # a thread sends chunks
+        self._in_flight: dict[int, Future[Any]] = {}        # by their first item
+        self._outcomes: dict[int, _ChunkOutcome] = {}            # likewise
         self._limit = 1                             # items: four times as many as came back whole
         self._pace = CHUNK_SECONDS                  # seconds an item
-        self._is_over = False
+        self._is_over = False                       # nobody asks for results any more
 
     def read(self, number: int | None) -> None:
-        """Read so many items more, or all, in the thread of who asks for results; send them."""
-        items = [*itertools.islice(self._items, number)]
-        self._owed += len(items)
-        self._pool._promise(len(items))
-        with self._changed:
-            start = self._count
-            self._count += len(items)
-            self._args.update(zip(range(start, self._count), items))
-            if items:
-                self._ranges.append((start, self._count, False))
+        """Read so many items more, or all, in the thread that asks for results; send them.
+
+        Raises RuntimeError if the pool was shut down meanwhile.
+        """
+        items = deque(itertools.islice(self._items, number))
+        start = self._count
+        self._count += len(items)       # first: if Ctrl-C comes next, `close` takes back as many
+        if items:
+            self._pool._count_items(self, len(items), {})
+            with self._changed:
+                self._queue.append(_Chunk(start, items))
         self._feed()
 
     def results(self, deadline: float | None, ahead: int) -> Iterator[Any]:
@@ -571,7 +598,7 @@ class _Chunks:
                     has_come = functools.partial(self._outcomes.__contains__, at)
                     if not self._changed.wait_for(has_come, patience):
                         raise _TimeoutError
-                    found, error = self._outcomes.pop(at)
+                    _, found, error, *_ = self._outcomes.pop(at)
                 at += len(found)
                 values = deque(found)
                 del found
@@ -586,175 +613,160 @@ class _Chunks:
                 self.close()
 
     def close(self) -> None:
-        """Cancel what is not done, and forget what is promised."""
+        """Cancel what is not done, and take it out of the pool's count."""
         with self._changed:
             self._is_over = True
-            args, self._args = self._args, {}       # let go of without the lock
-            left, self._owed = self._owed, 0
-            futures = [*self._under_way.values()]
-        del args
-        self._pool._promise(-left)
+            dropped, self._queue = self._queue, deque()     # its items are let go without the lock
+            left = self._count - self._ended
+            futures = [*self._in_flight.values()]
+        del dropped
+        if left:
+            self._pool._count_items(self, -left, {_CANCELLED: left})
         for future in futures:
             future.cancel()
         for submit in (self._submit_one, self._submit_some):
             self._pool._release(submit)
 
+    # Sending
+
     def _feed(self) -> None:
+        """Send chunks while slots want some, unless another thread does: it looks again."""
         with self._changed:
             if self._is_feeding:
-                return      # who does looks again
+                return
             self._is_feeding = True
         try:
-            while chunk := self._take():
-                self._send(*chunk)
+            while chunk := self._next_chunk():
+                self._send(chunk)
         except BaseException:       # Ctrl-C
             self._is_feeding = False
             raise
 
-    def _take(self) -> tuple[Any, ...]:
-        """Return what is to be sent next: its first item, the arguments, whether it goes alone."""
+    def _next_chunk(self) -> _Chunk | None:
+        """Take what is to be sent next from the queue; None, and feeding ends, if that is none."""
         slots = self._pool._count_slots()
         with self._changed:
-            if self._is_over or not self._ranges or len(self._under_way) > 2 * slots:
+            if not self._queue or len(self._in_flight) > 2 * slots:
                 self._is_feeding = False
-                return ()
-            start, stop, is_alone = self._ranges.popleft()
-            size = min(CHUNK_SECONDS // self._pace, self._limit, len(self._args) // (3 * slots))
-            end = min(stop, start + max(int(size) * (not is_alone), 1))
-            if end < stop:
-                self._ranges.appendleft((end, stop, is_alone))
-            self._under_way[start] = Future()       # until it is sent
-            return start, [self._args[n] for n in range(start, end)], is_alone
+                return None
+            share = (self._count - self._ended) // (3 * slots)
+            size = min(CHUNK_SECONDS // self._pace, self._limit, share)
+            start, waiting, is_alone = self._queue.popleft()
+            number = min(len(waiting), max(int(size), 1))
+            items = deque([waiting.popleft() for _ in range(number)])
+            if waiting:
+                self._queue.appendleft(_Chunk(start + number, waiting))
+            self._in_flight[start] = Future()       # until it is sent
+            return _Chunk(start, items, is_alone)
 
-    def _send(self, start: int, chunk: list[Any], is_alone: bool) -> None:
-        """Submit as many items as are short together; see to it that their outcome comes here."""
-        number = 1
-        packed: Any = b""
+    def _send(self, chunk: _Chunk) -> None:
+        """Submit a chunk if it is short; have its outcome reported here."""
+        packed: Any = None
+        if not chunk.is_alone:
+            with contextlib.suppress(Exception):        # an item cannot be pickled
+                packed = self._pool._pack_items([*zip(*chunk.items)])
+            half = len(chunk.items) // 2
+            if half and not packed:
+                with self._changed:
+                    self._limit = half
+                    self._put_back(chunk, 0)
+                return
         try:
-            if not is_alone:
-                number, packed = self._pack(chunk)
             if packed:
                 future = self._submit_some(packed, 2 * CHUNK_SECONDS)
-            else:
-                future = self._submit_one(*chunk[0])
-            way = _TOGETHER if packed else _ALONE
+            else:       # it is long; or the call reports what cannot be pickled
+                chunk = chunk._replace(is_alone=True)
+                future = self._submit_one(*chunk.items[0])
+        except (BrokenExecutor, _PoolClosedError) as error:
+            self._on_refused(chunk, error)
+            return
         except Exception as error:
             future = Future()
             future.set_exception(error)
-            is_refusal = _is_closed(error) or isinstance(error, BrokenExecutor)
-            way = _REFUSED if is_refusal else _ALONE
         with self._changed:
-            if number < len(chunk):
-                self._limit = number
-                self._ranges.appendleft((start + number, start + len(chunk), False))
-            self._under_way[start] = future
+            self._in_flight[chunk.start] = future
             is_over = self._is_over
-        future.add_done_callback(functools.partial(self._came, start, number, way))
+        future.add_done_callback(functools.partial(self._on_done, chunk))
         if is_over:
             future.cancel()
 
-    def _pack(self, chunk: list[Any]) -> tuple[int, Any]:
-        """Return how many items are short together, and these, packed; one that is long is not.
+    def _put_back(self, chunk: _Chunk, ended: int) -> None:
+        """With the lock: what is left of a chunk waits again, unless the map is over."""
+        self._in_flight.pop(chunk.start, None)
+        left = deque(itertools.islice(chunk.items, ended, None))
+        if left and not self._is_over:
+            self._queue.appendleft(_Chunk(chunk.start + ended, left))
 
-        Raises what tells that the first item cannot be pickled.
-        """
-        number = len(chunk)
-        while True:
-            packed: Any = b""
-            try:
-                packed = self._pool._pack_items([*zip(*chunk[:number])])
-            except Exception as error:
-                if number == 1:         # otherwise it is one of them
-                    found = _blame_arguments(self._name, chunk[0], {}, error)
-                    raise found from found.__cause__
-            if packed or number == 1:
-                return number, packed
-            number //= 2
+    # What becomes of chunks
 
-    def _came(self, start: int, number: int, way: _Way, future: Future[Any]) -> None:
-        """Take in what has come back; then send more."""
+    def _on_done(self, chunk: _Chunk, future: Future[Any]) -> None:
         try:
             result = future.result()
+            outcome = (_ChunkOutcome(1, (result,)) if chunk.is_alone
+                       else _open_results(self._name, *result))
         except BaseException as error:
-            is_final = way is _ALONE or number == 1 and isinstance(error, BundleError)
-            if way is _REFUSED or not is_final and isinstance(
-                    error, (BrokenExecutor, CancelledError)):
-                self._drop(start, number, error)
-            elif is_final:
-                self._note(start, number, (), error)
-            else:
-                self._take_apart(start, number, error)
+            self._on_failed(chunk, error)
         else:
-            if way is _ALONE:
-                self._note(start, number, (result,), None)
-            else:
-                self._note(start, number, *_open_chunk(self._name, *result))
+            self._on_ended(chunk, outcome)
         self._feed()
 
-    def _note(self, start: int, number: int, values: Sequence[Any], error: Any,
-              seconds: float = 0.0) -> None:
-        """Keep what came of the first items of a chunk; what is left of it waits again."""
-        ended = len(values) + (error is not None)
-        with self._changed:
-            self._under_way.pop(start, None)
-            self._outcomes[start] = values, error
-            count = self._forget(start, start + ended)
-            if ended < number and self._args:
-                self._ranges.appendleft((start + ended, start + number, False))
-            if seconds and values:
-                self._pace = seconds / len(values)
-            if len(values) == number:
-                self._limit = max(self._limit, 4 * number)
-            self._changed.notify_all()
-        more = {wire.RESULT: len(values) - 1, wire.ERROR: int(error is not None)} if seconds else {}
-        self._pool._promise(-count, more)
+    def _on_failed(self, chunk: _Chunk, error: BaseException) -> None:
+        """Find out which item is to blame for what happened to a chunk as a whole."""
+        # There are three cases. There is only one item; if it goes alone, whatever it raised is its
+        # own. Or the pool takes no more. Or it is not known yet: then each item goes alone.
+        is_its_own = len(chunk.items) == 1 and isinstance(error, BundleError)
+        if chunk.is_alone or is_its_own:
+            self._on_ended(chunk, _ChunkOutcome(1, (), error, 1))
+        elif isinstance(error, (BrokenExecutor, CancelledError, _PoolClosedError)):
+            self._on_refused(chunk, error)
+        else:
+            singles = [_Chunk(number, deque([item]), True)
+                       for number, item in enumerate(chunk.items, chunk.start)]
+            with self._changed:
+                self._put_back(chunk, len(singles))
+                if not self._is_over:
+                    self._queue.extendleft(reversed(singles))
 
-    def _take_apart(self, start: int, number: int, error: BaseException) -> None:
-        """Let each item of a chunk go alone: it is not known yet what came of any of them."""
-        with self._changed:
-            self._under_way.pop(start, None)
-            if self._args:
-                self._ranges.extendleft(
-                    (n, n + 1, True) for n in reversed(range(start, start + number)))
-        self._pool._promise(0, {_FAILED if isinstance(error, BundleError) else wire.ERROR: -1})
-
-    def _drop(self, start: int, number: int, error: BaseException) -> None:
+    def _on_refused(self, chunk: _Chunk, error: BaseException) -> None:
         """The pool takes no more: that is the outcome of a chunk, and of all that waits."""
-        if _is_closed(error):
+        if isinstance(error, _PoolClosedError):
             error = CancelledError()
         with self._changed:
-            self._under_way.pop(start, None)
-            dropped = [(start, start + number), *((begin, end) for begin, end, _ in self._ranges)]
-            self._ranges.clear()
-            self._outcomes.update((begin, ((), error)) for begin, _ in dropped)
-            count = sum(self._forget(*one) for one in dropped)
+            waiting, self._queue = self._queue, deque()
+        for one in (chunk, *waiting):
+            number = len(one.items)
+            self._on_ended(one, _ChunkOutcome(number, (), error, number))
+
+    def _on_ended(self, chunk: _Chunk, outcome: _ChunkOutcome) -> None:
+        """Keep what came of the first items of a chunk; the others wait again."""
+        ended, values, error, failed, seconds = outcome
+        with self._changed:
+            self._put_back(chunk, ended)
+            if self._is_over:
+                return
+            self._outcomes[chunk.start] = outcome
+            self._ended += ended
+            if seconds and values:
+                self._pace = seconds / len(values)
+            if len(values) == len(chunk.items):
+                self._limit = max(self._limit, 4 * len(values))
             self._changed.notify_all()
-        self._pool._promise(-count)
-
-    def _forget(self, start: int, stop: int) -> int:
-        """Let go of arguments; return of how many, which is none once it is over."""
-        before = len(self._args)
-        for n in range(start, stop):
-            self._args.pop(n, None)
-        count = before - len(self._args)
-        self._owed -= count
-        return count
+        kind = _CANCELLED if isinstance(error, CancelledError) else wire.ERROR
+        self._pool._count_items(self, -ended, {wire.RESULT: ended - failed, kind: failed})
 
 
-def _is_closed(error: BaseException) -> bool:
-    """Tell whether this is what a closed pool says, here or in the standard library."""
-    return type(error) is RuntimeError and str(error).startswith("cannot schedule new futures")
-
-
-def _open_chunk(name: str, seconds: float, found: Any,
-                raised: bytes) -> tuple[Sequence[Any], Any, float]:
-    """Return the values of what `wire.run_some` returned, the error after them, and its seconds."""
-    try:
-        values: Sequence[Any] = wire.unpack((found,)) if type(found) is bytes else found
-        error = _rebuild(name, (raised,)) if raised else None
-    except BaseException as problem:
-        values, error = (), _unpickling_failed(name, problem)
-    return values, error, max(seconds, 1e-9)
+def _open_results(name: str, seconds: float, found: Any, raised: bytes) -> _ChunkOutcome:
+    """Open what `wire.run_some` returned; a value that cannot be unpickled here ends the values."""
+    number, values = len(found), found
+    error: BaseException | None = None
+    if type(found) is list:
+        number = len(found[0])
+        values, problem = wire.unpack_series(*found)
+        error = problem and _unpickling_failed(name, problem)
+    if raised:
+        number += 1
+        error = error or _rebuild(name, (raised,))
+    return _ChunkOutcome(number, values, error, int(error is not None), max(seconds, 1e-9))
 
 
 class PoolExecutor(BaseExecutor):
@@ -883,8 +895,8 @@ class ProcessExecutor(PoolExecutor):
         self._is_started = False
         self._is_closed = False     # to all but maps that have begun
         self._is_shut = False
-        self._promised = 0          # items without an outcome, of maps that have begun
-        self._kept = threading.Condition(self._lock)        # for it to be none
+        self._maps: dict[_ChunkedMap, int] = {}     # that have begun: see `_hold`
+        self._drained = threading.Condition(self._lock)     # for these to be none
 
     def _make(self) -> ProcessPoolExecutor:
         context = self._context or multiprocessing.get_context("spawn" if self._more else None)
@@ -899,25 +911,23 @@ class ProcessExecutor(PoolExecutor):
 
     def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
         if self._is_closed:
-            raise RuntimeError(_CLOSED)
+            raise _PoolClosedError
         return self._submit(fn, *args, **kwargs)
 
-    def _submitter(self, fn: Callable[..., _T]) -> Callable[..., Future[_T]]:
+    def _submitter(self, fn: Callable[..., _T], owner: Any = None) -> Callable[..., Future[_T]]:
         if self._is_closed:
-            raise RuntimeError(_CLOSED)
+            raise _PoolClosedError
         return functools.partial(self._submit, fn)
 
     def _has_chunks(self) -> bool:
         return True
 
-    def _promise(self, number: int, settled: Mapping[int, int] | None = None) -> None:
-        _keep_promises()
-        _promising.add(self)
+    def _count_items(self, owner: _ChunkedMap, change: int, _settled: Mapping[int, int]) -> None:
+        _drain_at_exit()
+        _mapping.add(self)
         with self._lock:
-            if number > 0 and self._is_closed:
-                raise RuntimeError(_CLOSED)
-            self._promised += number
-            self._kept.notify_all()
+            _hold(self._maps, owner, change, not self._is_closed)
+            self._drained.notify_all()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False,
                  quiet: bool = False) -> None:
@@ -926,7 +936,7 @@ class ProcessExecutor(PoolExecutor):
         wait = wait and threading.current_thread() is not manager
         with self._lock:
             self._is_closed = True
-            is_kept = cancel_futures or self._promised <= 0
+            is_kept = cancel_futures or not self._maps
         end = functools.partial(self._end, wait, cancel_futures, quiet)
         if wait or is_kept:
             end()
@@ -946,15 +956,15 @@ class ProcessExecutor(PoolExecutor):
 
     def _end(self, wait: bool, cancel_futures: bool, quiet: bool) -> None:
         if not cancel_futures:
-            self._keep()
+            self._drain()
         with self._lock:
             self._is_shut = True
         super().shutdown(wait, cancel_futures=cancel_futures, quiet=quiet)
 
-    def _keep(self) -> None:
+    def _drain(self) -> None:
         """Wait for what maps are still to send."""
         with self._lock:
-            self._kept.wait_for(lambda: self._promised <= 0)
+            self._drained.wait_for(lambda: not self._maps)
 
     def _submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> Future[_T]:
         if not self._is_started:
@@ -978,7 +988,7 @@ class ProcessExecutor(PoolExecutor):
         """Make a new pool in place of this one, unless another thread has done so."""
         with self._lock:
             if self._is_shut:
-                raise RuntimeError(_CLOSED)
+                raise _PoolClosedError
             if self._pool is pool:
                 self._pool = self._make()
                 self._is_started = True
@@ -986,22 +996,36 @@ class ProcessExecutor(PoolExecutor):
 
 
 _TimeoutError = concurrent.futures.TimeoutError      # another than ours before Python 3.11
-_CLOSED = "cannot schedule new futures after shutdown"
-_promising: weakref.WeakSet[ProcessExecutor] = weakref.WeakSet()
+_mapping: weakref.WeakSet[ProcessExecutor] = weakref.WeakSet()      # those that have run a map
 
 
 @functools.cache
-def _keep_promises() -> None:
+def _drain_at_exit() -> None:
     """Have maps that have begun send all they have, at exit, before the pools' own threads end."""
     pid = os.getpid()
 
-    def keep() -> None:
+    def drain() -> None:
         if os.getpid() == pid:
-            for pool in [*_promising]:
-                pool._keep()
+            for pool in [*_mapping]:
+                pool._drain()
 
     with contextlib.suppress(RuntimeError):     # it is too late for that
-        _at_exit(keep)
+        _at_exit(drain)
+
+
+def _hold(maps: dict[_ChunkedMap, int], owner: _ChunkedMap, change: int, is_open: bool) -> None:
+    """Count items of a map that is to be drained before its pool ends; none is left below 0.
+
+    Arguments:
+        maps: the items without an outcome of each map that has some.
+        change: how many are read, or, less than 0, have an outcome.
+        is_open: whether more may be read; if not, and there are some, RuntimeError is raised.
+    """
+    if change > 0 and not is_open:
+        raise _PoolClosedError
+    left = maps.pop(owner, 0) + change
+    if left > 0:
+        maps[owner] = left
 
 
 def _or_environment(given: Any, name: str, convert: Any, default: Any = None) -> Any:
@@ -1322,6 +1346,7 @@ class _Bundle:
     # (machine, how it ended, the end of its stderr) of slots that died while running it.
     failures: tuple[tuple[str, str, str], ...] = ()
     losses: tuple[tuple[_Worker, str], ...] = ()        # machines lost while it ran there, and why
+    owner: _ChunkedMap | None = None        # the map that counts its items itself, if any
     origin: int = 0         # the attempt that the next one retries or backs up, for the trace
     cell: int = 0           # the notebook cell that submitted it, if one did
 
@@ -1412,7 +1437,8 @@ class _Tally:
 
     def __init__(self) -> None:
         self.settled = dict.fromkeys((wire.RESULT, wire.ERROR, _FAILED, _CANCELLED), 0)
-        self.promised = 0       # items of maps that have no outcome yet
+        self.maps: dict[_ChunkedMap, int] = {}      # that have begun: see `_hold`
+        self.chunks = 0         # of these, bundles that are not settled
         self.retried = 0
         self.backups = 0
         self.spans: deque[_Span] = deque(maxlen=SPANS)
@@ -1421,20 +1447,23 @@ class _Tally:
     def measure(self, now: float, is_busy: int) -> None:
         """Remember how far things are, if they have moved; forget it when nothing is to be done."""
         progress = self._progress
-        count = sum(self.settled.values())
+        count = self._count_finished()
         if not is_busy:
             progress.clear()
         if not progress or count > progress[-1][1]:
             progress.append((now, count))
 
     def rate(self, now: float) -> float:
-        """Return bundles settled per second, of late; 0 until there are three to judge by."""
+        """Return tasks finished per second, of late; 0 until there are three to judge by."""
         if self._progress:
             since, count = self._progress[0]
-            number = sum(self.settled.values()) - count
+            number = self._count_finished() - count
             if number >= 3 and now > since:
                 return number / (now - since)
         return 0.0
+
+    def _count_finished(self) -> int:
+        return sum(self.settled.values()) - self.settled[_CANCELLED]
 
 
 class _Rules(NamedTuple):
@@ -1713,39 +1742,41 @@ class _Scheduler:
 
     # Bundles
 
-    def check_open(self, is_promised: bool = False) -> None:
-        """Raise RuntimeError after `close`, NoWorkersError if no worker can ever take a bundle."""
-        is_late = self.mode is not _OPEN
-        if is_late and not (is_promised and self.tally.promised and self.mode is _DRAINING):
-            raise RuntimeError(_CLOSED)
+    def check_open(self, owner: _ChunkedMap | None = None) -> None:
+        """Raise RuntimeError after `close`, NoWorkersError if no worker can ever take a bundle.
+
+        What is read of a map may still be submitted, unless everything was cancelled.
+        """
+        is_begun = self.mode is _DRAINING and owner in self.tally.maps
+        if self.mode is not _OPEN and not is_begun:
+            raise _PoolClosedError
         if not self.up and self._is_hopeless():
             raise self._no_workers()
 
-    def promise(self, number: int, settled: Mapping[int, int]) -> None:
-        """So many items more are without an outcome, of maps that have begun.
-
-        Arguments:
-            settled: outcomes beyond those of bundles, by kind.
-        """
-        if number > 0 and self.mode is not _OPEN:       # it may be over; a map reads no further
-            raise RuntimeError(_CLOSED)
-        self.tally.promised += number
+    def count_items(self, owner: _ChunkedMap, change: int, settled: Mapping[int, int]) -> None:
+        """Count items of a map that are read, or have an outcome; see `BaseExecutor`."""
+        _hold(self.tally.maps, owner, change, self.mode is _OPEN)
         for kind, count in settled.items():
             self.tally.settled[kind] += count
         if self.is_over():
             self._act(_FINISH)
 
-    def submit(self, bundle: _Bundle, is_promised: bool = False) -> None:
+    def count_tasks(self) -> int:
+        """Return how many tasks have no outcome yet, items of maps counted each."""
+        return self.unfinished - self.tally.chunks + sum(self.tally.maps.values())
+
+    def submit(self, bundle: _Bundle) -> None:
         """Queue a bundle; where that is in vain by now, settle it with what `check_open` raises."""
         if bundle.phase is not _NEW:
             return      # cancelled before it got here
         try:
-            self.check_open(is_promised)
+            self.check_open(bundle.owner)
         except (RuntimeError, NoWorkersError) as error:
             self._settle(bundle, _FAILED, error)
             return
         bundle.phase = _LIVE
         self.unfinished += 1
+        self.tally.chunks += bundle.owner is not None
         self.waiting += 1
         self._queues.new.append(bundle)
         if len(self._queues.new) == 1:      # otherwise there was no room for others either
@@ -1793,8 +1824,8 @@ class _Scheduler:
 
     def is_over(self) -> bool:
         """Tell whether it was closed, and every bundle is settled."""
-        is_kept = self.tally.promised <= 0 or self.mode in (_CANCELLING, _KILLING)
-        return self.mode is not _OPEN and not self.unfinished and is_kept
+        is_drained = not self.tally.maps or self.mode in (_CANCELLING, _KILLING)
+        return self.mode is not _OPEN and not self.unfinished and is_drained
 
     def histogram(self) -> Histogram:
         """Return the seconds that attempts ran, on all workers."""
@@ -1814,6 +1845,7 @@ class _Scheduler:
         assert bundle.phase is not _OVER
         if bundle.phase is _LIVE:
             self.unfinished -= 1
+            self.tally.chunks -= bundle.owner is not None
             self.waiting -= not bundle.attempts
         bundle.phase = _OVER
         for attempt in bundle.attempts:
@@ -1821,7 +1853,7 @@ class _Scheduler:
             if attempt.ident in worker.running or attempt.ident in worker.ahead:
                 self._kill(attempt)
         bundle.attempts = ()
-        self.tally.settled[kind] += 1
+        self.tally.settled[kind] += bundle.owner is None
         self._actions.append((_SETTLE, bundle, (kind, body)))
         if not self.unfinished and self.is_over():
             self._act(_FINISH)
@@ -2070,8 +2102,9 @@ class _Scheduler:
         bundle = attempt.bundle
         if attempt not in bundle.attempts:
             return      # we killed it, since it no longer mattered
-        bundle.origin = attempt.ident
         self._forget(attempt)
+        if has_started:
+            bundle.origin = attempt.ident
         if bundle.attempts:
             self._backups.pop(bundle.attempts[0].ident, None)       # it is the only one now
             return
@@ -2079,7 +2112,7 @@ class _Scheduler:
         if self.mode in (_CANCELLING, _KILLING) and not has_started:
             self._settle(bundle, _CANCELLED)
             return
-        self.tally.retried += 1
+        self.tally.retried += has_started
         if bundle.is_suspect():
             self._queues.suspects.append(bundle)
         elif bundle.machines_to_avoid():
@@ -4228,20 +4261,20 @@ class _Supervisor:
     # What callers want
 
     def submit(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any],
-               is_promised: bool = False) -> Future[Any]:
+               owner: _ChunkedMap | None = None) -> Future[Any]:
         """Queue a call, and return its future.
 
         Arguments:
             fn: a function, or a _Function.
-            is_promised: whether this is an item of a map that has begun, for which a pool that is
-                shutting down still takes it.
+            owner: the map that these are items of; if it has begun, a pool that is shutting down
+                still takes them.
 
         Raises RuntimeError if the pool is closed or the parent's, NoWorkersError, or what pickling
         raises.
         """
         if os.getpid() != self.pid:
             raise RuntimeError(_FOREIGN)
-        self.scheduler.check_open(is_promised)
+        self.scheduler.check_open(owner)
         # A call belongs to the notebook's cell that is running if the main thread submits it. Other
         # threads outlive the cell that started them.
         cell = 0
@@ -4257,14 +4290,15 @@ class _Supervisor:
             raise blamed from blamed.__cause__
         function = (self.functions.extend(fn, names) if is_pickled
                     else self.functions.get(fn, names))
-        bundle = _Bundle(function, packed, cell=cell)
+        bundle = _Bundle(function, packed, owner=owner, cell=cell)
         future = bundle.future = _RemoteFuture(self, bundle)
-        self._enter((self.scheduler.submit, (bundle, is_promised), None))
+        self._enter((self.scheduler.submit, (bundle,), None))
         return future
 
-    def submit_item(self, function: _Function, *args: Any) -> Future[Any]:
+    def submit_item(self, function: _Function, owner: _ChunkedMap | None,
+                    *args: Any) -> Future[Any]:
         """Have the function of a map called, which may go on after a shutdown has begun."""
-        return self.submit(function, args, {}, True)
+        return self.submit(function, args, {}, owner)
 
     def drop(self, function: _Function) -> None:
         """Have all machines forget a map's function, if it is large, and its variants."""
@@ -4790,8 +4824,7 @@ class RemoteExecutor(BaseExecutor):
     def task_count(self) -> int:
         supervisor = self._supervisor
         scheduler = supervisor.scheduler
-        # What is promised may be under way already, as a bundle.
-        return int(supervisor.decide(lambda: max(scheduler.unfinished, scheduler.tally.promised)))
+        return int(supervisor.decide(scheduler.count_tasks))
 
     @property
     def histogram(self) -> Histogram:
@@ -4846,11 +4879,11 @@ class RemoteExecutor(BaseExecutor):
         supervisor = self._supervisor
         return supervisor.submit(fn, args, kwargs)
 
-    def _submitter(self, fn: Callable[..., _T]) -> Callable[..., Future[_T]]:
+    def _submitter(self, fn: Callable[..., _T], owner: Any = None) -> Callable[..., Future[_T]]:
         supervisor = self._supervisor
         supervisor.scheduler.check_open()
         function = supervisor.functions.get(fn, is_for_map=True)
-        return functools.partial(supervisor.submit_item, function)
+        return functools.partial(supervisor.submit_item, function, owner)
 
     def _release(self, submit: Callable[..., Any]) -> None:
         function: _Function = submit.args[0]        # type: ignore[attr-defined]
@@ -4860,10 +4893,9 @@ class RemoteExecutor(BaseExecutor):
         rules = self._supervisor.scheduler.rules
         return rules.max_bundle_failures > 1 and rules.bundle_timeout == math.inf
 
-    def _promise(self, number: int, settled: Mapping[int, int] | None = None) -> None:
+    def _count_items(self, owner: _ChunkedMap, change: int, settled: Mapping[int, int]) -> None:
         supervisor = self._supervisor
-        if number or settled:
-            supervisor.decide(supervisor.scheduler.promise, number, settled or {})
+        supervisor.decide(supervisor.scheduler.count_items, owner, change, settled)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False,
                  quiet: bool = False) -> None:
@@ -5012,8 +5044,10 @@ class WorkerStatus:
 class RemoteExecutorStatus:
     """A snapshot of a RemoteExecutor. `str()` shows it as a person reads it. Times are in seconds.
 
-    `rate` is tasks finished per second of late, `left` what is left to do at that rate; None if it
-    cannot be known.
+    `waiting`, `done`, `failed` and `cancelled` count tasks, and each item of a `map` as one;
+    `running` and `retried` count attempts, of which one may have many items of a map with it.
+    `retried` are those that followed one that had started and was lost. `rate` is tasks finished
+    per second of late, `left` what is left to do at that rate; None if it cannot be known.
 
     >>> print(RemoteExecutorStatus(
     ...     "farm", waiting=40, running=8, done=112, failed=1, rate=4, left=10, p50=1.24, p95=2.5,
@@ -5140,13 +5174,15 @@ def _take_status(title: str, scheduler: _Scheduler,
     p50 = total.percentile(50)
     left = None
     youngest = min((now - attempt.since for attempt in running), default=math.inf)
-    waiting = scheduler.waiting + max(tally.promised - scheduler.unfinished, 0)
+    started = scheduler.unfinished - scheduler.waiting
+    # Less than 0 while chunks are about to be cancelled, whose items are so already.
+    waiting = max(scheduler.count_tasks() - started, 0)
     if rate and scheduler.up and (waiting or youngest < p50):
         left = waiting / rate + max(0.0, p50 - youngest)
     spans = [*tally.spans, *(one.span(wire.NO_SLOT, "running", now) for one in running)]
     done, raised, failed, cancelled = tally.settled.values()
     return RemoteExecutorStatus(
-        title, waiting, scheduler.unfinished - scheduler.waiting, done=done,
+        title, waiting, started, done=done,
         failed=raised + failed, cancelled=cancelled, retried=tally.retried, backups=tally.backups,
         rate=rate, left=left, p50=p50, p95=total.percentile(95), workers=tuple(
             _take_worker_status(worker, now, found.get(worker.link, worker.found))

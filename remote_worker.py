@@ -118,7 +118,7 @@ __all__ = [
     "nameless_file", "pack", "pack_apart", "pack_call", "pack_function", "pack_local",
     "pack_outcome", "pack_outward", "path_of", "pickle_definition", "process_tree", "reference",
     "run_call", "run_chunk", "run_plain", "run_shipped", "run_some", "run_with", "script",
-    "send_signal", "serve", "signal_tree", "take_seconds", "unpack", "write_all",
+    "send_signal", "serve", "signal_tree", "take_seconds", "unpack", "unpack_series", "write_all",
 ]
 
 MAX_FRAME = 1 << 20     # bytes of payload; a longer frame means that the stream is garbled
@@ -1431,6 +1431,13 @@ def _dump(obj: object, reducers: Any, most: int = 254, **settings: Any) -> tuple
         most: how many large buffers may leave the pickle.
         settings: attributes of the pickler.
     """
+    chunks, large, pickler = _open_pickle(reducers, most)
+    vars(pickler).update(settings)
+    pickler.dump(obj)
+    return chunks, large, pickler
+
+
+def _open_pickle(reducers: Any, most: int) -> tuple[Any, Any, Any]:
     chunks = _Chunks()
     large = _Chunks()
 
@@ -1441,10 +1448,7 @@ def _dump(obj: object, reducers: Any, most: int = 254, **settings: Any) -> tuple
         large.append(raw)
         return False
 
-    pickler = _pickler(reducers)(chunks, protocol=5, buffer_callback=stays_in_band)
-    vars(pickler).update(settings)
-    pickler.dump(obj)
-    return chunks, large, pickler
+    return chunks, large, _pickler(reducers)(chunks, protocol=5, buffer_callback=stays_in_band)
 
 
 def _dumps(obj: object, reducers: Any = _HomeReducers, **settings: Any) -> bytes:
@@ -1611,9 +1615,10 @@ def run_some(function: Callable[..., Any], packed: bytes, seconds: float) -> tup
     Arguments:
         packed: a list of columns: first arguments, second arguments...
 
-    Returns the seconds it took; the values so far, packed if they are short; and what the next item
-    raised, as ERROR has it, or b"". What cannot be pickled is that item's, too. It raises only if
-    the arguments cannot be unpickled, or the first item finds no module.
+    Returns the seconds it took; the values so far: a tuple if they are plain, else the list that
+    `pack_series` makes of them; and what the next item raised, as ERROR has it, or b"". What cannot
+    be pickled is that item's, too. It raises only if the arguments cannot be unpickled, or the
+    first item finds no module.
     """
     rows = zip(*unpack((packed,)))
     values: list[Any] = []
@@ -1634,15 +1639,53 @@ def run_some(function: Callable[..., Any], packed: bytes, seconds: float) -> tup
         raised = pack_outcome(False, error)[1]
     took = time.perf_counter() - started
     _Budget.left -= max(len(values) - 1, 0)
-    kind, found = pack_outcome(True, tuple(values))
-    if kind == ERROR:
-        outcomes = [pack_outcome(True, value) for value in values]
-        bad = next((n for n, (kind, _) in enumerate(outcomes) if kind == ERROR), 0)
-        raised = outcomes[bad][1] if outcomes[bad][0] == ERROR else found
-        del values[bad:]
-        found = pack(tuple(values))
-    return (took, found if type(found) is bytes else tuple(values),
-            raised if type(raised) is bytes else b"".join(raised[1]))
+    found: Any = tuple(values)
+    if not is_plain(found):
+        found, problem = pack_series(values)
+        raised = problem or raised
+    return took, found, raised if type(raised) is bytes else b"".join(raised[1])
+
+
+def pack_series(values: Sequence[Any]) -> tuple[list[Any], Packed]:
+    """Pickle values one after another, so that the first are had even where a later one fails.
+
+    Return what `unpack_series` takes, up to the first value that cannot be pickled, or not be
+    unpickled here; and what that raised, as ERROR has it, or b"".
+    """
+    chunks, large, pickler = _open_pickle(_HomeReducers, sys.maxsize)
+    pickles: list[bytes] = []
+    stage, problem = "result", None
+    try:
+        for value in values:
+            pickler.dump(value)
+            pickles.append(b"".join(chunks))
+            chunks.clear()
+    except BaseException as error:
+        problem = error
+    buffers = [*map(pickle.PickleBuffer, large)]
+    found, misfit = unpack_series(pickles, *buffers)
+    if misfit is not None:
+        stage, problem = "round trip", misfit
+    raised = b"" if problem is None else pack_outcome(False, problem, stage)[1]
+    return [pickles[:len(found)], *buffers], raised
+
+
+def unpack_series(pickles: Sequence[bytes],
+                  *buffers: Any) -> tuple[list[Any], BaseException | None]:
+    """Return the values of a series, up to the first that raises; and what that raises, or None.
+
+    Arguments:
+        pickles: one for each value; it may refer to objects in those before it.
+        buffers: large ones of all of them.
+    """
+    unpickler = pickle.Unpickler(io.BytesIO(b"".join(pickles)), buffers=buffers)
+    found: list[Any] = []
+    try:
+        while len(found) < len(pickles):
+            found.append(unpickler.load())
+    except BaseException as error:
+        return found, error
+    return found, None
 
 
 class _ApartReducers(_OutwardReducers):

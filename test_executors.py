@@ -433,6 +433,12 @@ def exit_unless_in_a_slot(guardian):
         sys.exit("not at home")
 
 
+def refuse_at(pid, value):
+    if os.getpid() == pid:
+        raise LookupError("not at home")
+    return value
+
+
 class TwoArguments(Exception):
     def __init__(self, one, two):
         super().__init__(f"{one} and {two}")
@@ -557,6 +563,16 @@ class TestContract:
             with pytest.raises(type(error)) as found:
                 attempt()
             assert type(found.value) is type(error)
+
+    @pytest.mark.parametrize("options", [
+        {}, {"chunksize": 1}, {"chunksize": 2}, {"buffersize": 3},
+        {"chunksize": 2, "buffersize": 3}])
+    def test_a_map_is_a_generator(self, pool, options):
+        for number in (0, 1, 3, 10):
+            results = pool.map(neg, range(10), **options)
+            assert list(itertools.islice(results, number)) == [-n for n in range(number)]
+            results.close()
+            assert list(results) == []
 
     def test_map_reads_no_further_ahead_than_its_buffer(self, pool):
         taken = []
@@ -774,6 +790,31 @@ class TestChunks:
         if how == "raises":
             assert "in work" in str(caught.value.__cause__)
 
+    @pytest.mark.parametrize("bad", [0, 11, 2999])
+    @pytest.mark.parametrize("size", [3, 30_000])
+    def test_a_result_that_cannot_be_unpickled_here(self, pool, bad, size, tmp_path):
+        """The values before it are kept, and nothing runs again."""
+        here = os.getpid()
+
+        def work(n):
+            open(f"{tmp_path}/{n}-{time.monotonic_ns()}", "w").close()
+            array = numpy.full(size if n < 20 else 3, n)
+            return Bomb(refuse_at, here, n) if n == bad else array
+        found = []
+        with pytest.raises(BundleError, match="result cannot be unpickled here: LookupError"):
+            found.extend(pool.map(work, range(3000)))
+        assert [int(array[0]) for array in found] == [*range(bad)]
+        until(lambda: not pool.task_count)
+        begun = [int(name.partition("-")[0]) for name in os.listdir(tmp_path)]
+        assert len(begun) == len({*begun})
+
+    def test_results_of_a_chunk_may_be_of_any_kind(self, pool):
+        """Some plain, some not; and all that one refers to is one object, as in one pickle."""
+        def work(n):
+            return [n, {n}, "x" * n, numpy.arange(n), (n, None)][n % 5]
+        for n, found in enumerate(pool.map(work, range(2000))):
+            assert type(found) is type(work(n)) and numpy.array_equal(found, work(n))
+
     def test_a_missing_module_is_explained(self, remote):
         def work(n):
             return n if n < 50 else importlib.import_module("no_such_module")
@@ -844,6 +885,18 @@ class TestChunks:
         with pytest.raises(RuntimeError, match="after shutdown"):
             list(results)
 
+    def test_two_maps_and_a_shutdown(self, own_pool):
+        """Those that have begun are finished, also when one asks for more than it may have."""
+        first = own_pool.map(time.sleep, [0.002] * 400)
+        greedy = own_pool.map(neg, range(100), buffersize=50)
+        second = own_pool.map(neg, range(400))
+        assert next(greedy) == 0
+        own_pool.shutdown(wait=False)
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            list(greedy)
+        assert list(first) == [None] * 400 and list(second) == [-n for n in range(400)]
+        until(lambda: not own_pool.task_count)
+
     @pytest.mark.parametrize("kind", ["pipe", "process"])
     def test_ctrl_c_while_it_is_being_sent(self, kind):
         """Nobody holds its results yet: what was promised is taken back, or nothing would end."""
@@ -883,11 +936,13 @@ class TestChunks:
                     os._exit(7)
                 until(lambda: os.waitpid(child, os.WNOHANG)[0])
 
-    def test_a_shutdown_that_cancels(self, own_pool):
+    def test_a_shutdown_that_cancels(self, own_pool, caplog):
         results = own_pool.map(time.sleep, [0.01] * 5000)
         own_pool.shutdown(cancel_futures=True)
+        until(lambda: not own_pool.task_count)      # before anybody looks
         with pytest.raises(cf.CancelledError):
             list(results)
+        assert "exception calling callback" not in caplog.text
 
     @pytest.mark.parametrize("kind", ["pipe", "process"])
     def test_nobody_looks_and_the_program_ends(self, kind, tmp_path):
@@ -940,6 +995,31 @@ class TestChunks:
         assert status.waiting + status.done + status.running in range(6900, 7001)
         open(path, "w").close()
         assert len(list(results)) == 4000 and pool.status.done == 7000
+
+    def test_every_figure_counts_items(self, local, tmp_path):
+        """Each item is done, failed or cancelled, once; only what starts again is retried."""
+        def count():
+            until(lambda: not pool.task_count)
+            status = pool.status
+            assert not status.retried and not status.waiting
+            return status.done, status.failed, status.cancelled
+        pool = local("2/:", schedule_backups=False)
+        assert sum(pool.map(abs, range(5000))) and count() == (5000, 0, 0)
+        results = pool.map(lambda n: 1 // (n - 300), range(5000))
+        with pytest.raises(ZeroDivisionError):
+            list(results)
+        done, failed, cancelled = count()
+        assert (failed, done + cancelled) == (1, 9999) and done >= 5300
+        path = str(tmp_path / "go")
+        stuck = pool.map(wait_for, [path] * 700)
+        single = pool.submit(wait_for, path)
+        assert pool.task_count == 701 and pool.status.waiting + pool.status.running == 701
+        pool.shutdown(wait=False, cancel_futures=True)
+        open(path, "w").close()
+        with pytest.raises(cf.CancelledError):
+            list(stuck)
+        pool.shutdown()
+        assert single.cancelled() and sum(count()) == 10_701
 
     def test_several_at_once_and_inside_callbacks(self, pool):
         with cf.ThreadPoolExecutor(4) as threads:
@@ -1540,6 +1620,14 @@ class TestScheduler:
         farm.give_back(a, given)
         again, = farm.attempts(given.bundle)
         assert again.worker is b and not given.bundle.failures
+        assert farm.scheduler.tally.retried == 0        # it starts there for the first time
+
+    def test_what_is_cancelled_is_no_progress(self):
+        farm = Farm("1/a")
+        for bundle in farm.submit(number=100):
+            farm.tick(0.1)
+            farm.decide(farm.scheduler.cancel, bundle)
+        assert farm.scheduler.tally.rate(farm.time) == 0
 
     def test_a_retry_goes_elsewhere_while_there_is_an_elsewhere(self):
         farm = Farm("1/a", "1/b")
