@@ -1998,7 +1998,7 @@ class TestScheduler:
         farm.scheduler._policy = Bad()
         bundles = farm.submit(number=2)
         assert len(farm.running) == 2 and len(farm.warnings) == 1
-        assert "the policy Bad fails" in farm.warnings[0]
+        assert "the policy Bad failed" in farm.warnings[0]
         farm.finish(*farm.running.values())
         assert all(farm.settled[one][0] == wire.RESULT for one in bundles)
 
@@ -4602,7 +4602,7 @@ class TestLostMachines:
         pool = local("1/:", "1/:", policy=Bad())
         until(lambda: all(worker.state == "up" for worker in pool.status.workers))
         assert list(pool.map(neg, range(20), timeout=PATIENCE)) == [-n for n in range(20)]
-        assert caplog.text.count("the policy Bad fails (ZeroDivisionError: as always)") == 1
+        assert caplog.text.count("the policy Bad failed (ZeroDivisionError: as always)") == 1
 
     def test_what_ssh_adds_is_not_why_it_ended(self):
         text = "Warning: Permanently added 'x' (ED25519) to the list of known hosts.\r\nreal words"
