@@ -1207,35 +1207,35 @@ def _default_workers() -> list[RemoteWorkerRecord]:
 
 # ─────────────────────────────────────────── scheduling ───────────────────────────────────────────
 #
-# A pure state machine: no I/O, no threads, no clock, no logging. Whoever calls it holds the
-# supervisor's lock, passes the time in, and afterwards performs what `take_actions` returns. A link
-# is a number here, under which the supervisor finds the connection.
+# A pure state machine: no I/O, no threads, no clock, no logging. Its caller holds the supervisor's
+# lock, which guards all of its state, sets the time, reports events, and afterwards performs the
+# actions that `take_actions` returns. The scheduler knows a link by its number only.
 
 
-# What is decided, with a target and an operand:
-#     CONNECT worker, link: open a link to it, then call `is_up` or `down`
+# An action, with its target and its operand:
+#     CONNECT worker, link: open a link to it; `is_up` or `down` reports the outcome
 #     LAUNCH link, attempt: send the attempt
-#     KILL link, identifier: end an attempt; `freed`, `finish` or `died` follows
-#     RECALL link, number: take back what has not started; `recalled` follows
-#     SEND link, frames; DROP link, identifier of a function: (never decided; they go out in the
-#         order of the others)
+#     KILL link, identifier: end an attempt; `freed`, `finish` or `died` reports its end
+#     RECALL link, number: ask for attempts that have not started; `recalled` reports which
 #     LEAVE link, (): close it
-#     SETTLE bundle, (kind, body): resolve its future; once for every bundle
+#     SETTLE bundle, (kind, body): resolve its future; exactly once for every bundle
 #     FINISH (), (): the scheduler was closed, and every bundle is settled
-#     WARN (), words: tell the user
+#     WARN (), words: log a warning
+# Two more are never decided here. They go to a link's queue in the order of the others:
+#     SEND link, frames; DROP link, identifier of a function
 _Act = enum.IntEnum("_Act", "CONNECT LAUNCH KILL RECALL SEND DROP LEAVE SETTLE FINISH WARN")
 _CONNECT, _LAUNCH, _KILL, _RECALL, _SEND, _DROP, _LEAVE, _SETTLE, _FINISH, _WARN = _Act
-# How it stands with a worker.
+# The state of a worker.
 _State = enum.Enum("_State", "WAITING CONNECTING UP FAILED REMOVED")
 _WAITING, _CONNECTING, _UP, _UNFIT, _REMOVED = _State
-# What becomes of bundles: they are welcome; what was submitted still runs, or only what has
-# started; all is killed.
+# The state of the scheduler: open; closed, and everything submitted still runs; closed, and only
+# what has started still runs; closed, and everything is killed.
 _Mode = enum.Enum("_Mode", "OPEN DRAINING CANCELLING KILLING")
 _OPEN, _DRAINING, _CANCELLING, _KILLING = _Mode
-# How far a bundle is: on its way to the scheduler, in its hands, settled.
+# The state of a bundle: not yet submitted to the scheduler; waiting or running; settled.
 _Phase = enum.Enum("_Phase", "NEW LIVE OVER")
 _NEW, _LIVE, _OVER = _Phase
-# How a bundle is settled, besides wire.RESULT and wire.ERROR; then its body is an exception, or ().
+# Outcomes of a bundle besides wire.RESULT and wire.ERROR; the body is an exception, or ().
 _FAILED, _CANCELLED = -1, -2
 _MICROSECONDS = (1 << wire.SLOT_SHIFT) - 1
 
@@ -1268,7 +1268,10 @@ class _Loss(NamedTuple):
 
 
 class _Durations(Histogram):
-    """A histogram whose median is at hand: as of the last few dozen; infinite before the third."""
+    """A histogram that keeps its median at hand, updated every 64 durations.
+
+    The median is infinite before the third.
+    """
 
     __slots__ = ("median",)
 
@@ -1286,16 +1289,17 @@ class _Durations(Histogram):
 class _Function:
     """A pickled function, shared by the bundles that call it."""
 
-    ident: int
+    ident: int              # on the wire
     name: str
     packed: Any
     durations: _Durations
     lacking: frozenset[str] = frozenset()       # machines without a module that it needs
     root: Any = None        # the function as it was submitted
-    needs: Any = frozenset()        # names of the script
-    kept: Sequence[Any] = ()        # its definitions, which results may refer to
-    script: Any = None      # what its needs stand for, if it is that of a map
-    variants: dict[Any, _Function] = dataclasses.field(default_factory=dict)    # by more needs
+    needs: Any = frozenset()        # (module, name) of what it uses of the script
+    kept: Sequence[Any] = ()        # objects that results may refer to, kept alive
+    script: Any = None      # for a map: the script's values when it began
+    # Versions that come with more names of the script, by these names.
+    variants: dict[Any, _Function] = dataclasses.field(default_factory=dict)
 
     def knows(self, names: Iterable[Any]) -> bool:
         """Return whether these names of the script come with it."""
@@ -1308,30 +1312,31 @@ def _size(packed: Any) -> int:
 
 @dataclasses.dataclass(eq=False, slots=True)
 class _Bundle:
-    """One submitted call."""
+    """One submitted call: a task, or a chunk of a map."""
 
     function: _Function
     packed: Any             # `(args, kwargs)`, from `wire.pack`
-    future: Any = ()        # who waits for it; the scheduler does not look
+    future: Any = ()        # for the supervisor; the scheduler does not look at it
     phase: _Phase = _NEW
     attempts: tuple[_Attempt, ...] = ()     # those that may still settle it
-    failures: tuple[tuple[str, str, str], ...] = ()     # slots that died under it
-    losses: tuple[tuple[_Worker, str], ...] = ()        # machines that were lost while it ran there
-    origin: int = 0         # the attempt that the next one follows
-    cell: int = 0           # the notebook's cell that submitted it, if one did
+    # (machine, how it ended, the end of its stderr) of slots that died while running it.
+    failures: tuple[tuple[str, str, str], ...] = ()
+    losses: tuple[tuple[_Worker, str], ...] = ()        # machines lost while it ran there, and why
+    origin: int = 0         # the attempt that the next one retries or backs up, for the trace
+    cell: int = 0           # the notebook cell that submitted it, if one did
 
     def is_running(self) -> bool:
-        """Tell whether an attempt has started, as far as one can tell from here."""
+        """Return whether an attempt has started. The worker knows better, for a moment."""
         return any(attempt.ident in attempt.worker.running for attempt in self.attempts)
 
     def machines_to_avoid(self) -> frozenset[str]:
-        """Return where it has killed a process, or lacks a module."""
+        """Return machines where it has killed a slot, or where a module is missing."""
         if not self.failures:
             return self.function.lacking
         return self.function.lacking.union(machine for machine, _, _ in self.failures)
 
     def is_suspect(self) -> bool:
-        """Tell whether it is to run alone: two machines were lost, or one twice, while it ran."""
+        """Return whether it must run alone: links were lost twice while it ran."""
         return len(self.losses) > 1
 
 
@@ -1345,25 +1350,25 @@ class _Attempt:
     ident: int
     bundle: _Bundle
     worker: _Worker
-    since: float            # when it started or, as long as it has not, when it was sent
+    since: float            # when it started; until then, when it was sent
     backup: bool
     name: str
     origin: int
 
     def span(self, slot: int, outcome: str, now: float, ran: float = 0.0) -> _Span:
-        """Return it as the trace has it; `ran` is 0 if the slot has not told."""
+        """Return its entry in the trace; `ran` is 0 if the slot has not reported a time."""
         return _Span(self.worker, slot, self.name, self.ident, self.origin, now,
                      ran or now - self.since, outcome)
 
 
 class _Span(NamedTuple):
-    """An attempt that started, for the trace. Times are the controller's, in seconds.
+    """An attempt that has started and ended, for the trace. Times are the controller's, in seconds.
 
-    What the slot says of how long it `ran` is better than a difference of times.
+    `ran` is as the slot measured it, where known: more exact than a difference of our times.
     """
 
     worker: _Worker
-    slot: int               # wire.NO_SLOT: it is not known which
+    slot: int               # wire.NO_SLOT if unknown
     name: str
     ident: int
     origin: int
@@ -1373,32 +1378,32 @@ class _Span(NamedTuple):
 
 
 class _Worker:
-    """What the scheduler knows of one machine."""
+    """The scheduler's view of one machine."""
 
     def __init__(self, record: RemoteWorkerRecord, now: float) -> None:
         self.record = record
         self.machine = record.machine
         self.state = _WAITING
-        self.link = 0                               # none
+        self.link = 0                               # the number of its link; 0 if it has none
         self.count = record.count or 0              # slots
-        self.running: dict[int, _Attempt] = {}      # in slots, as they were sent
-        self.ahead: dict[int, _Attempt] = {}        # waiting there
+        self.running: dict[int, _Attempt] = {}      # by identifier, in the order of sending
+        self.ahead: dict[int, _Attempt] = {}        # sent, and waiting there for a slot
         self.is_reserved = False                    # for a suspect, which runs there alone
-        self.losses = 0                             # of links over which something ran, of late
+        self.is_recalling = False                   # a RECALL is not answered yet
+        self.ahead_seconds = AHEAD_SECONDS          # of work to send ahead
+        self.durations = _Durations()               # of all attempts that ended there
         self.up_since = 0.0
-        self.is_recalling = False
-        self.ahead_seconds = AHEAD_SECONDS
-        self.durations = _Durations()
         self.was_up = False
+        self.losses = 0                             # lost links with tasks, since it was steady
         self.failures = 0                           # in a row
         self.retry_at = now
-        self.cause = ""
-        self.found: Mapping[str, str] = {}          # by each stage of its login
-        self.died = 0
-        self.backups = 0
+        self.cause = ""                             # why its last link was lost
+        self.found: Mapping[str, str] = {}          # by stage of its login
+        self.died = 0                               # slots that died while running a task
+        self.backups = 0                            # launched there
 
     def is_hopeful(self) -> bool:
-        """Tell whether it may have room before long."""
+        """Return whether it may have a free slot before long."""
         return self.state in (_UP, _CONNECTING) or self.state is _WAITING and not self.failures
 
 
@@ -1433,7 +1438,7 @@ class _Tally:
 
 
 class _Rules(NamedTuple):
-    """What is up to the user."""
+    """Limits that the user sets."""
 
     schedule_backups: bool = True
     max_bundle_failures: int = 3
@@ -1441,44 +1446,44 @@ class _Rules(NamedTuple):
 
 
 class _Handshakes:
-    """Logins under way: how many there may be is found out, as TCP finds it out (RFC 5681).
+    """The logins under way. Their limit adapts as TCP's congestion window does (RFC 5681).
 
-    One more for each that works, so twice as many in a round; half as many when an sshd has hung
-    up, once for those that were under way by then.
+    It grows by one for each login that works, so it doubles in a round. It is halved when an sshd
+    hangs up, once for all the logins that were under way at that moment.
     """
 
     def __init__(self) -> None:
-        self.links: set[int] = set()        # until they are up or have ended
+        self.links: set[int] = set()        # being opened
         self._limit = HANDSHAKES[0]
-        self._halved = 0                    # the last link that had begun then
+        self._halved = 0                    # the newest link when the limit was last halved
 
     def is_full(self) -> bool:
         return len(self.links) >= self._limit
 
     def worked(self, link: int) -> None:
-        """A login is through."""
+        """Raise the limit: a login worked."""
         self.links.discard(link)
         self._limit = min(self._limit + 1, HANDSHAKES[1])
 
     def refused(self, link: int) -> None:
-        """An sshd has hung up: too many came to it at once."""
+        """Halve the limit: an sshd hung up because of too many logins at once."""
         if link > self._halved:
             self._halved = max(self.links, default=link)
             self._limit = max(self._limit // 2, 2)
 
 
 class _Queues(NamedTuple):
-    """The bundles that wait, in the order in which they are looked at."""
+    """The bundles that wait, in the order in which they are placed."""
 
-    suspects: deque[_Bundle]        # each is to be run alone
-    again: dict[frozenset[str], deque[_Bundle]]     # by machines to avoid
-    new: deque[_Bundle]
+    suspects: deque[_Bundle]        # each must run alone
+    again: dict[frozenset[str], deque[_Bundle]]     # by the machines that they must avoid
+    new: deque[_Bundle]             # all others
 
 
 class _Scheduler:
     """Decide which bundle runs where and when, and how each one ends.
 
-    Whoever has it decide sets `now` before: seconds that stand still while nobody looks.
+    The caller sets `now` before each event: monotonic seconds, which stand still meanwhile.
     """
 
     def __init__(self, policy: RemoteWorkerSelectionPolicy, rules: _Rules,
@@ -1488,24 +1493,24 @@ class _Scheduler:
         self._jitter = jitter
         self.now = 0.0
         self._actions: list[Any] = []
-        self._idents = itertools.count(1)       # of attempts, and of links
+        self._idents = itertools.count(1)       # identifiers of attempts and links
         self._queues = _Queues(deque(), {}, deque())
         self.workers: list[_Worker] = []
         self._handshakes = _Handshakes()
         self.up: list[_Worker] = []
-        self._idle: dict[_Worker, RemoteWorkerRecord] = {}      # those up with a free slot
-        self._ahead = 0                         # attempts that wait on workers
-        self._turn = 0                          # whose turn it is to be sent work ahead of need
-        self._backups: dict[int, _Attempt] = {}     # that still matter, oldest first
+        self._idle: dict[_Worker, RemoteWorkerRecord] = {}      # those with a free slot
+        self._ahead = 0                         # attempts waiting on workers, in all
+        self._turn = 0                          # the worker to be sent work ahead of need next
+        self._backups: dict[int, _Attempt] = {}     # still useful ones, oldest first
         self._alone = 0.0                       # seconds that bundles have waited without a worker
-        self._ticked = math.inf                 # when the clock was last looked at
+        self._ticked = math.inf                 # the time of the last `tick`
         self.waiting = 0                        # bundles without an attempt
         self.unfinished = 0                     # bundles that are not settled
         self.mode = _OPEN
         self.tally = _Tally()
 
     def take_actions(self) -> list[Any]:
-        """Return `(act, target, operand)` of all that was decided since the last call."""
+        """Return `(act, target, operand)` of each action decided since the last call."""
         actions, self._actions = self._actions, []
         return actions
 
@@ -1515,12 +1520,12 @@ class _Scheduler:
     # Workers
 
     def add_worker(self, record: RemoteWorkerRecord) -> None:
-        """Let a machine join."""
+        """Add a machine to the pool."""
         self.workers.append(_Worker(record, self.now))
         self._connect()
 
     def remove_worker(self, record: RemoteWorkerRecord) -> bool:
-        """Take a worker out; what it ran goes back to the queue. Return whether it was there."""
+        """Remove a worker and requeue what it ran. Return whether it was there."""
         for worker in self.workers:
             if worker.record == record:
                 self._act(_LEAVE, worker.link)
@@ -1542,28 +1547,33 @@ class _Scheduler:
                 self._act(_CONNECT, worker, worker.link)
 
     def hear(self, worker: _Worker, link: int, report: Callable[..., Any], *operands: Any) -> Any:
-        """Take a report of a link, one of the methods below, unless the worker has another."""
+        """Pass on a report about a link, unless the worker has another link by now.
+
+        Arguments:
+            report: one of the methods below.
+            operands: its arguments after the worker.
+        """
         return report(self, worker, *operands) if worker.link == link else False
 
     def ended(self, link: int) -> None:
-        """A link is no more, whosever it was."""
+        """Free a link's place among the logins, whichever worker had it: it has ended."""
         self._handshakes.links.discard(link)
         self._connect()
 
     def greeted(self, worker: _Worker, cores: int) -> None:
-        """A machine has said how many cores it has; it may still have files to wait for."""
+        """Note a machine's number of slots, from its greeting; it may still wait for files."""
         worker.count = worker.record.count or cores
 
     def is_counted(self) -> bool:
-        """Return whether every machine has a number of slots, or has failed to say it.
+        """Return whether the slots of every machine are known, or it has failed to say.
 
-        Any thread may ask.
+        Any thread may call this, without the lock.
         """
         return self.is_over() or all(
             worker.count or worker.failures for worker in [*self.workers])
 
     def is_up(self, worker: _Worker, cores: int) -> None:
-        """A machine is ready to work."""
+        """Start to use a machine: its login is complete."""
         self._handshakes.worked(worker.link)
         worker.up_since = self.now
         worker.state = _UP
@@ -1611,7 +1621,7 @@ class _Scheduler:
         return seconds * (0.75 + 0.5 * self._jitter())      # not all of them at the same moment
 
     def left(self, worker: _Worker) -> None:
-        """A link has ended, as we meant it to: what is under way there comes back."""
+        """Requeue everything that was under way on a link that has ended."""
         running, ahead = [*worker.running.values()], [*worker.ahead.values()]
         worker.running.clear()
         worker.ahead.clear()
@@ -1629,15 +1639,16 @@ class _Scheduler:
             self._lose(attempt)
 
     def _suspect(self, worker: _Worker, cause: str) -> None:
-        """A machine was lost: remember what ran there, and convict who took it down.
+        """Remember what ran on a machine that was lost, and fail a task that took it down.
 
-        What was running when machines were lost, twice, is a suspect and runs alone from then on.
-        So the innocent are cleared, for they complete. Who is lost once more is convicted, if it is
-        more than `max_bundle_failures` times in all, and two thirds of the losses of its machines
-        are its: otherwise it is they that go up and down.
+        A task that ran on machines twice when they were lost is a suspect, and runs alone from then
+        on. Innocent tasks are cleared by completing. A suspect whose machine is lost again while it
+        runs alone is failed under two conditions: that was more than `max_bundle_failures` losses
+        in all; and they are more than two thirds of all recent losses of these machines. Otherwise
+        it is the machines that go up and down.
         """
         if worker.running:
-            # Who was up for that long is no machine that goes up and down.
+            # A machine that was up for that long is not one that goes up and down.
             is_steady = self.now - worker.up_since > STEADY_SECONDS
             worker.losses = 1 if is_steady else worker.losses + 1
         is_alone = worker.is_reserved and len(worker.running) == 1
@@ -1653,7 +1664,7 @@ class _Scheduler:
                     self._convict(bundle)
 
     def _convict(self, bundle: _Bundle) -> None:
-        """Blame a bundle for the losses of its machines, and no longer those."""
+        """Fail a bundle that took machines down; these losses no longer count against them."""
         for worker, _ in bundle.losses:
             worker.losses -= 1
         losses = [(worker.machine, f"the machine was lost: {cause}", "")
@@ -1663,7 +1674,7 @@ class _Scheduler:
             (*bundle.failures, *losses)))
 
     def resized(self, worker: _Worker, count: int) -> None:
-        """A machine cannot give as many slots as it said: ask for what has not started yet."""
+        """Note that a machine has fewer slots than it said; recall what cannot start there."""
         worker.count = count
         self._update_idle(worker)
         if len(worker.running) > count:
@@ -1672,14 +1683,14 @@ class _Scheduler:
             self._act(_RECALL, worker.link, number)
 
     def noticed(self, worker: _Worker, found: Mapping[str, str]) -> None:
-        """A login has come further."""
+        """Note what the stages of a login have found."""
         worker.found = found
 
     def measured(self, worker: _Worker, round_trip: float) -> None:
-        """A ping was answered, after so many seconds: work ahead of need must last as long.
+        """Note a ping's round trip in seconds: the work sent ahead must last that long.
 
-        The shortest counts. What comes on top of it is work that was sent ahead, and would breed
-        more.
+        The shortest one counts: longer ones were held up by work that was sent ahead, and would
+        lead to more of it.
         """
         seconds = AHEAD_SECONDS + 2 * min(max(round_trip, 0.0), 10.0)
         is_first = worker.ahead_seconds == AHEAD_SECONDS
@@ -1743,7 +1754,7 @@ class _Scheduler:
             self._kill(self._backups[next(reversed(self._backups))])
 
     def cancel(self, bundle: _Bundle) -> bool:
-        """Settle a bundle as cancelled, and kill what runs of it; return whether it was in time."""
+        """Settle a bundle as cancelled and kill its attempts; return whether it was in time."""
         is_in_time = bundle.phase is not _OVER
         if is_in_time:
             self._settle(bundle, _CANCELLED)
@@ -1762,13 +1773,13 @@ class _Scheduler:
             self._act(_FINISH)
 
     def give_up(self) -> None:
-        """Accept no more; settle everything as cancelled, and kill what runs."""
+        """Accept no more, settle everything as cancelled, and kill what runs."""
         self.mode = _KILLING
         self.close(True)
         self._cancel_where(lambda bundle: True)
 
     def interrupt(self, cell: int) -> None:
-        """Settle as cancelled what a notebook's cell has submitted, and kill what runs of it."""
+        """Cancel everything that a notebook cell has submitted."""
         self._cancel_where(lambda bundle: bundle.cell == cell)
 
     def _cancel_where(self, matches: Callable[[_Bundle], bool]) -> None:
@@ -1786,7 +1797,7 @@ class _Scheduler:
         return self.mode is not _OPEN and not self.unfinished and is_kept
 
     def histogram(self) -> Histogram:
-        """Return how long calls ran, on any worker."""
+        """Return the seconds that attempts ran, on all workers."""
         total = Histogram()
         for worker in [*self.workers]:
             total.merge(worker.durations)
@@ -1856,7 +1867,10 @@ class _Scheduler:
 
     def _fill_from(self, queue: deque[_Bundle], avoid: Container[str],
                    room: Sequence[_Worker]) -> bool:
-        """Launch from one queue; return whether some were put aside, for machines lack a module."""
+        """Launch from one queue while there is room.
+
+        Return whether bundles were moved to the queues of those that must avoid machines.
+        """
         is_aside = False
         while queue:
             bundle = queue[0]
@@ -1877,19 +1891,19 @@ class _Scheduler:
         return is_aside
 
     def _pick_idle(self, avoid: Container[str]) -> _Worker | None:
-        """Choose among the idle; none, while there is hope for one that is not to be avoided."""
+        """Choose a worker with a free slot; None while one that is not to be avoided may follow."""
         if len(self._idle) == 1 and not avoid:
             return next(iter(self._idle))
         records = [*self._idle.values()]
         if avoid and all(record.machine in avoid for record in records):
             if any(worker.is_hopeful() for worker in self.workers if worker.machine not in avoid):
                 return None
-            avoid = ()      # it has failed everywhere
+            avoid = ()      # there is no other machine
         index = self._choose(records, avoid)
         return next(itertools.islice(self._idle, index, None))
 
     def _choose(self, records: Sequence[RemoteWorkerRecord], avoid: Container[str]) -> int:
-        """Ask the policy. If it does not do what it must, the default one goes on in its place."""
+        """Ask the policy; if it fails or answers nonsense, replace it by the default one."""
         try:
             chosen = self._policy.choose(records, avoid)
             index = operator.index(chosen)      # type: ignore[arg-type]
@@ -1898,16 +1912,18 @@ class _Scheduler:
             return index
         except Exception as error:
             name = type(self._policy).__name__
-            self._act(_WARN, (), f"the policy {name} fails ({wire.describe(error)}); the default "
-                                 "one goes on in its place")
+            self._act(_WARN, (), f"the policy {name} failed ({wire.describe(error)}) and is "
+                                 "replaced by the default one")
             self._policy = WeightedRandomRemoteWorkerSelectionPolicy()
             return self._choose(records, avoid)
 
     def _pick_ahead(self, bundle: _Bundle, workers: Sequence[_Worker]) -> _Worker | None:
-        """Choose who is sent a bundle though all slots are busy, if it is short enough for that.
+        """Choose a busy worker to send a bundle to before it has a free slot.
 
-        Long arguments take their time on the way: one call waits in front of each slot at least.
-        With a time-out there is nobody, for one must know when each bundle began.
+        Return None if each has enough work waiting: as much as a round trip takes, by the median of
+        the function, but always one call if its arguments are long, since these take time on the
+        way. Nothing is sent ahead if there is a `bundle_timeout`, which counts from the start of
+        an attempt and so must know it.
         """
         if self.rules.bundle_timeout < math.inf:
             return None
@@ -1942,7 +1958,7 @@ class _Scheduler:
         self._actions.append((_LAUNCH, worker.link, attempt))
 
     def _recall(self) -> None:
-        """Ask for what was sent ahead of need to busy machines, for those that are not."""
+        """Ask busy machines for attempts that were sent ahead, if others have free slots."""
         free = sum(worker.count - len(worker.running) for worker in self._idle)
         for worker in self.up:
             if worker.ahead and not worker.is_recalling and free > 0:
@@ -1951,7 +1967,7 @@ class _Scheduler:
                 free -= len(worker.ahead)
 
     def _kill(self, attempt: _Attempt) -> None:
-        """End an attempt that no longer matters. Its slot is taken until the machine says no."""
+        """Kill an attempt that no longer matters; its slot counts as taken until that is done."""
         self._forget(attempt)
         self._act(_KILL, attempt.worker.link, attempt.ident)
 
@@ -1963,11 +1979,11 @@ class _Scheduler:
     # What links report, to `hear`
 
     def finish(self, worker: _Worker, results: Iterable[_Message]) -> None:
-        """Attempts have ended with a value or an exception.
+        """Settle the bundles of attempts that have returned or raised.
 
         Arguments:
-            results: `(kind, identifier, slot and microseconds, body)` of each; the body of MISSING
-                is a module, whether we have it, and the body of the error.
+            results: `(kind, identifier, slot and microseconds, body)` of each. The body of MISSING
+                is `(module, whether it is here, body of the error)`.
         """
         for kind, ident, tag, body in results:
             attempt = self._release(worker, ident)
@@ -1987,7 +2003,7 @@ class _Scheduler:
 
     def _lacks(self, worker: _Worker, attempt: _Attempt, module: str, is_ours: bool,
                body: Any) -> None:
-        """A machine has not got a module. If that is its fault, the function runs elsewhere."""
+        """Run a function elsewhere, if a machine lacks a module that others have."""
         bundle = attempt.bundle
         function = bundle.function
         lacking = function.lacking | {worker.machine}
@@ -1995,7 +2011,7 @@ class _Scheduler:
                            for other in self.workers)
         if attempt in bundle.attempts and is_elsewhere and (is_ours or function.durations.count):
             if worker.machine not in function.lacking:
-                self._act(_WARN, (), f"{worker.machine} has no module {module}: it gets no more "
+                self._act(_WARN, (), f"{worker.machine} has no module {module} and gets no more "
                                      f"tasks of {function.name}")
             function.lacking = lacking
             self._lose(attempt)
@@ -2003,7 +2019,7 @@ class _Scheduler:
             self._settle(bundle, wire.ERROR, body)
 
     def died(self, worker: _Worker, ident: int, slot: int, ending: str, words: str) -> None:
-        """A slot has died under an attempt: the bundle's fault, unless we meant to kill it."""
+        """Retry or fail a bundle whose slot has died, unless we meant to kill it."""
         attempt = self._release(worker, ident)
         if attempt:
             self._trace(attempt, slot, ending)
@@ -2019,7 +2035,7 @@ class _Scheduler:
         self._has_room(worker)
 
     def freed(self, worker: _Worker, ident: int, slot: int) -> None:
-        """An attempt that was to be killed is gone; it ran in a slot, or had not started."""
+        """Free the place of an attempt that was killed, or taken back before it started."""
         attempt = self._release(worker, ident)
         if attempt:
             if slot != wire.NO_SLOT:
@@ -2028,7 +2044,7 @@ class _Scheduler:
         self._has_room(worker)
 
     def recalled(self, worker: _Worker, idents: Sequence[int]) -> None:
-        """A machine has given attempts back that it had not started."""
+        """Requeue attempts that a machine has given back before they started."""
         worker.is_recalling = False
         for ident in reversed(idents):
             attempt = self._release(worker, ident)
@@ -2037,7 +2053,7 @@ class _Scheduler:
         self._has_room(worker)
 
     def _release(self, worker: _Worker, ident: int) -> _Attempt | None:
-        """Return the attempt that leaves a worker, if it is there."""
+        """Remove an attempt from its worker and return it, if it is there."""
         attempt = worker.running.pop(ident, None)
         if attempt is None:
             attempt = worker.ahead.pop(ident, None)
@@ -2046,18 +2062,18 @@ class _Scheduler:
         return attempt
 
     def _trace(self, attempt: _Attempt, slot: int, outcome: str, ran: float = 0.0) -> None:
-        """Remember an attempt that has left its worker, and how long it ran, if that is known."""
+        """Add an attempt that has ended to the trace."""
         self.tally.spans.append(attempt.span(slot, outcome, self.now, ran))
 
     def _lose(self, attempt: _Attempt, has_started: bool = True) -> None:
-        """An attempt came to nothing: put its bundle back, unless another attempt is under way."""
+        """Requeue the bundle of an attempt that came to nothing, unless it has another attempt."""
         bundle = attempt.bundle
         if attempt not in bundle.attempts:
-            return      # we meant to kill it
+            return      # we killed it, since it no longer mattered
         bundle.origin = attempt.ident
         self._forget(attempt)
         if bundle.attempts:
-            self._backups.pop(bundle.attempts[0].ident, None)       # now it is all there is
+            self._backups.pop(bundle.attempts[0].ident, None)       # it is the only one now
             return
         self.waiting += 1
         if self.mode in (_CANCELLING, _KILLING) and not has_started:
@@ -2075,10 +2091,11 @@ class _Scheduler:
         self._queues.again.setdefault(bundle.machines_to_avoid(), deque()).append(bundle)
 
     def _has_room(self, worker: _Worker) -> None:
-        """Account for what has left a worker, then use the room."""
+        """Move waiting attempts into free slots of a worker, then place more work."""
         while worker.ahead and len(worker.running) < worker.count:
             ident = next(iter(worker.ahead))
-            attempt = worker.running[ident] = worker.ahead[ident]   # never in none: readers look
+            # In this order: other threads look without the lock, and must find it in one of them.
+            attempt = worker.running[ident] = worker.ahead[ident]
             del worker.ahead[ident]
             attempt.since = self.now
             self._ahead -= 1
@@ -2090,11 +2107,11 @@ class _Scheduler:
     # Time
 
     def tick(self, held_up: Container[int] = ()) -> None:
-        """Look at the clock: reconnect, time out, back stragglers up, give up.
+        """Do what is due by the clock: reconnect, time out, launch backups, give up.
 
         Arguments:
-            held_up: links that our own side keeps from telling anything, and those over which files
-                are copied: their time stands still.
+            held_up: links that our own side has kept from reporting, and those over which files
+                are copied; time stands still for them.
         """
         elapsed = max(self.now - self._ticked, 0.0)
         self._ticked = self.now
@@ -2127,9 +2144,9 @@ class _Scheduler:
                     bundle.function.name, reason, (*bundle.failures, ending)))
 
     def _back_up(self, running: Iterable[tuple[float, _Attempt]]) -> None:
-        """Launch backups of stragglers.
+        """Launch backups of stragglers, those with the longest time left first.
 
-        MapReduce, OSDI'04; LATE, OSDI'08; The Tail at Scale, CACM 2013.
+        The rules are from MapReduce (OSDI 2004), LATE (OSDI 2008), The Tail at Scale (CACM 2013).
         """
         counts = [worker.count for worker in self.up]
         room = int(max(2, *counts, BACKUP_SHARE * sum(counts))) - len(self._backups)

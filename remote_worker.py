@@ -1508,12 +1508,17 @@ def _below(trace: Any) -> Any:
 
 
 class ModuleFinder:
-    """Import what the controller has in its project: first on `sys.meta_path`, so that it wins.
+    """Import modules of the controller's project. It is first on `sys.meta_path`, so they win.
 
-    The answer to a name is None, or `(file name, source, is a package)`. The file of a namespace
-    package is NAMESPACE; for INSTALLED, the source is a distribution's `(name, version, its
-    .dist-info, key)`. Packages that `files=` has put into `folder` are left to the usual import:
-    they may have data and extension modules.
+    Asked for a module, the controller answers None, or `(file name, source, is a package)`. If the
+    file name is NAMESPACE, it is a namespace package. If it is INSTALLED, the module belongs to a
+    distribution that may be copied; in place of the source comes then `(name, version, name of its
+    .dist-info, key of its content)`, as `_Packages` takes them.
+
+    Arguments:
+        pull: asks the shim, see `_Pull`.
+        folder: the directory that slots run in. Packages that `files=` has put there are left to
+            the usual import, for they may have data files and extension modules.
     """
 
     NAMESPACE = "<namespace>"
@@ -1521,29 +1526,40 @@ class ModuleFinder:
 
     def __init__(self, pull: Callable[[int, bytes], Any], folder: str) -> None:
         self._pull = pull
-        self._known: dict[str, Any] = {}
-        self._metadata: dict[str, Any] = {}
-        self._folders: dict[str, str] = {}      # of packages that were sent, with their names
+        # Written by any thread that imports. Two that ask the same question get the same answer.
+        self._known: dict[str, Any] = {}        # by module, the controller's answer
+        self._metadata: dict[str, Any] = {}     # by distribution, likewise
+        self._folders: dict[str, str] = {}      # by folder, the project's package there
         self._saved = os.path.join(folder, ".modules")
         self._packages = _Packages(pull, folder)
-        self._left = {*sys.stdlib_module_names}
-        for name in os.listdir(folder) if os.path.isdir(folder) else ():
-            if (name.endswith((".py", ".so"))
-                    or os.path.exists(os.path.join(folder, name, "__init__.py"))):
+        self._left = {*sys.stdlib_module_names}     # names that are left to the usual import
+        if not os.path.isdir(folder):
+            return
+        for name in os.listdir(folder):
+            is_package = os.path.exists(os.path.join(folder, name, "__init__.py"))
+            if is_package or name.endswith((".py", ".so")):
                 self._left.add(name.partition(".")[0])
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        """Find a module; see `importlib.abc.MetaPathFinder`, as for the others."""
-        parent, top = name.rpartition(".")[0], name.partition(".")[0]
-        known = self._known.get(parent)         # what is installed is not asked for piece by piece
-        if top in self._left or parent and (not known or known[0] == self.INSTALLED):
+        """Find a module; see `importlib.abc.MetaPathFinder`."""
+        top = name.partition(".")[0]
+        parent = name.rpartition(".")[0]
+        if top in self._left:
             return None
+        # A package that is not of the project has its modules in its folder on this machine.
+        if parent:
+            parent_answer = self._known.get(parent)
+            if not parent_answer or parent_answer[0] == self.INSTALLED:
+                return None
         if name not in self._known:
             self._known[name] = self._ask(WANTED, name)
-        found = self._known[name]
-        if not found:
+        answer = self._known[name]
+
+        # Three cases. The controller does not send the module; it may send the distribution that
+        # the module is in; or it has sent the module's source.
+        if not answer:
             return None
-        filename, source, is_package = found
+        filename, source, is_package = answer
         if filename == self.INSTALLED:
             if not self._packages.is_better(top, *source):
                 return None
@@ -1553,86 +1569,116 @@ class ModuleFinder:
         loader = SourceLoader(filename, source)
         spec: Any = machinery.ModuleSpec(name, loader, origin=filename, is_package=is_package)
         spec.has_location = True
-        if filename == self.NAMESPACE:      # other parts of it may be installed here
+        is_namespace = filename == self.NAMESPACE
+        if is_namespace:        # other parts of it may be installed here
             here = machinery.PathFinder.find_spec(name, path)
-            spec.submodule_search_locations += here and here.submodule_search_locations or ()
+            if here and here.submodule_search_locations:
+                spec.submodule_search_locations += here.submodule_search_locations
         elif is_package:
             folder = os.path.dirname(filename)
             spec.submodule_search_locations.append(folder)
             self._folders[folder] = name
-        self._save(name, source, is_package and filename != self.NAMESPACE)
+        if not is_namespace:
+            self._save(name, source, is_package)
         return spec
 
     def _ask(self, kind: int, name: str) -> Any:
+        """Return the controller's answer to a question, or None if nobody answers."""
         try:
             return unpack(self._pull(kind, name.encode()))
-        except EOFError:        # nobody answers
+        except EOFError:
             return None
 
-    def _save(self, name: str, source: str, is_package: bool) -> None:
-        """Leave a module where child processes find it, who cannot ask for it; if there is room."""
-        path = os.path.join(self._saved, *name.split("."), *["__init__"] * is_package) + ".py"
+    def _save(self, name: str, source: str, has_init: bool) -> None:
+        """Write a module to where child processes look for modules, as they cannot ask for it.
+
+        If that fails, only they go without it.
+        """
+        parts = name.split(".")
+        if has_init:
+            parts.append("__init__")
+        path = os.path.join(self._saved, *parts) + ".py"
         try:
             os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-            if source:
-                with open(path, "w", encoding="utf-8") as file:
-                    file.write(source)
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(source)
         except OSError:
             pass
 
     def save_script(self) -> str:
-        """Leave the script, and all that it imports, where child processes find it.
+        """Write the script, and all modules that it imports, to where child processes find them.
 
-        Return its path. `multiprocessing` asks for it where it does not fork. Raises AttributeError
-        if there is none.
+        Return the script's path, which `multiprocessing` asks for unless it forks. Raises
+        AttributeError if the controller has no script.
         """
         import ast
-        found = self._ask(WANTED, "__main__")
-        if not found:
+        answer = self._ask(WANTED, "__main__")
+        if not answer:
             raise AttributeError("module '__main__' has no attribute '__file__'")
-        own: Any = vars(sys.modules[__name__])["__loader__"]
-        self._save(__name__, own.get_source(__name__), False)
-        self._save("__main__", found[1], False)
-        for node in ast.walk(ast.parse(found[1])):
-            names = [one.name for one in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom) and node.module:
+        source = answer[1]
+        self._save("__main__", source, False)
+        # This module is imported already, so the loop below would not save it.
+        loader: Any = vars(sys.modules[__name__])["__loader__"]
+        self._save(__name__, loader.get_source(__name__), False)
+        for node in ast.walk(ast.parse(source)):
+            names: list[str] = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
                 names = [node.module]
             for name in names:
                 try:
                     __import__(name)        # which saves it
-                except Exception:           # it may stand in a `try` there
+                except Exception:           # the script may import it in a `try`
                     pass
         return os.path.join(self._saved, "__main__.py")
 
     def list_children(self, folder: str) -> Any:
-        """Return what lists the modules of a package that was sent, for `sys.path_hooks`."""
+        """Return what lists the modules of a package that was sent; for `sys.path_hooks`.
+
+        Raises ImportError for any other folder.
+        """
         if folder not in self._folders or os.path.isdir(folder):
             raise ImportError(folder)
-        return _Children(self.find_spec, functools.partial(
-            self._ask, CHILDREN, self._folders[folder]))
+        ask = functools.partial(self._ask, CHILDREN, self._folders[folder])
+        return _Children(self.find_spec, ask)
 
     def find_distributions(self, context: Any) -> Iterator[Any]:
-        """Find the metadata of what would be imported from the controller."""
+        """Find the metadata of a distribution whose modules come from the controller.
+
+        See `importlib.metadata.DistributionFinder`.
+        """
         if context.name is None:
             return
         from importlib import metadata
         name = str(context.name).replace("_", "-").lower()
         if name not in self._metadata:
             self._metadata[name] = self._ask(METADATA, name)
-        if self._metadata[name]:
-            version, key, texts = self._metadata[name]
-            own, _ = _find_own(name)
-            if not own or key and not _is_same_version(own, version):
-                found = type("Distribution", (metadata.Distribution,), {
-                    "read_text": lambda _, file: texts.get(file), "locate_file": lambda *_: None})
-                yield found()
+        if not self._metadata[name]:
+            return
+        version, key, texts = self._metadata[name]
+        own_version, _ = _find_own(name)
+        # What is installed here stays in use if it has the same version, or if the controller's
+        # cannot be copied (it has no key). Its metadata is then found without us.
+        if own_version and (not key or _is_same_version(own_version, version)):
+            return
+
+        class Distribution(metadata.Distribution):
+            def read_text(self, filename: str) -> Any:
+                return texts.get(filename)
+
+            def locate_file(self, path: Any) -> Any:
+                return None
+
+        yield Distribution()
 
     def why_not(self, name: str) -> str:
-        """Say why a module's distribution could not be had; "" if there is none."""
+        """Return why the distribution with a module was not copied; "" if there is no reason."""
         for part in (name, name.partition(".")[0]):
-            filename, source, _ = self._known.get(part) or ("", "", False)
-            if filename == self.INSTALLED:
-                return self._packages.problems.get(source[0], "")
+            answer = self._known.get(part)
+            if answer and answer[0] == self.INSTALLED:
+                distribution = answer[1][0]
+                return self._packages.problems.get(distribution, "")
         return ""
 
 
@@ -1698,11 +1744,13 @@ def _is_same_version(one: str, other: str) -> bool:
 
 
 class PackageLoader:
-    """Have a distribution copied when a module of it is executed, then load it as usual.
+    """Copy a distribution when a module of it is first imported; then load the module as usual.
 
     Arguments:
-        copy: returns where it is in `sys.path`.
-        path: of the namespace that the module is in, which has found its parts before; or None.
+        copy: copies the distribution, unless that is done; returns its folder in `sys.path`, or ""
+            if it cannot be copied.
+        path: the `__path__` of the namespace package that the module is in, which was computed
+            before the copy; or None.
     """
 
     def __init__(self, copy: Callable[[], str], path: Any) -> None:
@@ -1710,10 +1758,14 @@ class PackageLoader:
         self._path = path
 
     def create_module(self, spec: Any) -> Any:
-        """Let the spec become that of what was copied; see `importlib.abc.Loader`."""
-        place = self._copy()
-        if place and self._path is not None:
-            self._path.insert(0, os.path.join(place, *spec.name.split(".")[:-1]))
+        """Copy, and turn the spec into that of the copied module; see `importlib.abc.Loader`.
+
+        Raises ModuleNotFoundError if the module is not there then, either.
+        """
+        folder = self._copy()
+        if folder and self._path is not None:
+            parents = spec.name.split(".")[:-1]
+            self._path.insert(0, os.path.join(folder, *parents))
         found = machinery.PathFinder.find_spec(spec.name, self._path)
         if found is None or found.loader is None:
             raise ModuleNotFoundError("No module named %r" % spec.name, name=spec.name)
@@ -1721,43 +1773,53 @@ class PackageLoader:
         return found.loader.create_module(found)
 
     def exec_module(self, module: types.ModuleType) -> None:
-        """Execute nothing: the spec has another loader by now."""
+        """Do nothing: by now, the spec names the loader that executes the module."""
 
 
 class _Children:
-    """Stand for the folder of a package that was sent, for pkgutil: find and list its modules."""
+    """Find and list the modules of a package that was sent, in place of a folder; for pkgutil.
+
+    Arguments:
+        find_spec: finds a module by its full name.
+        ask: returns the controller's list of `(name, is a package)`, or None.
+    """
 
     def __init__(self, find_spec: Callable[[str], Any], ask: Callable[[], Any]) -> None:
         self.find_spec = find_spec
         self._ask = ask
 
     def iter_modules(self, prefix: str = "") -> list[tuple[str, bool]]:
-        """Return `(name, is a package)` of each."""
+        """Return `(name, is a package)` of each module."""
         return [(prefix + name, is_package) for name, is_package in self._ask() or ()]
 
 
 class SourceLoader:
-    """Make a module of a text that came from elsewhere.
+    """Make a module of source text that the controller sent.
 
-    Its data has not come; what asks for it is told the path where it is missing.
+    The data files beside the module are not sent: code that opens one fails, with an error that
+    names the path which the file has on the controller.
+
+    Arguments:
+        path: the module's file on the controller, or NAMESPACE.
+        source: its text.
     """
 
     def __init__(self, path: str, source: str) -> None:
-        self.path = path        # so named for importlib.readers
+        self.path = path        # importlib.readers expects this name
         self._source = source
 
     def create_module(self, spec: Any) -> None:
-        """Leave that to the import system."""
+        """Have the import system make an ordinary module."""
 
     def exec_module(self, module: types.ModuleType) -> None:
-        """Run the text."""
+        """Execute the source in a module."""
         if "numba" in self._source:
             _teach_numba()
         code = compile(self._source, self.path, "exec", dont_inherit=True)
         exec(code, module.__dict__)
 
     def get_source(self, name: str) -> str:
-        """Return the text; through this, tracebacks show lines (linecache.lazycache)."""
+        """Return the source, so that tracebacks can show its lines (linecache.lazycache)."""
         return self._source
 
     def get_data(self, path: str) -> bytes:
@@ -1766,19 +1828,25 @@ class SourceLoader:
             return file.read()
 
     def get_resource_reader(self, name: str) -> Any:
-        """Return what reads files beside the module, for importlib.resources."""
+        """Return a reader of the files beside the module, for importlib.resources.
+
+        Raises FileNotFoundError for a namespace package, which has no folder here.
+        """
         if not os.path.isabs(self.path):
-            raise FileNotFoundError("the namespace package %s was sent without its data: name it "
-                                    "in files=" % name)
+            raise FileNotFoundError(
+                "the namespace package %s was sent without its data files; to copy its folder, "
+                "name that in files=[...] of RemoteExecutor" % name)
         import importlib.readers
         return importlib.readers.FileReader(self)       # type: ignore[arg-type]
 
 
 class _NumbaLocator:
-    """Tell numba where to cache the functions of a module that was sent, which has no file.
+    """Tell numba where to cache functions of a module that was sent, whose file is not here.
+
+    See `_CacheLocator` in numba.core.caching.
 
     Attributes:
-        folder: it stays as long as the pool does.
+        folder: the folder of that cache, which exists as long as the slot's shim.
     """
 
     folder = ""
@@ -1789,7 +1857,7 @@ class _NumbaLocator:
 
     @classmethod
     def from_function(cls, function: Any, _path: str) -> Any:
-        """Return a locator, or None for what is none of ours."""
+        """Return a locator, or None if the function's module was not sent."""
         loader = getattr(sys.modules.get(function.__module__), "__loader__", None)
         if isinstance(loader, SourceLoader):
             return cls(function, loader.get_source(function.__module__))
@@ -1804,56 +1872,68 @@ class _NumbaLocator:
         return self.folder
 
     def get_source_stamp(self) -> Any:
-        """Return what changes with the source."""
+        """Return a value that changes when the source does."""
         return self._source
 
     def get_disambiguator(self) -> str:
-        """Return what tells functions of one name in one file apart."""
+        """Return a text that differs between functions of the same name in one file."""
         return str(self._line)
 
 
 @functools.cache
 def _teach_numba() -> None:
+    """Add our locator to those that numba tries; do nothing without numba."""
     try:
         caching: Any = __import__("numba.core.caching", fromlist=["caching"])
-        found = getattr(caching, "CacheImpl", None) or caching._CacheImpl
-        for one in (found, *found.__subclasses__()):
-            one._locator_classes = [*one._locator_classes, _NumbaLocator]
-    except Exception:       # it is not there, or another one by now
+        base = getattr(caching, "CacheImpl", None) or caching._CacheImpl
+        for cache_class in (base, *base.__subclasses__()):
+            cache_class._locator_classes = [*cache_class._locator_classes, _NumbaLocator]
+    except Exception:       # not installed, or a version that has none of this
         pass
 
 
 def _why_no_data(error: FileNotFoundError) -> str:
-    """Tell what to do if a file is missing beside code that was sent; "" if it is no such."""
+    """Return what to do about a missing file that lies beside code on the controller.
+
+    Return "" if the missing file is of any other kind.
+    """
     missing = os.fsdecode(error.filename)
-    if not os.path.isabs(missing):      # a program, say
+    if not os.path.isabs(missing):      # for example, a program that cannot be started
         return ""
 
-    def is_sent(path: str) -> bool:     # where the code is, data that is missing was never there
-        return (os.path.isabs(path) and not os.path.exists(path)
-                and (missing + os.sep).startswith(os.path.dirname(path) + os.sep))
+    def is_beside(path: str) -> bool:
+        """Return whether the missing file lies in the folder of this code, or below."""
+        # If the code is a file of this machine, nothing was left behind on the controller.
+        if not os.path.isabs(path) or os.path.exists(path):
+            return False
+        return (missing + os.sep).startswith(os.path.dirname(path) + os.sep)
 
-    for name, module in sorted([*sys.modules.items()]):     # of packages in packages, the outermost
+    # Two cases. The file lies in a package that was sent: the whole package can be copied instead.
+    # In sorted order, the outermost package comes first.
+    for name, module in sorted([*sys.modules.items()]):
         loader = getattr(getattr(module, "__spec__", None), "loader", None)
         path = loader.path if isinstance(loader, SourceLoader) else ""
-        if is_sent(path) and hasattr(module, "__path__"):
+        if is_beside(path) and hasattr(module, "__path__"):
             folder = os.path.dirname(path)
-            for _ in range(name.count(".")):        # that of the namespace
+            for _ in range(name.count(".")):        # up to the outermost namespace package
                 folder = os.path.dirname(folder)
-            return "%s was sent without its data: files=[%r] sends all of it" % (
-                name.partition(".")[0], folder)
+            return ("%s was sent without its data files; to copy all of it, pass files=[%r] to "
+                    "RemoteExecutor" % (name.partition(".")[0], folder))
+
+    # Or it lies beside a module, or the script, that the call ran through.
     trace = error.__traceback__
     while trace:
-        if is_sent(trace.tb_frame.f_code.co_filename):
-            return ("code is sent without the data that lies beside it: name that in files=, and "
-                    "open it by its name alone")
+        if is_beside(trace.tb_frame.f_code.co_filename):
+            return ("code is sent without the data files beside it; to copy this one, pass "
+                    "files=[%r] to RemoteExecutor, and open it as %r" % (
+                        missing, os.path.basename(missing)))
         trace = trace.tb_next
     return ""
 
 
 # ────────────────────────────────────────────── slot ──────────────────────────────────────────────
 
-# A slot's descriptors, see the drawing.
+# The descriptors of a slot, besides stdin, stdout and stderr. The file's docstring draws them.
 _CALLS, _RESULTS, _PERMITS, _QUESTIONS, _ANSWERS = range(3, 8)
 _THREADS = [library + "_THREADS" for library in (
     "OMP_NUM", "MKL_NUM", "OPENBLAS_NUM", "NUMBA_NUM", "BLIS_NUM", "NUMEXPR_NUM", "POLARS_MAX",
@@ -1861,31 +1941,35 @@ _THREADS = [library + "_THREADS" for library in (
 
 
 class _Pull:
-    """Ask the shim for what a slot has not got, from any thread.
+    """Ask the shim for what a slot lacks, from any of the slot's threads.
 
-    One of the threads that wait reads, for all of them: an answer may be long in coming, and those
-    of other threads may not.
+    Of the threads that wait for answers, one reads for all: answers come in any order.
     """
 
     def __init__(self) -> None:
         import threading
-        self._reader = MessageReader(_ANSWERS)
-        self._numbers = itertools.count(1)
+        self._reader = MessageReader(_ANSWERS)      # used by the thread that reads
+        self._numbers = itertools.count(1)          # of questions; each `next` is atomic
         self._owner = os.getpid()
-        self._changed = threading.Condition()       # guards what follows
-        self._reading = 0       # which thread does
-        self._answers: dict[int, Any] = {}
+        # Guards the attributes below; notified when a thread has read.
+        self._changed = threading.Condition()
+        self._reading = 0       # identifier of the thread that reads, or 0
+        self._answers: dict[int, Any] = {}      # segments, by the number of the question
 
     def __call__(self, kind: int, payload: bytes) -> Any:
-        """Return the segments of the answer. Raises EOFError when there is none to be had."""
-        # A child that users' code forked shares the pipes, and would take the other's answer.
+        """Return the segments of the answer to a question.
+
+        Raises EOFError if the shim has ended, or if this process is not the slot.
+        """
+        # A child that users' code forked shares the pipes, and would take its parent's answers.
         if os.getpid() != self._owner:
-            raise EOFError("the shim answers only the process that it started")
+            raise EOFError("only the slot's own process can ask the shim, not one that it forked")
         # A signal handler that raises must not leave half an answer in the pipe.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             number = next(self._numbers)
-            write_all(_QUESTIONS, (frame(kind, number, payload),))  # so short that it is atomic
+            # A question is short enough for one atomic write, so threads need no lock for it.
+            write_all(_QUESTIONS, (frame(kind, number, payload),))
             return self._wait_for(number)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
@@ -1894,72 +1978,98 @@ class _Pull:
         me = _thread.get_ident()
         with self._changed:
             while number not in self._answers:
-                if self._reading not in (0, me):
-                    self._changed.wait()
-                else:       # it is me if a finalizer that imports comes while I read
+                # Three cases. Nobody reads: this thread does. Another thread reads: wait until it
+                # has. This thread reads already, and a finalizer that ran meanwhile imports: read.
+                if self._reading in (0, me):
                     self._read(me)
+                else:
+                    self._changed.wait()
             return self._answers.pop(number)
 
     def _read(self, me: int) -> None:
-        before, self._reading = self._reading, me
+        """Read once, with the lock released, and keep the answers that came for all threads."""
+        reading_before = self._reading
+        self._reading = me
         self._changed.release()
         try:
             messages = self._reader.read()
         finally:
             self._changed.acquire()
-            self._reading = before
+            self._reading = reading_before
             self._changed.notify_all()
-        self._answers.update((one[1], one[3]) for one in messages)
+        for _kind, number, _tag, segments in messages:
+            self._answers[number] = segments
 
 
 class _Function:
-    """A function as a slot knows it; see `pack_function`.
+    """A function as a slot knows it, with the definitions that it uses; see `pack_function`.
 
-    Large buffers lie in a file without a name, and are mapped for each unpickling: a call may write
-    to what it finds there, and the next one finds it as it came.
+    Large buffers are kept in a nameless file, and mapped privately for each unpickling: a call may
+    write to them, and the next call finds them unchanged.
+
+    Attributes:
+        needs: by `(module, name)`, the versions of what it uses of the script.
+        modules: names of the modules to import before.
     """
 
     def __init__(self, segments: Sequence[Any]) -> None:
         head, *buffers = segments
         self._how, self._root, self.needs, self._definitions, self.modules = pickle.loads(head)
-        self._places: list[slice] = []
-        self._object: Any = ABSENT
-        if buffers:
-            self._file = nameless_file()
-            for buffer in buffers:
-                start = self._file.seek(-self._file.tell() % 64, os.SEEK_CUR)
-                self._places.append(slice(start, start + self._file.write(buffer)))
-            self._file.flush()
+        self._places: list[slice] = []      # where each buffer lies in the file
+        self._object: Any = ABSENT          # the function, if it is unpickled only once
+        if not buffers:
+            return
+        self._file = nameless_file()
+        for buffer in buffers:
+            padding = -self._file.tell() % 64       # align arrays
+            start = self._file.seek(padding, os.SEEK_CUR)
+            self._places.append(slice(start, start + self._file.write(buffer)))
+        self._file.flush()
 
     def get(self) -> Any:
-        """Return the function. Runs what the pickle names: may raise anything."""
+        """Return the function. May raise anything: unpickling runs code that the pickle names."""
         script.enter(self)
+        # Three cases: it is looked up in the script, unpickled for each call, or unpickled once.
         if self._how == NAMED:
             return script.find(*self._root)
-        if self._how == EACH or self._object is ABSENT:
-            self._object = _unpickle_definition(self._segments(self._root))
-        found = self._object
-        if self._how == EACH:
-            self._object = ABSENT
-        return found
+        if self._object is not ABSENT:
+            return self._object
+        function = _unpickle_definition(self._segments(self._root))
+        if self._how == ONCE:
+            self._object = function
+        return function
 
     def load(self, version: bytes) -> tuple[Any, int, Any]:
-        """Unpickle a definition. Return its keys, its size in bytes and a value for each key."""
-        if version not in self._definitions:        # of a constant, the pickle is its version
+        """Unpickle a definition.
+
+        Return its keys `(module, name)`, its size in bytes, and the value of each key. For a short
+        constant, there are no keys, the size is 0, and the value is the only one.
+        """
+        if version not in self._definitions:        # a short constant, whose version is its pickle
             return (), 0, (pickle.loads(version),)
         keys, section = self._definitions[version]
         segments = self._segments(section)
+        size = sum(map(len, segments))
         value = _unpickle_definition(segments)
-        return keys, sum(map(len, segments)), (value,) if len(keys) == 1 else value
+        values = (value,) if len(keys) == 1 else value
+        return keys, size, values
 
     def _segments(self, section: Any) -> Sequence[Any]:
+        """Return a pickle and its buffers, from what `pack_function` has made of them.
+
+        Three cases: a range of the buffers in the file, a list of segments, or a single pickle.
+        """
         if isinstance(section, tuple):
             whole = memoryview(mmap.mmap(self._file.fileno(), 0, flags=mmap.MAP_PRIVATE))
             return [whole[place] for place in self._places[slice(*section)]]
-        return section if isinstance(section, list) else (section,)
+        if isinstance(section, list):
+            return section
+        return (section,)
 
 
 class _Unpickler(pickle.Unpickler):
+    """Unpickle a definition, which refers to other globals of the script by their keys."""
+
     def persistent_load(self, key: Any) -> Any:
         return script.find(*key)
 
@@ -1969,7 +2079,7 @@ def _unpickle_definition(segments: Sequence[Any]) -> Any:
 
 
 def nameless_file() -> Any:
-    """Return a file that is nowhere but here; in memory, where the platform lets us."""
+    """Return an open file that has no name, and that lies in memory where the platform can."""
     if hasattr(os, "memfd_create"):
         return os.fdopen(os.memfd_create("executors"), "r+b")
     import tempfile
@@ -1977,7 +2087,7 @@ def nameless_file() -> Any:
 
 
 class _Stream(io.TextIOWrapper):
-    """A slot's stdout or stderr. It knows if a line was begun, so that each call ends its own."""
+    """A slot's stdout or stderr, which knows whether its last line lacks an end."""
 
     is_in_line = False
 
@@ -1989,7 +2099,7 @@ class _Stream(io.TextIOWrapper):
 
 
 def _end_lines() -> None:
-    """Let what a call has printed end with a line."""
+    """End the last line that a call has printed, so that the next call begins a line of its own."""
     for stream in (sys.stdout, sys.stderr):
         try:
             if getattr(stream, "is_in_line", False):
@@ -2000,7 +2110,12 @@ def _end_lines() -> None:
 
 
 class _Slot:
-    """Run one call at a time, until there are no more to come."""
+    """Run calls in this process, one at a time, until no more come.
+
+    Arguments:
+        number: the slot's number, from 0.
+        config: what CONFIG brought.
+    """
 
     def __init__(self, number: int, pull: _Pull, finder: ModuleFinder,
                  config: Mapping[str, Any]) -> None:
@@ -2008,12 +2123,13 @@ class _Slot:
         self._number = number
         self._pull = pull
         self._finder = finder
-        self._is_ready = not config["initializer"]
+        self._is_ready = not config["initializer"]      # whether no initializer is left to run
         _Budget.left = config["max_tasks_per_child"] or NEVER
-        self._functions: dict[int, _Function] = {}
-        self._permit = b""      # read, and of a call further on
+        self._functions: dict[int, _Function] = {}      # by identifier, as calls name them
+        self._permit = b""      # read already, of a call that has still to come
 
     def run(self) -> None:
+        """Serve until the pipe of calls ends, or as many calls have run as one process may run."""
         reader = FrameReader(_CALLS)
         try:
             while True:
@@ -2024,37 +2140,49 @@ class _Slot:
                     elif self._may_start(ident):
                         self._serve(ident, data)
                         _Budget.left -= 1
-                        if _Budget.left <= 0:       # the shim takes back what waits here
+                        if _Budget.left <= 0:       # the shim takes back the calls that wait here
                             write_all(_RESULTS, (frame(RETIRED),))
                             return
         except EOFError:
             pass
         except OSError as error:
-            sys.stderr.write("executors: has the call closed descriptors 3 to 7? (%s)\n" % error)
+            sys.stderr.write("executors: the slot lost its connection to the shim (%s); did the "
+                             "call close file descriptors 3 to 7?\n" % error)
             os._exit(1)
 
     def _may_start(self, ident: int) -> bool:
-        """Read a call's permit; return whether it is there, and the call was not taken back."""
-        try:
-            self._permit = self._permit or os.read(_PERMITS, IDENT.size)
-        except BlockingIOError:
-            return False
+        """Read the permit of a call. Return whether there is one: the call was not taken back.
+
+        Permits come in the order of their calls, and the shim removes those of calls that it takes
+        back. So the permit that is read may be that of a later call, and is kept for it.
+        """
+        if not self._permit:
+            try:
+                self._permit = os.read(_PERMITS, IDENT.size)
+            except BlockingIOError:
+                return False
         if self._permit != IDENT.pack(ident):
             return False
         self._permit = b""
         return True
 
     def _serve(self, ident: int, data: bytes) -> None:
+        """Run a call and send its result."""
         if not self._is_ready:
             self._initialize(ident)
         started = monotonic()
         kind, packed = self._outcome(ident, data)
         _end_lines()
-        tag = (self._number << SLOT_SHIFT) + int((monotonic() - started) * 1e6)
+        microseconds = int((monotonic() - started) * 1e6)
+        tag = (self._number << SLOT_SHIFT) + microseconds
         write_all(_RESULTS, message(kind, ident, tag, packed))
 
     def _initialize(self, ident: int) -> None:
-        """Run the pool's initializer, before the first call. If it raises, do no work ever."""
+        """Run the pool's initializer, before the first call, `ident`.
+
+        If it raises, report that in place of the call's result, and run no call until the shim
+        closes the pipe. Raises EOFError then.
+        """
         try:
             script.initialize(_Function(self._pull(FUNCTION, IDENT.pack(INITIALIZER))))
             self._is_ready = True
@@ -2070,7 +2198,7 @@ class _Slot:
             raise EOFError from None
 
     def _outcome(self, ident: int, data: bytes) -> tuple[int, Packed]:
-        """Run a call; return what `pack_outcome` does."""
+        """Run a call. Return the kind and the packed body of its result, as `pack_outcome` does."""
         tag, is_long = TAG.unpack_from(data, HEAD)
         try:
             if tag not in self._functions:
@@ -2083,16 +2211,20 @@ class _Slot:
             return _pack_failure(error, "arguments")
         owner = os.getpid()
         ok, value = run_call(function, args, kwargs or {})
-        if os.getpid() != owner:        # a child that the call forked and that came back here
-            os._exit(0 if ok or isinstance(value, SystemExit) and not value.code else 1)
+        if os.getpid() != owner:
+            # The call forked, and its child returned here. A child must not serve the slot's pipes.
+            is_success = ok or isinstance(value, SystemExit) and not value.code
+            os._exit(0 if is_success else 1)
         del args, kwargs
-        return pack_outcome(ok, value) if ok else _pack_failure(value)
+        if ok:
+            return pack_outcome(True, value)
+        return _pack_failure(value)
 
     def explain(self, error: BaseException) -> BaseException:
-        """Say on what is missing here where it is missing, and what to do."""
+        """Add to an error about a missing file or module what to do about it. Return the error."""
         try:
             self._explain(error)
-        except Exception:       # users' modules and errors raise what they like
+        except Exception:       # attributes of users' modules and errors may raise anything
             pass
         return error
 
@@ -2102,16 +2234,22 @@ class _Slot:
             note = _why_no_data(error)
         if isinstance(error, ModuleNotFoundError) and error.name:
             remedy = self._finder.why_not(error.name) or (
-                "install it there, or name another interpreter in the worker's record (python=...)")
+                "install it there, or name an interpreter that has it by python=/path/to/python in "
+                "the worker's record")
             note = "on %s, with %s: %s" % (self._machine, sys.executable, remedy)
-        if note and hasattr(error, "add_note"):
+        if not note:
+            return
+        if hasattr(error, "add_note"):
             error.add_note(note)
-        elif note and isinstance(error, ModuleNotFoundError):       # before Python 3.11
+        elif isinstance(error, ModuleNotFoundError):        # before Python 3.11
             error.args = ("%s (%s)" % (error.msg, note),)
 
 
 def _pack_failure(error: BaseException, stage: str = "run") -> tuple[int, Packed]:
-    """Pack what a call raised; what it is for want of a module may be the machine's fault."""
+    """Pack what a call raised, as `pack_outcome` does.
+
+    A missing module is sent as MISSING, headed by its name: perhaps another machine has it.
+    """
     kind, packed = pack_outcome(False, error, stage)
     if isinstance(error, ModuleNotFoundError) and error.name and type(packed) is bytes:
         return MISSING, error.name.encode() + b"\0" + packed
@@ -2119,23 +2257,26 @@ def _pack_failure(error: BaseException, stage: str = "run") -> tuple[int, Packed
 
 
 def _keep_slot(shim: int, high: int, be_slot: Callable[[int], object]) -> None:
-    """Turn a fresh fork of the shim into the parent of a slot, and end as that does.
+    """Turn a fresh fork of the shim into a keeper: fork the slot, and end in the way it ends.
 
-    It adopts what the slot's processes leave behind, so that the slot has no children but its own,
-    and so that a kill finds all that belongs to it. It leads a session, which the slot is in.
+    The keeper leads a session, which the slot is in. It adopts processes that the slot's processes
+    leave behind. So all children of the slot are its own, and killing the keeper with all its
+    descendants leaves nothing of the slot.
 
     Arguments:
+        shim: the shim's process.
         high: the highest descriptor that the shim has had.
+        be_slot: runs the slot; it takes the keeper's process.
     """
     signal.set_wakeup_fd(-1)
-    for one in (signal.SIGTERM, signal.SIGINT):     # which are for the slot
-        signal.signal(one, signal.SIG_IGN)
-    for one in (signal.SIGCHLD, signal.SIGCONT):
-        signal.signal(one, signal.SIG_DFL)
+    for number in (signal.SIGTERM, signal.SIGINT):      # they are meant for the slot
+        signal.signal(number, signal.SIG_IGN)
+    for number in (signal.SIGCHLD, signal.SIGCONT):
+        signal.signal(number, signal.SIG_DFL)
     os.setsid()
-    _prctl(1, signal.SIGKILL)       # PR_SET_PDEATHSIG: die with the shim, even if it is killed
-    _prctl(36, 1)                   # PR_SET_CHILD_SUBREAPER
-    if os.getppid() != shim:        # it died before its death could be ours
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)       # die with the shim, even if that is killed
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    if os.getppid() != shim:        # the shim died before we asked to die with it
         return
     keeper = os.getpid()
     slot = os.fork()
@@ -2143,26 +2284,31 @@ def _keep_slot(shim: int, high: int, be_slot: Callable[[int], object]) -> None:
         _exit_after(lambda: be_slot(keeper))
     os.closerange(_CALLS, high + 1)
     pid = status = 0
-    while pid != slot:
+    while pid != slot:      # the others are processes that were adopted
         pid, status = os.wait()
     if os.WIFSIGNALED(status):
+        # Die by the same signal, for the shim to report, without leaving another core file.
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        number = os.WTERMSIG(status)
-        if number != signal.SIGKILL:
-            signal.signal(number, signal.SIG_DFL)
-        os.kill(keeper, number)
+        killer = os.WTERMSIG(status)
+        if killer != signal.SIGKILL:
+            signal.signal(killer, signal.SIG_DFL)
+        os.kill(keeper, killer)
     os._exit(os.WEXITSTATUS(status))
 
 
 def _be_slot(scratch: str, keeper: int, number: int, ends: Sequence[int], high: int,
              config: Mapping[str, Any]) -> None:
-    """Turn a fresh fork of its keeper into a slot, and run it with descriptors of its own.
+    """Turn a fresh fork of its keeper into a slot, and run it until it ends.
 
-    `ends` are what becomes stdout, stderr and then the descriptors of the drawing.
+    Arguments:
+        scratch: the directory that it runs in.
+        number: the slot's number, from 0.
+        ends: descriptors that become stdout, stderr, and _CALLS to _ANSWERS.
+        high: the highest descriptor that is open.
     """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    _prctl(1, signal.SIGKILL)       # die with the keeper
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)       # die with the keeper
     for place, fd in enumerate(ends, 1):
         os.dup2(fd, place, inheritable=place < _CALLS)
     os.closerange(_ANSWERS + 1, high + 1)
@@ -2189,39 +2335,41 @@ def _be_slot(scratch: str, keeper: int, number: int, ends: Sequence[int], high: 
     vars(main)["__getattr__"] = find
     sys.meta_path.insert(0, finder)
     sys.path_hooks.insert(0, finder.list_children)
-    if os.getppid() == keeper:      # otherwise it died before its death could be ours
-        slot = _Slot(number, pull, finder, config)
-        _explanations.append(slot.explain)
-        slot.run()
-        import atexit
-        threading: Any = sys.modules["threading"]
-        threading._shutdown()       # as at the end of any process: threads are waited for
-        atexit._run_exitfuncs()
+    if os.getppid() != keeper:      # the keeper died before we asked to die with it
+        return
+    slot = _Slot(number, pull, finder, config)
+    _explanations.append(slot.explain)
+    slot.run()
+    import atexit
+    threading: Any = sys.modules["threading"]
+    threading._shutdown()       # wait for the task's threads, as any process does when it ends
+    atexit._run_exitfuncs()
 
 
 def _set_environment(number: int, config: Mapping[str, Any], modules: str) -> None:
-    """Set what users' code finds in a slot's environment, besides the account's own.
+    """Set the environment variables of a slot that differ from the account's own.
 
-    Numerical libraries start a thread for each core, in each slot: that is the square of what the
-    machine can do.
+    By default, numerical libraries start a thread for each core in each slot. Here, the slots share
+    the cores.
 
     Arguments:
+        number: the slot's number, from 0.
         modules: the folder where child processes find the modules that were sent.
     """
     threads = str(max(1, _count_cores() // config["slots"]))
-    place = {"slot": number, "machine": config["machine"]}
     os.environ.update({name: threads for name in _THREADS if name not in os.environ})
+    place = {"slot": number, "machine": config["machine"]}
     os.environ.update({"EXECUTORS_" + name.upper(): str(value) for name, value in place.items()})
     env = {name: value.format(**place) for name, value in config["env"].items()}
     sys.path[:0] = filter(None, env.get("PYTHONPATH", "").split(os.pathsep))
     sys.path.append(modules)
     os.environ.update(env)
     _tell_children(modules)
-    time.tzset()
+    time.tzset()        # in case TZ is among them
 
 
 def _tell_children(folder: str) -> None:
-    """Have processes that a task starts look for modules in a folder, first."""
+    """Put a folder first where processes that a task starts look for modules."""
     paths = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = folder + os.pathsep + paths if paths else folder
 
@@ -2230,16 +2378,22 @@ def _tell_children(folder: str) -> None:
 
 
 class _Parcel:
-    """A message that slots pull: a function, a module, or a long call, which only one slot does.
+    """A message that slots pull: a function, an answer of the controller, or a long call.
 
-    Its frames may still be coming; those who have asked by then get the rest as it comes.
+    Its frames may still be coming from the controller. A slot that asks gets those that are here at
+    once, and the others as they come.
+
+    Arguments:
+        frames: the frames of a message that is complete.
+        is_kept: whether frames are kept for other slots; not those of a call, which one slot runs.
     """
 
     def __init__(self, frames: Iterable[bytes] = (), is_kept: bool = True) -> None:
         self._frames = [*frames]
         self._is_kept = is_kept
         self._missing = 0       # bytes of PARTs still to come
-        self.held = 0           # bytes in our hands
+        self.held = 0           # bytes of frames kept here
+        # Slots that get what comes, and the numbers of their questions.
         self._takers: list[tuple[_Child, int]] = []
 
     def add(self, data: bytes) -> bool:
@@ -2253,12 +2407,13 @@ class _Parcel:
         if self._is_kept or not self._takers:
             self._frames.append(data)
             self.held += len(data)
-        if not self._missing:
+        is_last = not self._missing
+        if is_last:
             self._takers.clear()
-        return not self._missing
+        return is_last
 
     def give(self, child: _Child, number: int) -> None:
-        """Answer a slot's question with what there is, and with what comes."""
+        """Answer a slot's question with the frames that are here, and with those that come."""
         for data in self._frames:
             child.answer(number, data)
         if self._missing or not self._frames:
@@ -2269,7 +2424,12 @@ class _Parcel:
 
 
 class _Call:
-    """A call in the shim's hands: the frame that a slot is sent, and what the slot pulls."""
+    """A call that the shim has: its first frame, which goes to a slot, and what the slot pulls.
+
+    Arguments:
+        head: the first frame of the message.
+        function: the function that it calls.
+    """
 
     __slots__ = ("function", "head", "ident", "parcel")
 
@@ -2280,34 +2440,43 @@ class _Call:
         self.parcel = _Parcel(is_kept=False) if head[COUNT_AT] else _NO_PARCEL
 
 
-_NO_PARCEL = _Parcel()
+_NO_PARCEL = _Parcel()      # of calls that are a single frame
 
 
 class _Child:
-    """The shim's end of one slot: its process and the pipes to it."""
+    """The shim's end of one slot: its process and the pipes to it.
+
+    Arguments:
+        number: the slot's number, from 0.
+        high: the highest descriptor that the shim has had.
+        scratch: the directory that the slot runs in.
+        config: what CONFIG brought.
+
+    Raises OSError if no process can be forked.
+    """
 
     def __init__(self, number: int, high: int, scratch: str, config: Mapping[str, Any]) -> None:
-        """Fork a slot; `high` is the highest descriptor that we have had."""
         self.number = number
-        self.streams: dict[int, bytes] = {}     # descriptor -> a line that is not whole yet
-        self.states: dict[int, tuple[float, bytes]] = {}    # of lines that `\r` begins anew
-        self.ended: set[int] = set()            # descriptors at whose end of file we are
-        self.last_words = b""
-        self.calls: dict[int, _Call] = {}       # by identifier, as they were sent
-        self.answering = 0                      # the last call it answered
-        self.expecting = 0                      # bytes of that which are still to come
-        self.is_killed = False                  # by a KILL, or is about to be
+        self.streams: dict[int, bytes] = {}     # by descriptor, a line that has not ended yet
+        # By descriptor, when a state of a progress bar was last passed on, and which.
+        self.states: dict[int, tuple[float, bytes]] = {}
+        self.ended: set[int] = set()            # descriptors that have reached end of file
+        self.last_words = b""                   # the end of its stderr, since it was last idle
+        self.calls: dict[int, _Call] = {}       # by identifier, in the order they were sent
+        self.answering = 0                      # the call whose result came last, or is coming
+        self.expecting = 0                      # bytes of that result still to come
+        self.is_killed = False                  # because of a KILL
         self.is_retired = False                 # it takes no more calls, and is about to end
-        self.kill_at = NEVER                    # when SIGTERM has had its time
+        self.kill_at = NEVER                    # when to send SIGKILL after SIGTERM
         self._fork(high, scratch, config)
 
     def _fork(self, high: int, scratch: str, config: Mapping[str, Any]) -> None:
         shim = os.getpid()
         pipes: list[tuple[int, int]] = []
         try:
-            pipes.extend(os.pipe() for _ in _WAYS)
+            pipes.extend(os.pipe() for _ in _WAYS)      # keeps those made before one fails
             self.high = max(high, *map(max, pipes))
-            theirs = [pipe[way] for pipe, way in zip(pipes, _WAYS)]
+            theirs = [pipe[end] for pipe, end in zip(pipes, _WAYS)]
             self.pid = os.fork()
         except OSError:
             for fd in itertools.chain(*pipes):
@@ -2316,9 +2485,9 @@ class _Child:
         if self.pid == 0:
             _exit_after(lambda: _keep_slot(shim, self.high, lambda keeper: _be_slot(
                 scratch, keeper, self.number, theirs, self.high, config)))
-        ours = [pipe[not way] for pipe, way in zip(pipes, _WAYS)]
+        ours = [pipe[1 - end] for pipe, end in zip(pipes, _WAYS)]
         out, err, calls, results, _, questions, answers = ours
-        self.permits = pipes[_PERMITS - 1]      # what is read here has been taken back
+        self.permits = pipes[_PERMITS - 1]      # both ends: a permit that is read is taken back
         theirs.remove(self.permits[0])
         for fd in theirs:
             os.close(fd)
@@ -2335,35 +2504,39 @@ class _Child:
         self.stderr = err
 
     def end_calls(self) -> None:
-        """Let the slot end when it is done with what it has."""
+        """Close the pipe of calls, so that the slot ends once it has run those it has."""
         if self.outbox.fd in self.fds:
             self.fds.remove(self.outbox.fd)
             os.close(self.outbox.fd)
-            self.outbox.fd = -1     # which flushes nothing
+            self.outbox.fd = -1     # an outbox without a descriptor writes nothing more
 
     def answer(self, number: int, data: bytes) -> None:
-        """Queue a frame as part of the answer to one of its questions."""
+        """Queue a frame as part of the answer to the slot's question of this number."""
         body = memoryview(data)[HEAD:]
         self.answers.put((HEADER.pack(data[0], number, len(body)), body))
 
     def backlog(self) -> int:
-        """Return how many bytes it has still to take, of what it needs now."""
+        """Return how many bytes wait until the slot takes them, for its pipes and its next call."""
         size = self.outbox.size + self.answers.size
         if self.calls:
-            size += next(iter(self.calls.values())).parcel.held
+            next_call = next(iter(self.calls.values()))
+            size += next_call.parcel.held
         return size
 
 
-_WAYS = 1, 1, 0, 1, 0, 1, 0     # of a slot's pipes, from stdout on: it writes, or it reads
+# The end of each pipe that the slot has: 1, to write, or 0, to read. They are stdout and stderr,
+# then _CALLS to _ANSWERS.
+_WAYS = 1, 1, 0, 1, 0, 1, 0
 
 
 class Shim:
     """Supervise the slots of one machine for one controller, in one thread around `poll`.
 
     Arguments:
-        link_in, link_out: descriptors of the frames from the controller and to it.
-        modules: {name: packed answer for `ModuleFinder`}, what slots can import from the start.
-        scratch: the directory that slots are to run in; a path nobody has made yet.
+        link_in: descriptor of the frames that come from the controller.
+        link_out: descriptor of the frames that go to it.
+        modules: {name: packed answer for `ModuleFinder`}, modules that are here from the start.
+        scratch: the path of the directory that slots run in, which nobody has made yet.
     """
 
     def __init__(self, link_in: int, link_out: int, modules: dict[str, Packed],
@@ -2372,23 +2545,25 @@ class Shim:
         self._outbox = Outbox(link_out)
         self._poll = select.poll()
         self._handlers: dict[int, Callable[[], object]] = {}        # by descriptor
-        self._answers: dict[Any, _Parcel] = {(WANTED, name): _Parcel(_frames(packed))
-                         for name, packed in modules.items()}
+        # By kind and text of the question, what the controller answered; for all slots.
+        self._answers: dict[Any, _Parcel] = {
+            (WANTED, name): _Parcel(_frames(packed)) for name, packed in modules.items()}
         self._functions: dict[int, _Parcel] = {}    # that calls name, and the INITIALIZER
-        self._arriving: dict[int, _Parcel] = {}     # by the identifier of their frames to come
+        self._arriving: dict[int, _Parcel] = {}     # by the identifier of their frames
         self._children: dict[int, _Child] = {}      # by process
         self._queue: collections.deque[_Call] = collections.deque()     # those without a slot
         # Until CONFIG tells the rest.
         self._config: dict[str, Any] = {"lease": 60.0, "is_ending": False, "files": {}}
         self._scratch = scratch
         self._guardian = os.getppid()
-        self._heard = monotonic()               # when the controller was
-        self._moved = self._heard               # when slots last took what they had much of
-        self._over = False                      # it is time to end
-        self._unprinted = 0                     # bytes of output that the controller has on hand
-        self._held = False, False               # what slots give, all of it or output, for now
+        self._heard = monotonic()       # when a frame of the controller last came
+        self._moved = self._heard       # when slots last took some of a long backlog
+        self._over = False              # whether to end; signal handlers set it, too
+        self._unprinted = 0             # bytes of output sent, until PRINTED reports them
+        self._held = False, False       # what is not read from slots now: all; output
+        # The numbers of a slot's descriptors must not be those of our pipes.
         while os.open(os.devnull, os.O_RDONLY) <= _ANSWERS:
-            pass        # in slots, these numbers mean something: no pipe of ours may have them
+            pass
         os.set_blocking(link_in, False)
         os.set_blocking(link_out, False)
         self._wake, wake_out = _wake_pipe()
@@ -2398,10 +2573,14 @@ class Shim:
             FORGET: self._on_forget, KILL: self._on_kill, RECALL: self._on_recall,
             PING: self._on_ping, MODULE: self._on_part, CONFIG: self._on_config,
             PRINTED: self._on_printed, QUIT: self._on_quit}
-        signal.signal(signal.SIGTERM, lambda *_: setattr(self, "_over", True))
+        signal.signal(signal.SIGTERM, self._on_terminate)
         signal.signal(signal.SIGCONT, self._on_continue)
 
+    def _on_terminate(self, *_: object) -> None:
+        self._over = True
+
     def _on_continue(self, *_: object) -> None:
+        """End if the guardian is dead: the kernel sends SIGCONT then."""
         if os.getppid() != self._guardian:
             self._over = True
 
@@ -2413,22 +2592,26 @@ class Shim:
         self._send(HELLO, 0, greeting + "\n".join(platform_facts()).encode())
         try:
             self._flush()
-            _prctl(36, 1)                   # after the greeting: ctypes takes as long as a fork
-            _prctl(1, signal.SIGCONT)       # if the guardian dies; it reaches a frozen shim too
-            self._on_continue()
+            # Only after the greeting, for importing ctypes takes as long as a fork. SIGCONT,
+            # because it reaches a stopped process, too.
+            _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+            _prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
+            self._on_continue()     # the guardian may have died before
             while not self._over:
                 self._turn()
         except (EOFError, ConnectionError):
             pass
         except (FrameError, OSError) as error:
-            sys.stderr.write("executors shim: %s\n" % error)
+            sys.stderr.write("executors: the worker's shim ends: %s\n" % error)
         finally:
             self._end()
 
     def _turn(self) -> None:
+        """Wait for an event, handle it, and write what it has queued."""
         lease = self._config["lease"]
         children = self._children.values()
-        if self._reader.fd not in self._handlers:       # it is we who do not listen
+        if self._reader.fd not in self._handlers:
+            # We do not listen, see `_flush`: so the controller's silence says nothing.
             self._heard = monotonic()
             lease = TERM_SECONDS
         wake_at = min([self._heard + lease, *(child.kill_at for child in children)])
@@ -2448,7 +2631,7 @@ class Shim:
             self._over = True
 
     def _end(self) -> None:
-        """End all slots: the idle leave by their atexit functions, the busy by SIGTERM, SIGKILL."""
+        """End all slots: idle ones run their atexit functions, busy ones get SIGTERM, SIGKILL."""
         for child in self._children.values():
             child.end_calls()
             if child.calls:
@@ -2467,9 +2650,9 @@ class Shim:
             while not self._outbox.flush() and monotonic() < deadline + TERM_SECONDS:
                 select.select([], [self._outbox.fd], [], TERM_SECONDS)
         except OSError:
-            pass        # nobody is there to hear the last words
+            pass        # the controller reads no more
         _remove(self._scratch)
-        send_signal(self._guardian, signal.SIGCONT)     # it may be frozen, and now is its turn
+        send_signal(self._guardian, signal.SIGCONT)     # it may be stopped, and acts now
 
     # What is watched
 
@@ -2487,11 +2670,11 @@ class Shim:
         self._outbox.put((frame(kind, ident, payload),))
 
     def _flush(self) -> None:
-        """Write what is queued, and watch for room where something stays.
+        """Write what is queued; stop reading what would make a long queue longer.
 
-        While the link is slow, we do not read what would add to it. Neither do we read the link
-        while a slot has much to take and goes on taking it; but a slot that takes nothing (somebody
-        has stopped it) must not keep us from hearing the controller.
+        Two cases. While the link is slow, we do not read from slots. While a slot has a long
+        backlog and goes on taking it, we do not read the link. But a slot that takes nothing (say,
+        because somebody has stopped it) must not keep us from hearing the controller.
         """
         backlog = 0
         for child in self._children.values():
@@ -2501,9 +2684,9 @@ class Shim:
             backlog = max(backlog, child.backlog())
         if self._outbox.size:
             self._flush_one(self._outbox)
-        held = self._outbox.size > BACKLOG, self._unprinted > MAX_FRAME
-        if held != self._held:
-            self._held = held
+        paused = self._outbox.size > BACKLOG, self._unprinted > MAX_FRAME
+        if paused != self._held:
+            self._held = paused
             for child in self._children.values():
                 self._listen(child)
         now = monotonic()
@@ -2516,13 +2699,14 @@ class Shim:
             self._watch(self._reader.fd, self._on_link)
 
     def _flush_one(self, outbox: Outbox) -> None:
+        """Write what a descriptor takes; wake up when it takes more, if something is left."""
         size = outbox.size
         try:
             is_empty = outbox.flush()
         except OSError:
             if outbox is self._outbox:
                 raise
-            is_empty = True     # a slot that died, as SIGCHLD tells, or that has closed its pipes
+            is_empty = True     # the slot has died, which SIGCHLD reports, or closed its pipes
         if size > BACKLOG and outbox.size < size:
             self._moved = monotonic()
         if is_empty:
@@ -2531,10 +2715,11 @@ class Shim:
             self._watch(outbox.fd, lambda: None, select.POLLOUT)
 
     def _listen(self, child: _Child) -> None:
-        """Watch what a slot gives, as long as it is taken."""
-        for fd in (child.results.fd, *child.streams):       # in this order
+        """Watch a slot's results and output, except what is not read now."""
+        is_all_paused, is_output_paused = self._held
+        for fd in (child.results.fd, *child.streams):       # `_on_results` relies on the order
             is_output = fd in child.streams
-            if self._held[0] or is_output and self._held[1]:
+            if is_all_paused or is_output and is_output_paused:
                 self._unwatch(fd)
             elif fd not in child.ended:
                 handler = self._on_output if is_output else self._on_results
@@ -2548,7 +2733,8 @@ class Shim:
             self._on[kind](ident, data)
 
     def _on_call(self, ident: int, data: bytes) -> None:
-        call = _Call(ident, data, self._functions[IDENT.unpack_from(data, HEAD)[0]])
+        function = self._functions[IDENT.unpack_from(data, HEAD)[0]]
+        call = _Call(ident, data, function)
         self._queue.append(call)
         if data[COUNT_AT]:
             self._arriving[ident] = call.parcel
@@ -2559,44 +2745,57 @@ class Shim:
         self._on_part(ident, data)
 
     def _on_part(self, ident: int, data: bytes) -> None:
-        parcel = self._arriving.get(ident)      # none, if its call has ended before it had all
-        if parcel and parcel.add(data):
+        parcel = self._arriving.get(ident)
+        if parcel is None:      # of a call that ended, or was taken back, before all of it came
+            return
+        is_last = parcel.add(data)
+        if is_last:
             del self._arriving[ident]
 
     def _on_forget(self, ident: int, data: bytes) -> None:
-        self._functions.pop(ident, None)        # calls of it that wait have it still
+        self._functions.pop(ident, None)        # calls that wait for a slot still refer to it
         for child in self._children.values():
             child.outbox.put((data,))
 
     def _on_kill(self, ident: int, _data: bytes) -> None:
+        """End a call, and report KILLED: at once, or when its slot has died.
+
+        Four cases. The call runs: its slot is killed, and reports. The slot is sending its result
+        already: that arrives instead of KILLED. The call waits, in a slot or here: it is dropped.
+        Its result has been sent: KILLED follows that.
+        """
         for child in self._children.values():
+            if ident not in child.calls:
+                continue
+            # Without permits, the slot starts no other call while we look. So a call that it still
+            # has, and that has no result yet, is the one that runs.
+            self._take_back(child)
+            while self._on_results(child):
+                pass
             if ident in child.calls:
-                # Without permits it can start nothing new; what then has no result is what runs.
-                self._take_back(child)
-                while self._on_results(child):
-                    pass
-                if ident in child.calls:
-                    if not (child.expecting and child.answering == ident):
-                        child.is_killed = True
-                        child.kill_at = monotonic() + TERM_SECONDS
-                        signal_tree(child.pid, signal.SIGTERM)
-                    return      # otherwise it is too late: it does nothing but write
+                is_sending = child.answering == ident and child.expecting
+                if not is_sending:
+                    child.is_killed = True
+                    child.kill_at = monotonic() + TERM_SECONDS
+                    signal_tree(child.pid, signal.SIGTERM)
+                return
         for call in self._queue:
             if call.ident == ident:
                 self._queue.remove(call)
                 self._arriving.pop(ident, None)
                 break
-        self._send(KILLED, ident, DEATH.pack(NO_SLOT, 0))       # it waited here, or has just ended
+        self._send(KILLED, ident, DEATH.pack(NO_SLOT, 0))
 
     def _on_recall(self, wanted: int, _data: bytes) -> None:
-        """Give up to `wanted` calls that no slot has started back to the controller."""
+        """Give back up to `wanted` calls that have not started, those that came last."""
         for child in self._children.values():
             if len(child.calls) > 1 and len(self._queue) < wanted:
                 self._take_back(child)
-        given = [self._queue.pop().ident for _ in range(min(wanted, len(self._queue)))]
-        for ident in given:
+        number = min(wanted, len(self._queue))
+        idents = [self._queue.pop().ident for _ in range(number)]
+        for ident in idents:
             self._arriving.pop(ident, None)
-        self._send(RECALLED, 0, b"".join(map(IDENT.pack, reversed(given))))
+        self._send(RECALLED, 0, b"".join(map(IDENT.pack, reversed(idents))))
 
     def _on_ping(self, ident: int, _data: bytes) -> None:
         self._send(PONG, ident)
@@ -2607,7 +2806,7 @@ class Shim:
             self._new_slots()       # the first has them copied; it says when they are there
 
     def _on_quit(self, _ident: int, _data: bytes) -> None:
-        """End in peace: each slot ends as a process does, however long its threads may take."""
+        """End once all slots have ended as processes do, however long their threads may take."""
         self._config["is_ending"] = True
         for child in self._children.values():
             self._unwatch(child.outbox.fd)
@@ -2615,12 +2814,13 @@ class Shim:
             signal_tree(child.pid, signal.SIGCONT)      # in case somebody has stopped it
 
     def _on_printed(self, size: int, _data: bytes) -> None:
+        """Note that the controller has printed `size` bytes, the frame's identifier."""
         self._unprinted -= size
 
     # Calls and slots
 
     def _deal(self) -> None:
-        """Deal the queue out evenly, forking slots as needed; let none wait beside an idle slot."""
+        """Share the queue out evenly, forking slots as needed. No slot is idle while calls wait."""
         live = [child for child in self._children.values()
                 if not child.is_killed and not child.is_retired]
         if self._queue:
@@ -2628,27 +2828,33 @@ class Shim:
             retired = sum(child.is_retired for child in self._children.values())
             room = self._config["slots"] - len(live) - retired
             for _ in range(min(room, len(self._queue) - idle)):
-                live += self._new_slots()
+                new_child = self._new_slots()
+                if new_child:
+                    live.append(new_child)
             waiting = len(self._queue) + sum(len(child.calls) for child in live)
             for child in live:
-                self._send_calls(child, min(-(-waiting // len(live)), SLOT_DEPTH))
+                share = -(-waiting // len(live))        # rounded up
+                self._send_calls(child, min(share, SLOT_DEPTH))
         elif len(live) > 1:
+            # All calls are in slots: one that has several may have some for an idle one.
             laden = max(live, key=lambda child: len(child.calls))
-            if (len(laden.calls) > 1 and not all(child.calls for child in live)
-                    and self._take_back(laden)):
+            is_uneven = len(laden.calls) > 1 and not all(child.calls for child in live)
+            if is_uneven and self._take_back(laden):
                 self._deal()
 
     def _send_calls(self, child: _Child, level: int) -> None:
-        """Give a slot calls from the queue until it has as many as `level`."""
-        calls = [self._queue.popleft()
-                 for _ in range(min(level - len(child.calls), len(self._queue)))]
-        if calls:       # their permits first: no permit must mean that it was taken back
-            os.write(child.permits[1], b"".join([IDENT.pack(call.ident) for call in calls]))
-            child.outbox.put([call.head for call in calls])
-            child.calls.update((call.ident, call) for call in calls)
+        """Give a slot calls from the queue until it has `level` of them."""
+        number = min(level - len(child.calls), len(self._queue))
+        calls = [self._queue.popleft() for _ in range(number)]
+        if not calls:
+            return
+        # Permits go first: a slot takes a call without a permit for one that was taken back.
+        os.write(child.permits[1], b"".join([IDENT.pack(call.ident) for call in calls]))
+        child.outbox.put([call.head for call in calls])
+        child.calls.update((call.ident, call) for call in calls)
 
     def _take_back(self, child: _Child) -> bool:
-        """Take every call that a slot has not started into the queue; return if there was one."""
+        """Return all calls that a slot has not started to the queue; return if there were any."""
         try:
             permits = os.read(child.permits[0], SLOT_DEPTH * IDENT.size)
         except BlockingIOError:
@@ -2657,8 +2863,11 @@ class Shim:
         self._queue.extendleft(reversed(calls))
         return True
 
-    def _new_slots(self) -> list[_Child]:
-        """Fork one more slot; return it, or none if that is not possible."""
+    def _new_slots(self) -> _Child | None:
+        """Fork one more slot; return None if that fails, and do with those that there are.
+
+        Raises OSError if there is none.
+        """
         taken = {child.number for child in self._children.values()}
         number = next(number for number in itertools.count() if number not in taken)
         try:
@@ -2668,32 +2877,41 @@ class Shim:
                 raise
             self._config["slots"] = len(self._children)
             self._send(SLOTS, len(self._children), str(error).encode())
-            return []
+            return None
         self._high = child.high
         self._children[child.pid] = child
         self._listen(child)
         self._watch(child.questions.fd, functools.partial(self._on_question, child))
-        return [child]
+        return child
 
     # From the slots
 
     def _on_results(self, child: _Child, polled: int = -1) -> bool:
-        """Pass on what one read brought, and before it what was printed; say if it did.
+        """Pass on the results that one read brings, after what was printed before them.
 
-        Poll looks at results before it looks at output, so it has named what was printed before the
-        first result that it saw, and that has been passed on. Others may have come since.
+        The race: a call prints to one pipe, and then sends its result to another. `poll` looks at
+        results first and at output later, so it has reported the output of the first result that it
+        saw, which `_turn` has passed on by now. Results that came since may have output that `poll`
+        has not seen.
+
+        Arguments:
+            polled: the descriptor of results if `poll` has reported it; otherwise -1.
+
+        Return whether there were any.
         """
         try:
             frames = child.results.read()
         except BlockingIOError:
             return False
-        except (EOFError, FrameError):      # it has ended; or it has closed its descriptors
+        except (EOFError, FrameError):      # the slot has ended, or closed its descriptors
             self._end_of(child, child.results.fd)
             return False
-        if polled < 0 or len(frames) > 1:
-            for fd in () if self._held[1] else child.streams:
+        may_have_more_output = polled < 0 or len(frames) > 1
+        _, is_output_paused = self._held
+        if may_have_more_output and not is_output_paused:
+            for fd in child.streams:
                 self._on_output(child, fd)
-        if frames[-1:] and frames[-1][0] == RETIRED:
+        if frames and frames[-1][0] == RETIRED:
             frames.pop()
             child.is_retired = True
             self._take_back(child)
@@ -2710,7 +2928,7 @@ class Shim:
                 child.calls.pop(ident, None)
                 self._arriving.pop(ident, None)
         self._outbox.put([data for _kind, _ident, data in frames])
-        if not child.calls:     # nothing runs there: that is all there is, newline or not
+        if not child.calls:     # nothing runs there, so a line that has not ended will not end
             child.last_words = b""
             for fd, text in child.streams.items():
                 self._pass_output(child, fd, len(text))
@@ -2723,11 +2941,12 @@ class Shim:
         self._config["files"] = {}
 
     def _end_of(self, child: _Child, fd: int) -> None:
+        """Stop watching a descriptor that has reached end of file."""
         child.ended.add(fd)
         self._unwatch(fd)
 
     def _on_output(self, child: _Child, fd: int) -> bool:
-        """Pass on whole lines; return whether there may be more."""
+        """Read output once, and pass on the lines that have ended. Return whether there was any."""
         try:
             chunk = os.read(fd, READ_SIZE)
         except BlockingIOError:
@@ -2738,29 +2957,39 @@ class Shim:
             child.last_words = (child.last_words + chunk)[-LAST_WORDS:]
         text = child.streams[fd] + chunk
         cut = text.rfind(b"\n") + 1 if chunk else len(text)
-        if not cut and b"\r" in text:       # a progress bar: only its last state counts
-            state = _replace_lines(text)
-            since, shown = child.states.setdefault(fd, (monotonic(), b""))
-            if state not in (b"", shown) and monotonic() > since + STATE_SECONDS:
-                child.states[fd] = monotonic(), state
-                self._send_output(child, fd, state + b"\n")
-            text = b"\r" + state + b"\r" * text.endswith(b"\r")
+        # Two cases of a line that does not end: a progress bar, which writes it anew after each
+        # `\r`, and one that grows too long to be kept.
+        if not cut and b"\r" in text:
+            text = self._replace_progress(child, fd, text)
         child.streams[fd] = text
-        if not cut and len(text) >= INLINE:     # an endless line: cut it between two characters
-            cut = len(text)
-            while cut > len(text) - 3 and text[cut - 1] & 0xC0 == 0x80:
-                cut -= 1
-            cut -= text[cut - 1] >= 0xC0
+        if not cut and len(text) >= INLINE:
+            cut = _find_cut(text)
         self._pass_output(child, fd, cut)
         return bool(chunk)
 
+    def _replace_progress(self, child: _Child, fd: int, text: bytes) -> bytes:
+        r"""Return what counts of a line that `\r` has begun anew: its last state.
+
+        Pass that on as a line of its own, unless one was passed on less than STATE_SECONDS ago.
+        """
+        now = monotonic()
+        state = _replace_lines(text)
+        passed_at, passed = child.states.setdefault(fd, (now, b""))
+        if state not in (b"", passed) and now > passed_at + STATE_SECONDS:
+            child.states[fd] = now, state
+            self._send_output(child, fd, state + b"\n")
+        ending = b"\r" if text.endswith(b"\r") else b""
+        return b"\r" + state + ending
+
     def _pass_output(self, child: _Child, fd: int, size: int) -> None:
-        text, child.streams[fd] = child.streams[fd][:size], child.streams[fd][size:]
+        """Pass on `size` bytes of the text that is kept of a stream."""
+        text = child.streams[fd][:size]
+        child.streams[fd] = child.streams[fd][size:]
         if b"\r" in text:
             text = _replace_lines(text)
-            shown = child.states.pop(fd, (0.0, b""))[1]
+            _, passed = child.states.pop(fd, (0.0, b""))
             first, _, rest = text.partition(b"\n")
-            if shown and first == shown:
+            if passed and first == passed:      # as the last state of a progress bar
                 text = rest
         if text:
             self._send_output(child, fd, text)
@@ -2773,28 +3002,36 @@ class Shim:
     def _on_question(self, child: _Child) -> None:
         try:
             for kind, number, data in child.questions.read():
-                if kind in QUESTIONS:
-                    key: Any = kind, data[HEAD:].decode()
-                    if kind == NAME:        # another answer each time, perhaps
-                        key = *key, child.pid, number
-                    if key not in self._answers:        # the controller is asked for it once
-                        ident = FIRST_MODULE + len(self._answers)
-                        self._answers[key] = self._arriving[ident] = _Parcel()
-                        self._send(kind, ident, data[HEAD:])
-                    self._answers[key].give(child, number)
-                    continue
-                ident, = IDENT.unpack_from(data, HEAD)
-                if ident == INITIALIZER:
-                    self._functions[ident].give(child, number)
-                elif call := child.calls.get(ident):
-                    (call.parcel if kind == CALL else call.function).give(child, number)
+                self._answer_question(child, kind, number, data)
         except BlockingIOError:
             pass
-        except (EOFError, *NONSENSE):       # somebody else has got hold of its pipe
+        except (EOFError, *NONSENSE):       # users' code has written to the pipe, or closed it
             self._unwatch(child.questions.fd)
 
+    def _answer_question(self, child: _Child, kind: int, number: int, data: bytes) -> None:
+        # Two cases. The controller answers, once for all slots; or it is about what is here: the
+        # initializer, or a function or the arguments of a call that the slot has.
+        if kind in QUESTIONS:
+            key: Any = kind, data[HEAD:].decode()
+            if kind == NAME:        # what a name stands for may have changed since
+                key = *key, child.pid, number
+            if key not in self._answers:
+                ident = FIRST_MODULE + len(self._answers)
+                self._answers[key] = self._arriving[ident] = _Parcel()
+                self._send(kind, ident, data[HEAD:])
+            self._answers[key].give(child, number)
+            return
+        ident, = IDENT.unpack_from(data, HEAD)
+        if ident == INITIALIZER:
+            self._functions[ident].give(child, number)
+            return
+        call = child.calls.get(ident)
+        if call:
+            parcel = call.parcel if kind == CALL else call.function
+            parcel.give(child, number)
+
     def _on_signal(self) -> None:
-        """Learn who died: a slot is reported with the call it ran; what it left is killed."""
+        """Reap children that have died: report slots, and kill what they left behind."""
         os.read(self._wake, 4096)
         for pid, status in _changed_children():
             if pid in self._children:
@@ -2811,14 +3048,17 @@ class Shim:
             self._pass_output(child, fd, len(child.streams[fd]))
 
     def _bury(self, child: _Child, status: int) -> None:
+        """Report the call that a dead slot ran; put those it had not started into the queue."""
         self._take_back(child)
         self._drain(child)
         if self._config["files"]:
             raise OSError("the slot that had files copied died, with wait status %d" % status)
         if not child.answering and not child.calls and self._queue:
-            call = self._queue.popleft()    # it never came to life: blame its first call, or we
-            child.calls[call.ident] = call  # fork slots for it for ever
-        for ident in child.calls:           # at most one is left: the one that ran
+            # It died before it began a call. Blame the first one; or else, if slots always die at
+            # once, we would fork them for ever.
+            call = self._queue.popleft()
+            child.calls[call.ident] = call
+        for ident in child.calls:       # at most one is left: the one that ran
             self._arriving.pop(ident, None)
             death = DEATH.pack(child.number, status)
             if child.is_killed:
@@ -2831,21 +3071,38 @@ class Shim:
 
 
 def _replace_lines(text: bytes) -> bytes:
-    """Return what of lines a terminal still shows: after `\r`, a line is written anew."""
+    r"""Return what a terminal shows of lines: what follows `\r` replaces what precedes it."""
     return b"\n".join([line.rstrip(b"\r").rpartition(b"\r")[2] for line in text.split(b"\n")])
 
 
+def _find_cut(text: bytes) -> int:
+    """Return where UTF-8 text can be cut: before its last character, if that has several bytes.
+
+    That character may be incomplete.
+    """
+    at = len(text)
+    while at > len(text) - 3 and text[at - 1] & 0xC0 == 0x80:       # a byte inside a character
+        at -= 1
+    if text[at - 1] >= 0xC0:        # the first byte of a character that has several
+        at -= 1
+    return at
+
+
 def _frames(packed: Packed) -> list[bytes]:
-    """Return a packed object's message, each frame whole."""
-    head, *parts = message(MODULE, 0, 0, packed)
-    return [head, *map(operator.add, parts[::2], parts[1::2])]
+    """Return the frames of a message with a packed object, each with its header."""
+    first, *rest = message(MODULE, 0, 0, packed)
+    return [first, *(header + body for header, body in zip(rest[::2], rest[1::2]))]
 
 
 # ──────────────────────────────────────────── processes ───────────────────────────────────────────
 
+# Options of Linux's prctl(2).
+_PR_SET_PDEATHSIG = 1           # the signal that a process gets when its parent dies
+_PR_SET_CHILD_SUBREAPER = 36    # 1: it becomes the parent of descendants that lose theirs
+
 
 def _count_cores(root: str = "/") -> int:
-    """Return how many processors we may use: of affinity and quota, the smaller."""
+    """Return how many processors this process may use: the smallest of affinity and quotas."""
     number = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         number = len(os.sched_getaffinity(0))
@@ -2853,44 +3110,56 @@ def _count_cores(root: str = "/") -> int:
 
 
 def _quotas(root: str) -> list[int]:
-    """Return the limits of a container, in processors, rounded up. See cgroups(7)."""
-    found = [1 << 16]
+    """Return the limits of a container, in processors, rounded up. See cgroups(7).
+
+    The first is one that no machine reaches, so there is always one.
+    """
+    quotas = [1 << 16]
     try:
         with open(os.path.join(root, "proc/self/cgroup")) as file:
             groups = [line.rstrip("\n").split(":", 2) for line in file]
     except OSError:
-        return found
+        return quotas
     for _, controllers, path in groups:
-        if controllers and "cpu" not in controllers.split(","):
+        # Three cases: a group of version 2 (without controllers), or of version 1, for processors
+        # or for something else.
+        if not controllers:
+            place, names = "sys/fs/cgroup", ["cpu.max"]
+        elif "cpu" in controllers.split(","):
+            place, names = "sys/fs/cgroup/cpu", ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
+        else:
             continue
-        place = os.path.join("sys/fs/cgroup", "cpu" if controllers else "")
-        names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if controllers else ("cpu.max",)
         parts = path.strip("/").split("/")
-        for depth in range(len(parts) + 1):     # limits of the groups further up hold, too
+        for depth in range(len(parts) + 1):     # the limits of the groups above it hold, too
             try:
                 words = []
                 for name in names:
                     with open(os.path.join(root, place, *parts[:depth], name)) as file:
                         words += file.read().split()
                 quota, period = map(int, words)
-                found += [-(-quota // period)] if quota > 0 else []
-            except (OSError, ValueError, ZeroDivisionError):    # in a container, it is not there
-                pass
-    return found
+                if quota > 0:
+                    quotas.append(-(-quota // period))
+            except (OSError, ValueError, ZeroDivisionError):
+                pass        # no limit, or a group that is not visible in the container
+    return quotas
 
 
 def platform_facts() -> tuple[str, str, str]:
-    """Return what tells which binaries run here: Python's own suffix of them, processor, libc."""
+    """Return what decides which binaries run here.
+
+    That is Python's own suffix of extension modules, the processor, and the C library.
+    """
     system, _, release, _, processor = os.uname()
     try:
         libc = os.confstr("CS_GNU_LIBC_VERSION") or ""      # "glibc 2.36"
     except (ValueError, OSError):
         libc = "%s %s" % (system, release)
-    return (*machinery.EXTENSION_SUFFIXES, "")[0], processor, libc
+    suffixes = *machinery.EXTENSION_SUFFIXES, ""
+    return suffixes[0], processor, libc
 
 
 def _prctl(option: int, value: int) -> None:
-    """Set one of Linux's options for a process; elsewhere, do nothing."""
+    """Set an option of this process on Linux; elsewhere, do nothing."""
     try:
         import ctypes
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
@@ -2899,7 +3168,7 @@ def _prctl(option: int, value: int) -> None:
 
 
 def _wake_pipe() -> tuple[int, int]:
-    """Return a pipe that can be read once a child has changed; and be deaf to Ctrl-C."""
+    """Return the ends of a pipe that becomes readable when a child changes. Also ignore Ctrl-C."""
     wake, wake_out = os.pipe()
     os.set_blocking(wake, False)
     os.set_blocking(wake_out, False)
@@ -2910,7 +3179,11 @@ def _wake_pipe() -> tuple[int, int]:
 
 
 def _changed_children(options: int = 0) -> Iterator[tuple[int, int]]:
-    """Yield `(pid, status)` of children that have ended, reaping them, until there are no more."""
+    """Yield `(process, wait status)` of children that have ended, and reap them.
+
+    Arguments:
+        options: of waitpid(2), to be told of other changes, too.
+    """
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG | options)
@@ -2923,31 +3196,36 @@ def _changed_children(options: int = 0) -> Iterator[tuple[int, int]]:
 
 def process_tree() -> dict[int, list[int]]:
     """Return {parent: [children]} of this machine's living processes; empty without /proc."""
+    if not os.path.exists("/proc/self/stat"):
+        return {}
     tree = collections.defaultdict(list)
-    for name in os.listdir("/proc") if os.path.exists("/proc/self/stat") else ():
+    for name in os.listdir("/proc"):
         if name.isdigit():
             try:
                 with open("/proc/%s/stat" % name, "rb") as file:
                     state, parent = file.read().rpartition(b")")[2].split()[:2]
             except (OSError, ValueError):
                 continue        # it has just ended
-            if state not in b"ZX":
+            if state not in b"ZX":      # zombie, dead
                 tree[int(parent)].append(int(name))
     return tree
 
 
 def signal_tree(pid: int, number: int) -> None:
-    """Signal a process and all that descends from it; without /proc, its process group."""
+    """Signal a process and all its descendants; without /proc, its process group."""
     tree = process_tree()
+    if not tree:
+        send_signal(-pid, number)
+        return
     pids = [pid]
-    for parent in pids:
+    for parent in pids:     # which grows meanwhile
         pids += tree.get(parent, ())
-    for one in pids if tree else [-pid]:
-        send_signal(one, number)
+    for member in pids:
+        send_signal(member, number)
 
 
 def send_signal(pid: int, number: int) -> None:
-    """Signal a process, or the group -pid, unless it is gone or not ours."""
+    """Signal a process, or the process group `-pid`, unless it has ended or is not ours."""
     try:
         os.kill(pid, number)
     except (ProcessLookupError, PermissionError):
@@ -2955,14 +3233,14 @@ def send_signal(pid: int, number: int) -> None:
 
 
 def kill_children(spare: Container[int] = ()) -> None:
-    """Kill this process's children and all below them, except `spare` and what is below those."""
+    """Kill the children of this process, and their descendants, except the trees of `spare`."""
     for pid in process_tree().get(os.getpid(), ()):
         if pid not in spare:
             signal_tree(pid, signal.SIGKILL)
 
 
 def kill_descendants() -> None:
-    """Kill all that descends from this process, which inherits what its dead children leave."""
+    """Kill all descendants of this process, which must be a subreaper: it inherits orphans."""
     while True:
         kill_children()
         try:
@@ -2972,17 +3250,23 @@ def kill_descendants() -> None:
 
 
 def _guard(shim: int, link_in: int, scratch: str) -> None:
-    """Wait for the shim's end, then kill what it left.
+    """Run the guardian: wait until the shim has ended, then kill and remove what it left.
 
-    End it if it is frozen, or if its controller is gone and it stays.
+    Kill the shim if it stays stopped, or if it stays although its controller is gone.
+
+    Arguments:
+        shim: its process.
+        link_in: the descriptor of frames from the controller, which is only watched.
+        scratch: the directory that slots run in.
     """
-    _prctl(36, 1)
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     wake, wake_out = _wake_pipe()
-    os.write(wake_out, b"!")        # it may have died before we could hear of it
+    os.write(wake_out, b"!")        # the shim may have died before the pipe was there
     poll = select.poll()
     poll.register(wake, select.POLLIN)
-    poll.register(link_in, getattr(select, "POLLRDHUP", 0))     # a hang-up is always told
-    patience = -1.0         # milliseconds; for ever, unless the shim is doomed
+    poll.register(link_in, getattr(select, "POLLRDHUP", 0))     # POLLHUP is always reported
+    grace = 4 * TERM_SECONDS * 1000     # milliseconds
+    patience = -1.0     # the same: no limit, until there is a reason for the shim to end
     while True:
         events = poll.poll(patience)
         if not events:
@@ -2990,12 +3274,12 @@ def _guard(shim: int, link_in: int, scratch: str) -> None:
         for fd, _event in events:
             if fd == wake:
                 os.read(wake, 4096)
-            else:
+            else:       # the controller's end of the connection is closed
                 poll.unregister(link_in)
-                patience = 4000 * TERM_SECONDS
+                patience = grace
         for pid, status in _changed_children(os.WUNTRACED):
             if pid == shim and os.WIFSTOPPED(status):
-                patience = 4000 * TERM_SECONDS
+                patience = grace
             elif pid == shim:
                 kill_descendants()
                 _remove(scratch)
@@ -3004,7 +3288,10 @@ def _guard(shim: int, link_in: int, scratch: str) -> None:
 
 
 def _exit_after(run: Callable[[], object]) -> None:
-    """Be a forked child: leave when `run` returns or raises, and never up the parent's stack."""
+    """Run a forked child, and end it. It never returns into the code that forked it.
+
+    The status is 1, after a traceback, if `run` raises anything but SystemExit.
+    """
     status = 0
     try:
         run()
@@ -3019,6 +3306,7 @@ def _exit_after(run: Callable[[], object]) -> None:
 
 
 def _remove(path: str) -> None:
+    """Remove a file, or a directory with all that is in it, if it exists."""
     if os.path.isdir(path):
         import shutil
         shutil.rmtree(path, ignore_errors=True)
@@ -3027,20 +3315,23 @@ def _remove(path: str) -> None:
 
 
 def enlarge(fd: int) -> None:
-    """Give a pipe a megabyte where the platform lets us (F_SETPIPE_SZ): arrays move faster."""
+    """Enlarge a pipe to 1 MiB where the platform can: arrays then move faster."""
     try:
-        fcntl.fcntl(fd, 1031, MAX_FRAME)
+        fcntl.fcntl(fd, 1031, MAX_FRAME)        # F_SETPIPE_SZ
     except OSError:
         pass
 
 
 def serve(modules: dict[str, Packed]) -> None:
-    """Become guardian and shim on descriptors 0 and 1; return when all is over.
+    """Turn this process into the guardian of a shim on descriptors 0 and 1.
+
+    Return when both are done.
 
     Arguments:
-        modules: {name: packed answer for `ModuleFinder`}, what slots can import from the start.
+        modules: {name: packed answer for `ModuleFinder`}, modules that are here from the start.
     """
-    link_in, link_out = (fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (0, 1))
+    link_in = fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, 10)
+    link_out = fcntl.fcntl(1, fcntl.F_DUPFD_CLOEXEC, 10)
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
     os.dup2(2, 1)       # a stray print must not get between frames
@@ -3048,14 +3339,14 @@ def serve(modules: dict[str, Packed]) -> None:
     enlarge(link_in)
     enlarge(link_out)
     try:
-        os.setsid()     # so that who kills the command that started us spares those who clean up
+        os.setsid()     # a kill of our caller's session must spare us: we clean up
     except OSError:
-        pass            # it leads one already
-    scratch = os.path.abspath(os.environ.get("TMPDIR") or "/tmp")   # one may be relative
-    scratch = os.path.join(scratch, "executors-" + os.urandom(8).hex())
+        pass            # we lead one already
+    temporary = os.path.abspath(os.environ.get("TMPDIR") or "/tmp")     # TMPDIR may be relative
+    scratch = os.path.join(temporary, "executors-" + os.urandom(8).hex())
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = hard if hard != resource.RLIM_INFINITY else max(soft, 1 << 16)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    limit = hard if hard != resource.RLIM_INFINITY else max(soft, 1 << 16)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
     shim = os.fork()
     if shim == 0:
         _exit_after(lambda: Shim(link_in, link_out, modules, scratch).run())
@@ -3285,41 +3576,52 @@ READING, UNPICKLING, RUNNING, PICKLING, WRITING = range(3, 8)   # exit statuses;
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one pickled `(function, args, kwargs)` from a file, as batch queues do; return a status.
+    """Run one pickled `(function, args, kwargs)` from a file, for batch queues and debugging.
 
-    The result file holds the pickle of `(True, value)`, or of `(False, exception)` if the function
-    raised; it appears whole or not at all. Statuses: 0 ran; 2 usage; 3 cannot read the code file;
-    4 cannot unpickle it; 5 the function raised; 6 cannot pickle the outcome; 7 cannot write the
-    result file. Each but 0 comes with one line on stderr.
+    The result file gets the pickle of `(True, value)`, or of `(False, exception)` if the function
+    raised. It is written whole or not at all.
+
+    Arguments:
+        arguments: those of the command line; None takes `sys.argv`.
+
+    Return the exit status: 0 the function returned; 2 usage; 3 cannot read the code file; 4 cannot
+    unpickle it; 5 the function raised; 6 cannot pickle the outcome; 7 cannot write the result file.
+    Each but 0 comes with a line on stderr.
     """
     import argparse
     parser = argparse.ArgumentParser(description="Run one cloudpickled (function, args, kwargs).")
-    parser.add_argument("--code_file", required=True, help="the pickled call")
-    parser.add_argument("--result_file", required=True, help="where to leave the pickled outcome")
+    parser.add_argument("--code_file", required=True, help="file with the pickled call")
+    parser.add_argument("--result_file", required=True, help="file to write the pickled outcome to")
     options = parser.parse_args(arguments)
-    stage, path, what = READING, options.code_file, "read"
+    stage = READING
+    doing = "read %s" % options.code_file
     try:
-        with open(path, "rb") as file:
+        with open(options.code_file, "rb") as file:
             code = file.read()
-        stage, what = UNPICKLING, "unpickle"
+        stage = UNPICKLING
+        doing = "unpickle %s" % options.code_file
         function, args, kwargs = pickle.loads(code)
         ok, value = run_call(function, args, kwargs)
-        stage, path, what = PICKLING, options.result_file, "pickle the outcome for"
+        stage = PICKLING
+        doing = "pickle the outcome for %s" % options.result_file
         import cloudpickle
         outcome = cloudpickle.dumps((ok, value))
-        stage, what = WRITING, "write"
-        _write_whole(path, outcome)
+        stage = WRITING
+        doing = "write %s" % options.result_file
+        _write_whole(options.result_file, outcome)
         if ok:
             return 0
         stage = RUNNING
         problem = "%s raised %s" % (options.code_file, describe(value))
     except BaseException as error:      # unpickling may raise anything
-        problem = "cannot %s %s: %s" % (what, path, describe(error))
-    sys.stderr.write("remote_worker: %s\n" % " ".join(problem.split()))
+        problem = "cannot %s: %s" % (doing, describe(error))
+    one_line = " ".join(problem.split())
+    sys.stderr.write("remote_worker: %s\n" % one_line)
     return stage
 
 
 def _write_whole(path: str, data: bytes) -> None:
+    """Write a file under another name first, so that nobody sees a part of it."""
     temporary = "%s.%d" % (path, os.getpid())
     try:
         with open(temporary, "wb") as file:

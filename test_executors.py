@@ -4427,9 +4427,9 @@ class TestLostMachines:
         victim = subprocess.Popen(["sleep", "1000"])
         ended = subprocess.Popen(["true"])
         ended.wait()
-        executors._kill(ended, [(victim.pid, signal.SIGKILL)])
+        executors._kill_group(ended, [(victim.pid, signal.SIGKILL)])
         assert victim.poll() is None
-        executors._kill(victim, [(victim.pid, signal.SIGKILL)])
+        executors._kill_group(victim, [(victim.pid, signal.SIGKILL)])
         assert victim.wait(PATIENCE) == -signal.SIGKILL
 
     def test_ctrl_c_reaches_only_the_controller(self, sshds, tmp_path):
@@ -5226,11 +5226,15 @@ class TestModules:
             """)
         there, *lines, space, alone, own, namespace, elsewhere = printed.splitlines()
         assert there == "True"
-        words = "{0} was sent without its data: files=['{1}/{0}'] sends all of it"
+        words = ("{0} was sent without its data files; to copy all of it, pass files=['{1}/{0}'] "
+                 "to RemoteExecutor")
         assert lines == ["False " * 7 + words.format("proj", tmp_path),
                          *[words.format("proj", tmp_path)] * 3]
         assert space == words.format("space", tmp_path)
-        assert "name that in files=, and open it by its name alone" in alone and alone == own
+        for note, name in (alone, "alone.py.no_such_file"), (own, "no_such_file"):
+            assert note == ("code is sent without the data files beside it; to copy this one, pass "
+                            f"files=['{tmp_path}/{name}'] to RemoteExecutor, and open it as "
+                            f"'{name}'")
         assert "namespace package proj.data was sent without its data" in namespace
         assert elsewhere == "False False FileNotFoundError(2, 'No such file or directory')"
 
@@ -6093,7 +6097,8 @@ class TestProcesses:
         """Of functions of the script, and of a module of the project, which is nowhere there."""
         (tmp_path / "proj").mkdir()
         (tmp_path / "proj/__init__.py").touch()
-        (tmp_path / "proj/deep.py").write_text("def cube(n): return n ** 3\n")
+        (tmp_path / "proj/empty.py").touch()
+        (tmp_path / "proj/deep.py").write_text("import proj.empty\ndef cube(n): return n ** 3\n")
         (tmp_path / "main.py").write_text(textwrap.dedent(f"""
             import concurrent.futures, executors, multiprocessing, sys
             from proj.deep import cube
