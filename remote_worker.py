@@ -2312,11 +2312,7 @@ def _be_slot(scratch: str, keeper: int, number: int, ends: Sequence[int], high: 
     for place, fd in enumerate(ends, 1):
         os.dup2(fd, place, inheritable=place < _CALLS)
     os.closerange(_ANSWERS + 1, high + 1)
-    for fd, name in ((1, "stdout"), (2, "stderr")):
-        stream = _Stream(open(fd, "wb", closefd=False), "utf-8", "backslashreplace",
-                         line_buffering=True)
-        setattr(sys, name, stream)
-        setattr(sys, "__%s__" % name, stream)
+    _open_output()
     pull = _Pull()
     if config["files"] and not _store_files(pull, scratch, config["files"]):
         return
@@ -2344,6 +2340,15 @@ def _be_slot(scratch: str, keeper: int, number: int, ends: Sequence[int], high: 
     threading: Any = sys.modules["threading"]
     threading._shutdown()       # wait for the task's threads, as any process does when it ends
     atexit._run_exitfuncs()
+
+
+def _open_output() -> None:
+    """Let what is printed leave a slot line by line, whatever characters it has."""
+    for fd, name in ((1, "stdout"), (2, "stderr")):
+        stream = _Stream(open(fd, "wb", closefd=False), "utf-8", "backslashreplace",
+                         line_buffering=True)
+        setattr(sys, name, stream)
+        setattr(sys, "__%s__" % name, stream)
 
 
 def _set_environment(number: int, config: Mapping[str, Any], modules: str) -> None:
