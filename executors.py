@@ -1012,8 +1012,9 @@ def _or_environment(given: Any, name: str, convert: Any, default: Any = None) ->
     try:
         return convert(text)
     except (KeyError, ValueError):
-        raise ValueError(f"the environment variable {name} must be a {convert.__name__}, got "
-                         f"{text!r}") from None
+        what = "a whole number" if convert is int else "yes or no"
+        raise ValueError(
+            f"the environment variable {name} must be {what}, got {text!r}") from None
 
 
 # ──────────────────────────────────────── records and policies ────────────────────────────────────
@@ -3280,43 +3281,65 @@ def _tar(members: Iterable[tuple[str, str]], place: str = "content") -> Iterator
 #                                        ▼                 Login: ssh, interpreter
 #                                     Future
 #
-# Every thread enters through one door: it takes the supervisor's lock, lets the scheduler decide,
-# queues what is to be sent in the order of the decisions, releases the lock, and only then performs
-# what was decided: send, settle, connect, leave, finish.
+# Where a new line belongs:
 #
-#     thread             waits for                      enters the door to
-#     the callers'       nothing; results               submit, cancel, shut down
-#     one reader a link  its machine's frames           say how attempts ended, its machine is up...
-#     one writer a link  room in its machine's pipe     (never: it writes what did not go at once)
-#     copiers            scp of what was asked for      (never: they answer the slot that asked)
-#     one heartbeat      the clock; the main thread     find stragglers and time-outs, connect, give
-#                                                       up; and what the main thread wants, for
-#                                                       Ctrl-C might interrupt that half-way
-#     one scoreboard     something to print             (never)
+#     which task runs where and when, how it ends             _Scheduler
+#     the lock, the threads, carrying out what was decided    _Supervisor
+#     what a message from a machine means                     _Reader
+#     frames to a machine, whether it is alive                _Channel
+#     ssh, the interpreter, all until the machine is up       _Login
+#     what is copied to machines                              _Cargo
+#     pickling a function, and what it uses of the script     _Functions, _Snapshot
+#     what a caller does with a future                        _RemoteFuture
+#     arguments and their checks, what a caller may ask       RemoteExecutor
+#     what is shown: the status, what tasks print             RemoteExecutorStatus, _Scoreboard
+#     what happens on a worker                                Shim and _Slot, in remote_worker.py
 #
-#     state                                      who writes it           guarded by
-#     queues, attempts, workers, quarantine      _Scheduler              the supervisor's one lock
-#     what is to be sent to a machine, and how   who holds its channel's baton, which is passed on
-#     far that is; functions known there         and never waited for
-#     a login: its process, what was found       its reader              -
-#     a future                                   who performs its settle, once; or its own condition
+# Every thread that wants a decision goes through one door, `_Supervisor._pass`:
+#
+#     1. take the supervisor's lock;
+#     2. have the scheduler decide;
+#     3. put what is to be sent into the queues of the channels, in the order of the decisions;
+#     4. release the lock;
+#     5. carry out the decisions: write, resolve futures, open and close links, warn.
+#
+# All that may block is in step 5, and so is code of the user, except for a policy.
+#
+#     thread                  waits for                what it goes through the door for
+#     callers                 their results            submit, cancel, shut down
+#     reader, one per link    messages, scp of files   to report results, a slot's death, ...
+#     writer, one per link    room in ssh's pipe       nothing: it writes what did not fit at once
+#     copier, per package     scp                      nothing: it answers the slot that asked
+#     heartbeat, one          events, the clock        to find stragglers and overdue tasks, and to
+#                                                      reconnect; and in place of the main thread,
+#                                                      which Ctrl-C could interrupt halfway
+#     scoreboard, one         something to show        nothing
+#
+#     state                               written by                         guarded by
+#     queue, attempts, workers            the scheduler                      the supervisor's lock
+#     a channel's queue                   step 3, `send`; who has its baton  nothing: it is atomic
+#     a channel's pipe, functions sent    the thread that has its baton      its baton; see _Channel
+#     a login, what it has found          its reader                         nothing: others look
+#     functions that were pickled         the threads that submit            nothing: twice is fine
+#     a future's outcome                  step 5, once                       its own condition
 
 
 class _Condition(threading.Condition):
-    """A Condition of a third of the size, made in a third of the time."""
+    """A Condition that takes a third of the memory, and a third of the time to make."""
 
     def __init__(self) -> None:
         self._lock: Any = _thread.RLock()
         self._waiters: deque[Any] = deque()
 
 
+# The base class copies these methods of its lock into each instance; here they are looked up.
 for _method in ("acquire", "release", "_release_save", "_acquire_restore", "_is_owned",
                 "__enter__", "__exit__"):
     setattr(_Condition, _method, property(operator.attrgetter(f"_lock.{_method}")))
 
 
 class _NoCondition(contextlib.nullcontext[None]):
-    """The condition of futures that were settled before anybody waited: it guards nothing."""
+    """The condition of a future that was settled before any thread waited: it guards nothing."""
 
     def acquire(self) -> None:
         """Do nothing."""
@@ -3329,28 +3352,29 @@ _NO_CONDITION = _NoCondition()
 
 
 class _RemoteFuture(Future):        # type: ignore[type-arg]
-    """A future that can be cancelled while it runs, and of which a million may wait.
+    """A future that can be cancelled while it runs, and small enough for a million to be pending.
 
-    What only a waiter needs is made when one comes. Who settles it does without a lock if nobody
-    has come: whichever of a condition and _NO_CONDITION gets into the `__dict__`, which is atomic,
-    decides that, for good. The state stays PENDING until it is settled.
+    The condition and the two lists of the base class are made when a thread first waits or adds a
+    callback. A race: a thread begins to wait while another settles. Both put a condition into
+    `__dict__` with `setdefault`, which is atomic. The first one stays: a real condition, which then
+    guards the outcome, or _NO_CONDITION, if the future was settled before anybody waited.
     """
 
     _result, _exception = None, None
-    _supervisor: Any = ()       # once it is settled
-    _shown = PENDING            # the state, to those who wait
-    _ending = FINISHED          # the state, once it was settled before anybody waited
+    _supervisor: Any = None     # also once it is settled
+    _shown = PENDING            # the state, if there is a condition, which guards it
+    _ending = FINISHED          # the state, if there is _NO_CONDITION
     _LAZY: ClassVar[dict[str, Callable[[], Any]]] = {
         "_condition": _Condition, "_waiters": list, "_done_callbacks": list}
 
     def __init__(self, supervisor: _Supervisor, bundle: _Bundle) -> None:
+        # Replaced by the thread that settles; other threads may read the old values meanwhile.
         self._supervisor = supervisor
         self._bundle = bundle
 
     def __getattr__(self, name: str) -> Any:
         if name not in self._LAZY:
             raise AttributeError(name)
-        # Atomic: several threads may come at once.
         return self.__dict__.setdefault(name, self._LAZY[name]())
 
     @property
@@ -3374,45 +3398,64 @@ class _RemoteFuture(Future):        # type: ignore[type-arg]
         return super().result(timeout)
 
     def cancel(self) -> bool:
+        # A race: `settle` replaces first the bundle, then the supervisor. Because they are read in
+        # the opposite order, there is a supervisor as long as the bundle is not over.
         supervisor = self._supervisor
-        bundle = self._bundle       # after the other, see `settle`
-        return bundle.phase is not _OVER and supervisor.cancel(bundle) or self.cancelled()
+        bundle = self._bundle
+        if bundle.phase is not _OVER and supervisor.cancel(bundle):
+            return True
+        return self.cancelled()
 
-    def settle(self, kind: int, value: Any) -> Sequence[_RemoteFuture]:
-        """Resolve it; return it if there are callbacks to be run."""
+    def settle(self, kind: int, value: Any) -> bool:
+        """Resolve the future, without running its callbacks. May be called again if it raised.
+
+        Arguments:
+            kind: wire.RESULT, _CANCELLED, or anything else for an exception.
+            value: the result or the exception.
+
+        Return whether there are callbacks to run.
+        """
         self._bundle = _SETTLED
-        self._supervisor = ()
+        self._supervisor = None
         if kind == wire.RESULT:
-            self._result, tell = value, "add_result"
+            self._result = value
+            report = "add_result"
         elif kind == _CANCELLED:
-            self._ending, tell = CANCELLED_AND_NOTIFIED, "add_cancelled"
+            self._ending = CANCELLED_AND_NOTIFIED
+            report = "add_cancelled"
         else:
-            self._exception, tell = value, "add_exception"
+            self._exception = value
+            report = "add_exception"
         condition = self.__dict__.setdefault("_condition", _NO_CONDITION)
         if condition is _NO_CONDITION:
-            return ()
+            return False
         with condition:
             self._shown = self._ending
             for waiter in self.__dict__.get("_waiters", ()):
-                getattr(waiter, tell)(self)
+                getattr(waiter, report)(self)
             if condition._waiters:
                 condition.notify_all()
-        return (self,) if "_done_callbacks" in self.__dict__ else ()
+        return "_done_callbacks" in self.__dict__
 
 
 _Key = tuple[str, str]      # a module of the script, and a name in it
 
 
 class _Snapshot:
-    """What names of the script stand for at this moment, each pickled by itself.
+    """What names of the script stand for at this moment, each pickled separately.
 
-    Data that has parts in common is pickled together as well.
+    Data that shares mutable parts is the exception: it is pickled together.
+
+    Arguments:
+        names: that are needed; all that these refer to is added.
+        pickles: of functions that have not changed since an earlier snapshot.
 
     Attributes:
-        versions: by name; two are equal if what the name stands for is.
-        definitions: by version, the keys and the pickle of what is no short constant.
+        versions: by key, a digest that changes with what the name stands for; or its pickle, if
+            that is short, or wire.ABSENT. In the order in which a slot binds the names.
+        definitions: by version, the keys and the pickle of everything but short constants.
 
-    Raises TypeError, or what pickling raises, with the name that cannot be pickled.
+    Raises _CannotBeSent, with the name that cannot be pickled.
     """
 
     def __init__(self, names: Iterable[_Key], pickles: _Pickles) -> None:
@@ -3420,43 +3463,55 @@ class _Snapshot:
         self.versions: dict[_Key, bytes] = {}
         self.definitions: dict[bytes, tuple[Sequence[_Key], wire.Pickled]] = {}
         self._pickles: dict[_Key, wire.Pickled] = {}        # all but short constants
-        self._data: dict[_Key, Any] = {}
+        self._data: dict[_Key, Any] = {}                    # what `wire.is_data`
         self._globals_by_id: dict[int, _Key] = {}
-        self._scanned: set[str] = set()
+        self._scanned: set[str] = set()                     # modules whose globals are in there
         self._add(names)
         for key in self._pickles:
             self.versions[key] = self._version(key)
         for keys in self._group():
-            pickled = self._pickles[keys[0]] if len(keys) == 1 else wire.pickle_definition(
-                [self._data[key] for key in keys], {}, keys, is_root=False)
-            self.definitions.update((self.versions[key], (keys, pickled)) for key in keys)
+            if len(keys) == 1:
+                pickled = self._pickles[keys[0]]
+            else:
+                values = [self._data[key] for key in keys]
+                pickled = wire.pickle_definition(values, {}, keys, is_root=False)
+            for key in keys:
+                self.definitions[self.versions[key]] = keys, pickled
         self.versions = {key: self.versions[key] for key in sorted(self.versions, key=self._rank)}
 
     def _add(self, names: Iterable[_Key]) -> None:
+        """Pickle what these names stand for, and all that it refers to."""
         todo = [*names]
-        for key in todo:        # grows
+        for key in todo:        # which grows meanwhile
             if key in self.versions:
                 continue
             value = self._value(key)
             self.versions[key] = wire.ABSENT
+            # Three cases. A name may be missing, or be one that every module has of its own.
             if value is wire.ABSENT or key[1] in ("__builtins__", "__spec__", "__loader__"):
                 continue
+            # A constant refers to nothing. A short one is its own version.
             if wire.is_plain(value):
-                self.versions[key] = data = pickle.dumps(value, 5)
+                data = pickle.dumps(value, 5)
+                self.versions[key] = data
                 if len(data) > 100:
                     self._pickles[key] = wire.Pickled(data)
                 continue
+            # Anything else may refer to more of the script.
             if wire.is_data(value):
                 self._data[key] = value
-            found = self._pickles[key] = self._pickle(key, value)
-            todo += found.names | found.refs
+            pickled = self._pickle(key, value)
+            self._pickles[key] = pickled
+            todo += pickled.names | pickled.refs
 
     def _pickle(self, key: _Key, value: Any) -> wire.Pickled:
-        """Pickle what is no constant."""
+        """Pickle what a name stands for, unless that is a constant."""
+        # Four cases. A function or class that workers can import; a module, likewise.
         if wire.reference(value):
             return wire.Pickled(pickle.dumps(value, 5))
         if _is_imported(value):
             return _pickle_module(value.__name__)
+        # Data of the script, or a function or class that it defines.
         try:
             if key in self._data:
                 return wire.pickle_definition(value, {}, (key,), is_root=False)
@@ -3465,57 +3520,67 @@ class _Snapshot:
             raise _cannot_be_sent(key[1], value, error) from error
 
     def globals_by_id(self, module: str) -> dict[int, _Key]:
-        """Return the keys of data of the script by `id`, with that of one more module."""
+        """Return the keys of the script's data by `id`, with that of one more module."""
         if module not in self._scanned:
             self._scanned.add(module)
-            self._globals_by_id.update(
-                (id(value), (module, name)) for name, value in [*vars(sys.modules[module]).items()]
-                if wire.is_data(value) and not name.startswith("__"))
+            for name, value in [*vars(sys.modules[module]).items()]:
+                if wire.is_data(value) and not name.startswith("__"):
+                    self._globals_by_id[id(value)] = module, name
         return self._globals_by_id
 
     def _group(self) -> list[list[_Key]]:
-        """Return all that is pickled, in groups of what has parts in common."""
-        groups: list[tuple[list[_Key], set[int]]] = []
+        """Return the keys of all that is pickled, those together that share mutable parts."""
+        groups: list[tuple[list[_Key], set[int]]] = []      # keys, and the `id` of each part
         for key, pickled in self._pickles.items():
             keys, parts = [key], {*pickled.parts}
-            for other in [one for one in groups if parts and not parts.isdisjoint(one[1])]:
-                groups.remove(other)
-                keys, parts = [*other[0], *keys], parts | other[1]
+            related = []
+            if parts:
+                related = [group for group in groups if not parts.isdisjoint(group[1])]
+            for group in related:
+                groups.remove(group)
+                keys = [*group[0], *keys]
+                parts |= group[1]
             groups.append((keys, parts))
         return [keys for keys, _ in groups]
 
     def _version(self, key: _Key) -> bytes:
-        """Return a digest of what a name stands for, and of the definitions that it holds on to.
+        """Return a digest of what a name stands for, and of what it depends on.
 
-        That is what it refers to, but for classes, which stay the same objects in a slot whatever
-        their content is. Of what is cached, it is all that its results may depend on.
+        Two cases. The results of a cached function depend on all that it refers to or that its code
+        uses. Anything else depends on what it refers to, except for classes: a class stays the same
+        object in a slot, whatever its content. What its code uses is looked up when it runs.
         """
         is_cached = type(self._value(key)) is wire.CACHED
         hashed = hashlib.sha256(repr(key).encode())
         todo = [key]
-        for one in todo:        # grows
-            if one != key and not is_cached and isinstance(self._value(one), type):
+        for part in todo:       # which grows meanwhile
+            if part != key and not is_cached and isinstance(self._value(part), type):
                 continue
-            pickled = self._pickles.get(one)
-            hashed.update(pickled.digest if pickled else self.versions[one])
-            if pickled:
-                more = pickled.names | pickled.refs if is_cached else pickled.refs
-                todo += sorted(more.difference(todo))
+            pickled = self._pickles.get(part)
+            if pickled is None:
+                hashed.update(self.versions[part])
+                continue
+            hashed.update(pickled.digest)
+            needed = pickled.names | pickled.refs if is_cached else pickled.refs
+            todo += sorted(needed.difference(todo))
         return hashed.digest()
 
     def _rank(self, key: _Key) -> tuple[int, int]:
         """Return what sorts names in the order in which a slot is to bind them.
 
-        What is bound may be referred to while its attributes are still to come: a class by its
-        subclasses and instances, a function by data.
+        A name can be referred to once it is bound, even while its attributes are still to come. So
+        metaclasses come first, then classes, after their bases; then functions, which instances may
+        need; then data.
         """
         value = self._value(key)
         if isinstance(value, type):
-            return not issubclass(value, type), len(value.__mro__)
-        return 2 + (key in self._data), 0
+            is_metaclass = issubclass(value, type)
+            return (0 if is_metaclass else 1), len(value.__mro__)
+        return (3 if key in self._data else 2), 0
 
     @staticmethod
     def _value(key: _Key) -> Any:
+        """Return what a name stands for now, or wire.ABSENT."""
         return vars(sys.modules[key[0]]).get(key[1], wire.ABSENT)
 
 
@@ -3529,7 +3594,7 @@ def _pickle_module(name: str) -> wire.Pickled:
 
 
 class _Import:
-    """Arrives as the module of a name."""
+    """Unpickles as the module of a name, which is imported there."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -3539,48 +3604,59 @@ class _Import:
 
 
 class _Pickles:
-    """The pickles of functions that are still what they were, object by object.
+    """A cache of pickled functions, each valid while the function consists of the same objects.
 
-    Only of those in which nothing can change unless it is replaced: no list, instance or class.
+    Only functions are cached in which nothing can change unless it is replaced: they hold no list,
+    no instance and no class.
     """
 
     def __init__(self) -> None:
+        # Threads that submit at once may both add to it: what they add is the same.
         self._known: dict[tuple[Any, ...], tuple[list[Any], wire.Pickled]] = {}
 
     def get(self, function: Any, snapshot: _Snapshot, *keys: _Key) -> wire.Pickled:
-        """Return the pickle of a function, as `wire.pickle_definition` makes it."""
+        """Return the pickle of a function, as `wire.pickle_definition` makes it.
+
+        Arguments:
+            snapshot: gives the globals that the function may refer to.
+            keys: the name that the function is to be bound to, if any.
+        """
         parts = _parts_of(function)
+        code_id = id(function.__code__) if parts else 0
         # Submodules that its code uses are sent along, as far as they are imported by now.
-        place = id(function.__code__) if parts else 0, len(sys.modules), *keys
-        known, pickled = self._known.get(place, ((), None))
-        if pickled is None or len(parts) != len(known) or not all(map(operator.is_, parts, known)):
-            globals_by_id = {}
-            # The standard library sends callable objects, and what partials hold, with each call.
-            if keys or isinstance(function, types.FunctionType):
-                globals_by_id = snapshot.globals_by_id(keys[0][0] if keys else "__main__")
-            pickled = wire.pickle_definition(function, globals_by_id, keys, bool(keys))
-            if len(self._known) >= KNOWN_FUNCTIONS[0]:
-                self._known.clear()
-            if parts and len(pickled.data) <= wire.INLINE:
-                self._known[place] = parts, pickled
+        place = (code_id, len(sys.modules), *keys)
+        known, pickled = self._known.get(place, ([], None))
+        if pickled and len(parts) == len(known) and all(map(operator.is_, parts, known)):
+            return pickled
+        globals_by_id = {}
+        # The standard library sends callable objects, and what partials hold, with each call.
+        if keys or isinstance(function, types.FunctionType):
+            globals_by_id = snapshot.globals_by_id(keys[0][0] if keys else "__main__")
+        pickled = wire.pickle_definition(function, globals_by_id, keys, is_root=bool(keys))
+        if len(self._known) >= KNOWN_FUNCTIONS[0]:
+            self._known.clear()
+        if parts and len(pickled.data) <= wire.INLINE:
+            self._known[place] = parts, pickled
         return pickled
 
 
 def _parts_of(function: Any) -> list[Any]:
-    """Return all that makes up a function of the script; nothing, if some of it can change."""
+    """Return all objects that make up a function of the script; none if one of them can change."""
     if (type(function) is not types.FunctionType or function.__kwdefaults__ or function.__dict__
             or not wire.module_of(function.__globals__)):
         return []
     values = [*(function.__defaults__ or ()), *function.__annotations__.values()]
     try:
         values += [cell.cell_contents for cell in function.__closure__ or ()]
-    except ValueError:      # it is empty
+    except ValueError:      # the cell is empty
         return []
-    if not all(wire.is_plain(one) or wire.reference(one) for one in values):
+    if not all(wire.is_plain(value) or wire.reference(value) for value in values):
         return []
-    # A lambda is another object each time; what has a name must be the same, for results.
-    is_named = wire.path_of(function)[0]
-    return [is_named and function, function.__globals__, function.__code__, function.__name__,
+    # Two cases. Results refer to a function that has a name: it must be the same object. A lambda
+    # is another object each time it is evaluated: its code and its values must be the same.
+    module, _ = wire.path_of(function)
+    named = function if module else None
+    return [named, function.__globals__, function.__code__, function.__name__,
             function.__qualname__, function.__module__, function.__doc__,
             *function.__annotations__, *values]
 
@@ -3590,29 +3666,30 @@ class _Root(NamedTuple):
 
     name: str
     durations: _Durations
-    how: int                        # wire.EACH, ONCE, NAMED
-    pickled: Any                    # wire.Pickled; if NAMED, its module and path
-    names: frozenset[_Key]
-    digest: bytes
+    how: int                        # wire.EACH, ONCE or NAMED
+    pickled: Any                    # a wire.Pickled; if NAMED, its module and path
+    names: frozenset[_Key]          # that it uses
+    digest: bytes                   # two are the same function if this and all names are the same
     is_for_map: bool = False
 
 
 class _Functions:
     """The functions that a pool has pickled, and how long they take.
 
-    Two threads may pickle one at once; then it is known under two numbers, which does no harm.
+    No lock guards them. A race: two threads may pickle the same function at once. It then has two
+    numbers and is sent twice, which does no harm.
     """
 
     def __init__(self) -> None:
         self._idents = itertools.count(wire.INITIALIZER + 1)
-        self._by_name: dict[tuple[str, ...], _Function] = {}
-        self._by_content: Any = weakref.WeakValueDictionary()
+        self._by_name: dict[tuple[str, ...], _Function] = {}        # of installed modules
+        self._by_content: Any = weakref.WeakValueDictionary()       # of the script
         self._pickles = _Pickles()
         self._durations: dict[Any, _Durations] = {}     # by module, name and line
 
     def get(self, fn: Callable[..., Any], names: Iterable[_Key] = (),
             is_for_map: bool = False) -> _Function:
-        """Pickle a function, unless its name is known and that is enough to find it.
+        """Pickle a function, unless a worker can import it by a name that was used before.
 
         Arguments:
             names: what the arguments need of the script.
@@ -3624,50 +3701,60 @@ class _Functions:
             function = self._complete(self._take_root(fn, is_for_map), () if key else names)
             if key:
                 self._by_name[key] = function
-        if is_for_map:      # each has its own idea of what arguments need
+        if is_for_map:      # each map has its own `variants`
             return dataclasses.replace(function, variants={})
         return function if function.knows(names) else self._complete(function.root, names)
 
     def get_definition(self, name: str) -> Any:
-        """Return, packed, what `__main__` has under a name, or () if that is data, or nothing."""
+        """Return, packed, the definition that `__main__` has under a name; None if there is none.
+
+        Data is no definition.
+        """
         value = vars(sys.modules["__main__"]).get(name)
-        if not isinstance(value, (type, types.FunctionType, wire.CACHED)) and (
-                type(value).__module__ != "typing"):
-            return ()
-        root = _Root(name, _Durations(), wire.NAMED, ("__main__", name),
-                     frozenset([("__main__", name)]), b"")
+        is_type_hint = type(value).__module__ == "typing"
+        if not isinstance(value, (type, types.FunctionType, wire.CACHED)) and not is_type_hint:
+            return None
+        key = "__main__", name
+        root = _Root(name, _Durations(), wire.NAMED, key, frozenset([key]), b"")
         return self._complete(root, ()).packed
 
     def extend(self, function: _Function, names: Iterable[_Key]) -> _Function:
-        """Return the function of a map, with what arguments of it need besides.
+        """Return the function of a map with `names` besides, which arguments need.
 
-        All else stays what it was when the map began.
+        All other names stand for what they did when the map began.
         """
         if function.knows(names):
             return function
         key = frozenset(names)
         if key not in function.variants:
             more, known = self._take_snapshot(function.root, names), function.script
-            function.variants[key] = self._make(
-                function.root, {**known.versions, **more.versions, **known.versions},
-                {**more.definitions, **known.definitions})
+            # Both orders matter: slots bind the names that the map began with first, and where both
+            # snapshots have a name, the older one counts.
+            versions = {**known.versions, **more.versions, **known.versions}
+            definitions = {**more.definitions, **known.definitions}
+            function.variants[key] = self._make(function.root, versions, definitions)
         return function.variants[key]
 
     def _take_root(self, fn: Callable[..., Any], is_for_map: bool) -> _Root:
+        """Pickle a function by itself. Raises what pickling raises, with the culprit's name."""
         name, inner = _name(fn), _unwrapped(fn)
         line = getattr(getattr(inner, "__code__", None), "co_firstlineno", 0)
         family = getattr(inner, "__module__", ""), name, line
         durations = self._durations.setdefault(family, _Durations())
+        # Three cases. The script defines it at its top level; slots find it by its name.
         module, path = wire.path_of(fn) if isinstance(fn, types.FunctionType) else (None, "")
         if module:
             needs = frozenset([(module, path.partition(".")[0])])
             return _Root(name, durations, wire.NAMED, (module, path), needs, path.encode(),
                          is_for_map)
         try:
+            # An installed module defines it: its pickle is only a reference. It is kept by name,
+            # and a map may use it later.
             if wire.reference(fn):
                 pickled = wire.Pickled(pickle.dumps(fn, 5))
                 return _Root(name, durations, wire.ONCE, pickled, frozenset(), pickled.digest,
                              True)
+            # A lambda, a closure, a partial, ...: its pickle has all of it.
             pickled = self._pickles.get(fn, _Snapshot((), self._pickles))
         except Exception as error:
             culprit = _find_unpicklable(inner)
@@ -3675,21 +3762,28 @@ class _Functions:
                 raise
             raise _like(error, f"{name} cannot be sent: {culprit}, which it uses, cannot be "
                                f"pickled ({wire.describe(error)})") from error
-        how, salt = (wire.ONCE, os.urandom(8)) if is_for_map else (wire.EACH, b"")
         names = frozenset(pickled.names | pickled.refs)
-        return _Root(name, durations, how, pickled, names, pickled.digest + salt, is_for_map)
+        if is_for_map:      # slots keep a copy for each map: equal functions are not the same
+            digest = pickled.digest + os.urandom(8)
+            return _Root(name, durations, wire.ONCE, pickled, names, digest, True)
+        return _Root(name, durations, wire.EACH, pickled, names, pickled.digest)
 
     def _take_snapshot(self, root: _Root, names: Iterable[_Key]) -> _Snapshot:
+        """Return a snapshot of the script. Raises an error that names the function, too."""
         try:
             return _Snapshot(names, self._pickles)
         except _CannotBeSent as problem:
             raise _like(problem.error, f"{root.name} cannot be sent: {problem}") from problem.error
 
     def _complete(self, root: _Root, names: Iterable[_Key]) -> _Function:
-        """Return the function of a root, with all that it needs of the script as it is now."""
+        """Return the function of a root, with all that it needs of the script as it is now.
+
+        Arguments:
+            names: what it needs besides those of the root.
+        """
         script = self._take_snapshot(root, {*root.names, *names})
-        content = root.how, root.digest, root.pickled if root.how == wire.NAMED else (), frozenset(
-            script.versions.items())
+        place = root.pickled if root.how == wire.NAMED else None
+        content = root.how, root.digest, place, frozenset(script.versions.items())
         function = self._by_content.get(content)
         if function is None:
             function = self._make(root, script.versions, script.definitions)
@@ -3699,6 +3793,7 @@ class _Functions:
 
     def _make(self, root: _Root, versions: Mapping[_Key, bytes],
               definitions: Mapping[bytes, Any]) -> _Function:
+        """Return a new function; see `wire.pack_function` for the arguments."""
         packed = wire.pack_function(root.how, root.pickled, versions, definitions)
         values = [vars(sys.modules[module]).get(name) for module, name in versions]
         kept = [value for value in values if isinstance(value, (type, types.FunctionType))]
@@ -3707,7 +3802,12 @@ class _Functions:
 
 
 class _CannotBeSent(Exception):
-    """Something that a function uses cannot be pickled."""
+    """Something that a function uses cannot be pickled.
+
+    Arguments:
+        words: what, and why.
+        error: what pickling raised.
+    """
 
     def __init__(self, words: str, error: Exception) -> None:
         super().__init__(words)
@@ -3717,21 +3817,23 @@ class _CannotBeSent(Exception):
 def _cannot_be_sent(name: str, value: Any, error: Exception) -> _CannotBeSent:
     remedy = ""
     if isinstance(value, type):
-        remedy = "; a class like this can be used if a module of its own defines it"
+        remedy = "; to use this class, move it into a module of its own and import it from there"
     return _CannotBeSent(f"{name}, which it uses, cannot be pickled "
                          f"({wire.describe(error)}){remedy}", error)
 
 
 def _like(error: Exception, words: str) -> Exception:
-    """Return an error with these words, of a type that callers of pickle expect."""
-    return (pickle.PicklingError if isinstance(error, pickle.PicklingError) else TypeError)(words)
+    """Return an error with another message, of a type that callers of pickle expect."""
+    if isinstance(error, pickle.PicklingError):
+        return pickle.PicklingError(words)
+    return TypeError(words)
 
 
 def _find_unpicklable(fn: Any) -> str:
     """Return the name of the variable that keeps a function from being pickled, or ""."""
     owner = getattr(fn, "__self__", None)
     used = {f"self.{name}": value for name, value in getattr(owner, "__dict__", {}).items()}
-    with contextlib.suppress(TypeError, ValueError):    # it is no function; a cell is empty
+    with contextlib.suppress(TypeError, ValueError):    # not a function; an empty cell
         variables = inspect.getclosurevars(fn)
         used.update({**variables.globals, **variables.nonlocals})
     return next((name for name, value in used.items() if _is_unpicklable(value)), "")
@@ -3747,84 +3849,111 @@ def _is_unpicklable(value: Any) -> bool:
 
 def _blame_arguments(name: str, args: Iterable[Any], kwargs: Mapping[str, Any],
                      error: Exception) -> Exception:
-    """Return what names the argument that cannot be pickled, in place of what pickle says."""
+    """Return an error that names the argument that cannot be pickled, instead of pickle's own.
+
+    Arguments:
+        name: of the function.
+        error: what pickling raised.
+    """
     if type(error) not in (AttributeError, TypeError, pickle.PicklingError):
-        return error        # another may want other arguments than words
-    for where, value in (*enumerate(args, 1), *kwargs.items()):
+        return error        # other types may not be made from a message alone
+    for place, value in (*enumerate(args, 1), *kwargs.items()):
         if _is_unpicklable(value):
-            why = ("it is a future: pass what its result() returns, or have `parallelize` wait"
-                   if isinstance(value, Future) else wire.describe(error))
-            found = type(error)(f"argument {where} of {name}, a {type(value).__name__}, cannot be "
-                                f"pickled ({why})")
-            found.__cause__ = error
-            return found
+            reason = wire.describe(error)
+            if isinstance(value, Future):
+                reason = ("it is a future: pass what its result() returns, or use `parallelize`, "
+                          "which waits for it")
+            blamed = type(error)(f"argument {place} of {name}, a {type(value).__name__}, cannot be "
+                                 f"pickled ({reason})")
+            blamed.__cause__ = error
+            return blamed
     return error
 
 
 def _name(fn: Any) -> str:
+    """Return what a function is called in messages and displays."""
     fn = _unwrapped(fn)
     return getattr(fn, "__qualname__", type(fn).__qualname__)
 
 
 def _unwrapped(fn: Any) -> Any:
-    """Return the function of a partial, or of a chunk."""
+    """Return the function that a partial calls, or that a chunk of a map does."""
     while isinstance(fn, functools.partial):
         is_ours = fn.func in (wire.run_chunk, wire.run_some)
         fn = fn.args[0] if is_ours else fn.func
     return fn
 
 
-# A decision that is to be made, its operands, and who is told the outcome: the answer, or the
-# _Refusal, and the futures whose callbacks he is to run. If that is nobody, who passes runs them.
-_Event = tuple[Callable[..., Any], tuple[Any, ...], Callable[[Any], object] | None]
-_LOOK: _Event = bool, (), None      # something has changed
+_Outcome = tuple[Any, list["_RemoteFuture"]]    # an answer, or a _Refusal; futures to call back for
+# A decision that is to be made, its operands, and what is called with the outcome, without the
+# lock. If that is None, the thread that goes through the door runs the callbacks of the futures.
+_Event = tuple[Callable[..., Any], tuple[Any, ...], Callable[[_Outcome], object] | None]
 _FOREIGN = "this executor belongs to the parent process; make another one after a fork"
+
+
+def _decide_nothing() -> None:
+    """Be the decision of an event that only wakes the heartbeat, or has a reply run there."""
+
+
+_LOOK: _Event = _decide_nothing, (), None
 
 
 @dataclasses.dataclass
 class _Refusal:
-    """What is answered when a decision raised."""
+    """The answer to a decision that raised; `decide` raises the error in the thread that asked."""
 
     error: Exception
 
 
 class _Supervisor:
-    """Own what a pool owns: the lock, the scheduler behind it, the links, the heartbeat.
+    """Own all that a pool consists of: the lock, the scheduler behind it, the links, the threads.
 
-    It is apart from `RemoteExecutor` so that its threads do not keep that alive: a pool that nobody
-    holds any more ends.
+    A pool that nobody refers to any more ends. Therefore this is apart from `RemoteExecutor`, which
+    its threads do not keep alive.
+
+    Arguments:
+        title: of the pool, for logs and names of threads.
+        baggage: what machines are sent beside the calls.
+        heartbeat_seconds: between two pings.
+        board: where output and status are shown.
     """
 
     def __init__(self, scheduler: _Scheduler, title: str, ssh_options: list[str],
                  baggage: _Baggage, heartbeat_seconds: float, board: _Scoreboard) -> None:
-        self.scheduler = scheduler
+        # These stay as they are.
         self.title = title
         self.ssh_options = ssh_options
-        self.baggage = baggage
         self.heartbeat_seconds = heartbeat_seconds
-        self.board = board
-        self.functions = _Functions()
         self.pid = os.getpid()
         self._main = threading.main_thread().ident
-        self._lost_seconds = 0.0            # that this process was suspended; the heartbeat's
-        self.events: SimpleQueue[_Event] = SimpleQueue()    # for the heartbeat
-        self.ended = threading.Event()
-        self.counted = threading.Event()    # the scheduler is_counted(), or somebody has waited
-        # The one lock. It guards the scheduler, and with it the order in which channels are sent
-        # what it decided. Who has it may come to the door once more: the garbage collector runs
-        # finalizers in any thread, and they cancel and submit.
+        # The one lock. It guards the scheduler, and the order in which decisions are put into the
+        # queues of channels. It is reentrant because the garbage collector runs finalizers in any
+        # thread, even in one that has the lock, and they cancel and submit.
         self._lock: Any = threading.RLock()
-        self.logins: dict[int, _Login] = {}         # by link, from its start to its end
-        self.channels: dict[int, _Channel] = {}     # by link, while it works
-        self._threads: Any = weakref.WeakSet()
+        self.scheduler = scheduler          # some of its methods need no lock, and say so
+        # Each of these can be used by several threads at once.
+        self.baggage = baggage
+        self.board = board
+        self.functions = _Functions()
+        self.events: SimpleQueue[_Event] = SimpleQueue()    # for the heartbeat, from any thread
+        self.ended = threading.Event()      # all is over; set by the heartbeat
+        self.counted = threading.Event()    # the scheduler is_counted(), or somebody has waited
         self.copying = threading.Semaphore(HANDSHAKES[0])       # each scp is a login
-        self._performers: dict[_Act, Callable[[Any, Any], Sequence[_RemoteFuture]]] = {
+        # By link. `_connect` adds a login and its reader removes it; the reader adds and removes
+        # its channel. Other threads look, and iterate over a copy.
+        self.logins: dict[int, _Login] = {}         # from its start to its end
+        self.channels: dict[int, _Channel] = {}     # while it works
+        self._threads: Any = weakref.WeakSet()      # added to by the threads that start others
+        self._lost_seconds = 0.0            # that this process was suspended; by the heartbeat
+        # Returns the future whose callbacks are to be run, if there is one. All other decisions are
+        # for channels.
+        self._performers: dict[_Act, Callable[[Any, Any], _RemoteFuture | None]] = {
             _CONNECT: self._connect, _SETTLE: self._settle, _LEAVE: self._leave,
             _FINISH: self._finish, _WARN: self._warn}
         self.start_thread("heartbeat", self._keep_time)
 
     def start_thread(self, name: str, target: Callable[..., None], *args: Any) -> threading.Thread:
-        """Start a thread, which belongs to this pool."""
+        """Start a thread that belongs to this pool. Raises RuntimeError if there are too many."""
         thread = threading.Thread(None, target, f"{self.title} {name}", args, daemon=True)
         self._threads.add(thread)
         thread.start()
@@ -3833,28 +3962,30 @@ class _Supervisor:
     # The door
 
     def decide(self, decision: Callable[..., Any], *operands: Any) -> Any:
-        """Have the scheduler decide, and what it decided done; return the answer.
+        """Have the scheduler decide, carry out what it decided, and return its answer.
 
-        Ctrl-C may interrupt the main thread between any two bytecodes, and would leave a decision
-        half made or half done. So the main thread has the heartbeat pass the door for it, in the
-        order of its calls, and only waits for the outcome. Callbacks run in the thread that asked,
-        as in the standard library; the heartbeat runs those that Ctrl-C has kept from it.
+        Callbacks of futures run in the thread that asked, as in the standard library.
 
-        Who has the lock already is a finalizer: it does not wait, and the answer is None. Raises
-        RuntimeError in a forked child.
+        Raises what the decision raises, and RuntimeError in a forked child. In a finalizer that
+        interrupts a thread with the lock, it leaves the decision to the heartbeat and returns None.
         """
         if os.getpid() != self.pid:
             raise RuntimeError(_FOREIGN)
         if self._lock._is_owned():
             self.events.put((decision, operands, None))
             return None
-        outcomes: SimpleQueue[Any] = SimpleQueue()
+        outcomes: SimpleQueue[_Outcome] = SimpleQueue()
         try:
             self._enter((decision, operands, outcomes.put))
             answer, futures = self._await(outcomes)
-        except BaseException:       # the outcome comes before this event, or was received
-            self.events.put((bool, (), lambda _: self._call_back(
-                () if outcomes.empty() else outcomes.get()[1])))
+        except BaseException:       # Ctrl-C: the heartbeat runs the callbacks
+            def call_back(_outcome: _Outcome) -> None:
+                if not outcomes.empty():
+                    self._call_back(outcomes.get()[1])
+
+            # The heartbeat passes this event after that of the decision. By then the outcome is in
+            # the queue, unless Ctrl-C came after it was taken from there.
+            self.events.put((_decide_nothing, (), call_back))
             raise
         if not self.counted.is_set() and self.scheduler.is_counted():
             self.counted.set()
@@ -3863,9 +3994,11 @@ class _Supervisor:
             raise answer.error
         return answer
 
-    def _await(self, outcomes: SimpleQueue[Any]) -> Any:
+    def _await(self, outcomes: SimpleQueue[_Outcome]) -> _Outcome:
+        """Wait for the outcome of an event that `_enter` was given."""
         while True:
-            if self.ended.is_set():     # and with it the heartbeat, which may have missed it
+            # A race: the heartbeat ends just before this event is put. Then nobody else passes it.
+            if self.ended.is_set():
                 self._pass(self._next_events(0))
             try:
                 return outcomes.get(timeout=1.0)
@@ -3873,52 +4006,78 @@ class _Supervisor:
                 pass
 
     def _enter(self, event: _Event) -> None:
-        """Pass the door, or have the heartbeat do it."""
+        """Go through the door with an event, or have the heartbeat do it.
+
+        Two cases in which the heartbeat does. Ctrl-C may interrupt the main thread between any two
+        bytecodes, and would leave a decision half made or half carried out. And a thread that has
+        the lock is in a finalizer, in the middle of another decision.
+        """
         if threading.get_ident() == self._main or self._lock._is_owned():
             self.events.put(event)
         else:
             self._pass([event])
 
     def _pass(self, events: Iterable[_Event]) -> None:
-        """Pass the door: decide under the lock, in this order; then, without it, do and answer."""
-        passed: list[Any] = []
-        channels: dict[_Channel, None] = {}
+        """Go through the door: decide under the lock; without it, carry out and reply.
+
+        Nothing that fails on the way keeps the rest from being carried out.
+        """
         with self._lock:
-            self.scheduler.now = monotonic() - self._lost_seconds
-            for decision, operands, reply in events:
-                try:
-                    answer = decision(*operands)
-                except Exception as error:
-                    answer = _Refusal(error)
-                others = []
-                for action in self.scheduler.take_actions():
-                    verb, target, operand = action
-                    if verb >= _LEAVE or verb is _CONNECT:
-                        others.append(action)
-                    elif channel := self.channels.get(target):
-                        channel.queue.append((verb, operand))
-                        channels[channel] = None
-                if others or reply:
-                    passed.append((reply, answer, others))
+            outcomes, channels = self._make_decisions(events)
         for channel in channels:
             try:
                 channel.pump()
             except Exception:
-                _log.exception("%s: a link cannot be written to", self.title)
-        for reply, answer, others in passed:
+                _log.exception("%s: unexpected error while writing to a link", self.title)
+        for reply, answer, actions in outcomes:
             futures: list[_RemoteFuture] = []
-            for verb, target, operand in others:
-                for _ in range(3 if verb is _SETTLE else 1):    # no future is left behind
+            for verb, target, operand in actions:
+                # A future must be settled: somebody may wait for it without a timeout.
+                tries = 3 if verb is _SETTLE else 1
+                for _ in range(tries):
                     try:
-                        futures += self._performers[verb](target, operand)
+                        future = self._performers[verb](target, operand)
+                        if future is not None:
+                            futures.append(future)
                         break
-                    except BaseException:       # the others are performed all the same
-                        _log.exception("%s: %s failed", self.title, verb.name)
+                    except BaseException:
+                        _log.exception("%s: unexpected error while performing %s", self.title,
+                                       verb.name)
             if reply:
                 reply((answer, futures))
             else:
                 self._call_back(futures)
-            _log.debug("%s: %s", self.title, others)
+            _log.debug("%s: %s", self.title, actions)
+
+    def _make_decisions(self, events: Iterable[_Event]) -> tuple[list[Any], dict[_Channel, None]]:
+        """Decide, with the lock, one event after the other, and queue what is for channels.
+
+        Return what is left to do without the lock: for each event, the reply, the answer and the
+        actions that are not for channels; and the channels that have something to write.
+        """
+        outcomes: list[Any] = []
+        channels: dict[_Channel, None] = {}
+        self.scheduler.now = monotonic() - self._lost_seconds
+        for decision, operands, reply in events:
+            try:
+                answer = decision(*operands)
+            except Exception as error:
+                answer = _Refusal(error)
+            actions = []
+            for action in self.scheduler.take_actions():
+                verb, target, operand = action
+                # Three cases. This thread performs it, once it has released the lock.
+                if verb in self._performers:
+                    actions.append(action)
+                    continue
+                # A channel turns it into frames. Or the link has just ended: nothing is to be done.
+                channel = self.channels.get(target)
+                if channel is not None:
+                    channel.queue.append((verb, operand))
+                    channels[channel] = None
+            if actions or reply:
+                outcomes.append((reply, answer, actions))
+        return outcomes, channels
 
     def _call_back(self, futures: Iterable[_RemoteFuture]) -> None:
         """Run the callbacks of futures; if one ends this, the heartbeat runs the others."""
@@ -3926,13 +4085,14 @@ class _Supervisor:
         try:
             while left:
                 left.popleft()._invoke_callbacks()
-        except BaseException:       # those that are Exceptions, the standard library has logged
-            self.events.put((bool, (), lambda _: self._call_back(left)))
+        except BaseException:       # the standard library has logged those that are Exceptions
+            self.events.put((_decide_nothing, (), lambda _: self._call_back(left)))
             if threading.get_ident() == self._main:
                 raise
             _log.exception("%s: a callback of a future raised", self.title)
 
-    def _connect(self, worker: _Worker, link: int) -> tuple[()]:
+    def _connect(self, worker: _Worker, link: int) -> None:
+        """Perform CONNECT: start the threads of a link, whose reader logs in."""
         stuck: SimpleQueue[Any] = SimpleQueue()
         try:
             self.logins[link] = _Login(worker.record, self.ssh_options)
@@ -3940,31 +4100,35 @@ class _Supervisor:
             self.start_thread(f"{worker.machine} writer", _write_on, stuck)
             self.start_thread(f"{worker.machine} reader", reader.run)
         except (OSError, RuntimeError) as error:
-            # There are too many of something; and Python 3.12.0 and 3.12.1 start none at exit.
+            # Too many files or threads; and Python 3.12.0 and 3.12.1 start no thread at exit.
             stuck.put(None)
             if self.logins.pop(link, None):
                 self.events.put((self.scheduler.ended, (link,), None))
-            cause = wire.describe(error)
-            self.decide(self.scheduler.hear, worker, link, _Scheduler.down, cause, False)
-        return ()
+            loss = _Loss(_LossKind.LOST, wire.describe(error))
+            self.decide(self.scheduler.hear, worker, link, _Scheduler.down, loss)
 
-    def _leave(self, link: int, _operand: Any = ()) -> tuple[()]:
-        if link in self.channels:
-            self.channels[link].close()
-        elif link in self.logins:
-            self.logins[link].abort("it is not needed any more")
-        return ()
+    def _leave(self, link: int, _operand: Any = ()) -> None:
+        """Perform LEAVE: close a link, or give up its login."""
+        # A race: the reader thread may remove them, once the link has ended by itself.
+        channel, login = self.channels.get(link), self.logins.get(link)
+        if channel:
+            channel.close()
+        elif login:
+            login.abort("the link is no longer needed")
 
-    def _finish(self, _target: Any, _operand: Any) -> tuple[()]:
+    def _finish(self, _target: Any, _operand: Any) -> None:
+        """Perform FINISH: have the heartbeat find out that the scheduler is over."""
         self.events.put(_LOOK)
-        return ()
 
-    def _warn(self, _target: Any, words: str) -> tuple[()]:
+    def _warn(self, _target: Any, words: str) -> None:
+        """Perform WARN."""
         _log.warning("%s: %s", self.title, words)
-        return ()
 
-    def _settle(self, bundle: _Bundle, ending: tuple[int, Any]) -> Sequence[_RemoteFuture]:
-        """Resolve a bundle's future; return it if there are callbacks to run. May be repeated."""
+    def _settle(self, bundle: _Bundle, ending: tuple[int, Any]) -> _RemoteFuture | None:
+        """Perform SETTLE: resolve a bundle's future. May be called again if it raised.
+
+        Return the future if it has callbacks to run.
+        """
         kind, value = ending
         try:
             if kind == wire.RESULT:
@@ -3974,25 +4138,27 @@ class _Supervisor:
         except BaseException as error:
             kind = _FAILED
             value = _unpickling_failed(bundle.function.name, error)
-        futures: Sequence[_RemoteFuture] = bundle.future.settle(kind, value)
+        future: _RemoteFuture = bundle.future
+        has_callbacks = future.settle(kind, value)
         bundle.packed = b""
-        bundle.future = ()
-        return futures
+        bundle.future = None
+        return future if has_callbacks else None
 
     # The heartbeat
 
     def _keep_time(self) -> None:
-        """Be the heartbeat, until the scheduler is over and no link is left."""
+        """Run the heartbeat thread, until the scheduler is over and every link has ended."""
         period = min(TICK_SECONDS, max(0.1, self.heartbeat_seconds))
         tick_at = beat_at = 0.0
         last = monotonic()
         killed_at = math.inf
         is_over = False
-        leaving: dict[int, float] = {}      # links that were told to quit; when that takes long
+        leaving: dict[int, float] = {}      # by link: when to warn that it takes long to end
         while self.logins or not is_over:
             events = self._next_events(tick_at - last)
             now = monotonic()
-            if now - last > 1.0 + period:   # we were suspended; nobody else's time has passed
+            # This process was suspended: the time has passed for nobody else.
+            if now - last > 1.0 + period:
                 self._lost_seconds += now - last
             last = now
             try:
@@ -4007,36 +4173,60 @@ class _Supervisor:
                     is_beat = now >= beat_at
                     if is_beat:
                         beat_at = now + self.heartbeat_seconds
-                    self._look_after_links(now, is_beat, now - killed_at > CLOSE_SECONDS)
-                    held_up = [link for link, channel in [*self.channels.items()]
-                               if channel.is_held_up()]
-                    held_up += [link for link, login in [*self.logins.items()] if login.copies]
-                    self.decide(self.scheduler.tick, held_up)
-                    self.board.tick(self.status, is_beat)
+                    self._tick(now, is_beat, is_late=now - killed_at > CLOSE_SECONDS)
             except Exception:       # without a heartbeat, nothing would ever end
-                _log.exception("%s: the heartbeat stumbled", self.title)
+                _log.exception("%s: unexpected error in the heartbeat thread, which goes on",
+                               self.title)
         self.baggage.cargo.cleanup()
         self.board.finish(self.status(), self.scheduler.histogram())
         self.ended.set()
         while not self.events.empty():
             self._pass(self._next_events(0))
 
-    def _leave_all(self, leaving: dict[int, float], now: float) -> None:
-        """Leave all machines: in peace, for slots end as processes do; at once, if we kill."""
+    def _tick(self, now: float, is_beat: bool, is_late: bool) -> None:
+        """Look after the links, have the scheduler look at the clock, and show how things stand.
+
+        Arguments:
+            is_beat: whether pings are due.
+            is_late: whether links still exist long after everything was to be killed.
+        """
         for link, login in [*self.logins.items()]:
             channel = self.channels.get(link)
+            login.limit()
+            if is_late:
+                login.abort("the link did not end after its tasks were killed")
+            elif not login.is_ready:
+                login.check(now)
+            if channel and is_beat and not channel.beat():
+                login.abort(f"no answer to {MISSED_BEATS} heartbeats")
+        held_up = [link for link, channel in [*self.channels.items()] if channel.is_held_up()]
+        held_up += [link for link, login in [*self.logins.items()] if login.copies]
+        self.decide(self.scheduler.tick, held_up)
+        self.board.tick(self.status, is_beat)
+
+    def _leave_all(self, leaving: dict[int, float], now: float) -> None:
+        """Leave all machines. May be called again, until no link is left.
+
+        Arguments:
+            leaving: for this method to keep, from one call to the next.
+        """
+        for link, login in [*self.logins.items()]:
+            channel = self.channels.get(link)
+            # Four cases. It is still being opened, or we kill: at once.
             if channel is None or not login.is_ready or self.scheduler.mode is _KILLING:
                 self._leave(link)
+            # It is up: its slots end as processes do, once their threads have.
             elif link not in leaving:
                 leaving[link] = now + CLOSE_SECONDS
                 channel.quit()
+            # They take long. This is said once.
             elif now > leaving[link]:
                 leaving[link] = math.inf
-                _log.warning("%s: %s: waiting for threads that tasks have left there; Ctrl-C kills "
-                             "them", self.title, login.record)
+                _log.warning("%s: %s: still waiting for threads that tasks started there; press "
+                             "Ctrl-C to kill them", self.title, login.record)
 
     def _next_events(self, patience: float) -> list[_Event]:
-        """Wait for something to happen, and return what has."""
+        """Return the events that are queued; none if there is none for `patience` seconds."""
         events = []
         try:
             events.append(self.events.get(timeout=max(patience, 0)))
@@ -4046,36 +4236,36 @@ class _Supervisor:
             pass
         return events
 
-    def _look_after_links(self, now: float, is_beat: bool, is_late: bool) -> None:
-        for link, login in [*self.logins.items()]:
-            channel = self.channels.get(link)
-            login.limit()
-            if is_late:
-                login.abort("it did not end")
-            elif not login.is_ready:
-                login.check(now)
-            if channel and is_beat and not channel.beat():
-                login.abort(f"no answer to {MISSED_BEATS} heartbeats")
-
     # What callers want
 
     def submit(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any],
                is_promised: bool = False) -> Future[Any]:
-        """Have a function called, or a _Function. Raises what tells that it cannot be."""
+        """Queue a call, and return its future.
+
+        Arguments:
+            fn: a function, or a _Function.
+            is_promised: whether this is an item of a map that has begun, for which a pool that is
+                shutting down still takes it.
+
+        Raises RuntimeError if the pool is closed or the parent's, NoWorkersError, or what pickling
+        raises.
+        """
         if os.getpid() != self.pid:
             raise RuntimeError(_FOREIGN)
         self.scheduler.check_open(is_promised)
-        cell = self.board.cell
-        if cell:
-            cell *= threading.get_ident() == self._main     # threads outlive the cells
-            self.board.home = cell or self.board.home
+        # A call belongs to the notebook's cell that is running if the main thread submits it. Other
+        # threads outlive the cell that started them.
+        cell = 0
+        if self.board.cell and threading.get_ident() == self._main:
+            cell = self.board.cell
+            self.board.home = cell
         is_pickled = isinstance(fn, _Function)
         try:
             packed, names = wire.pack_call(args, kwargs)
         except Exception as error:
             name = fn.name if is_pickled else _name(fn)
-            found = _blame_arguments(name, args, kwargs, error)
-            raise found from found.__cause__
+            blamed = _blame_arguments(name, args, kwargs, error)
+            raise blamed from blamed.__cause__
         function = (self.functions.extend(fn, names) if is_pickled
                     else self.functions.get(fn, names))
         bundle = _Bundle(function, packed, cell=cell)
@@ -4088,19 +4278,22 @@ class _Supervisor:
         return self.submit(function, args, {}, True)
 
     def drop(self, function: _Function) -> None:
-        """Have all machines forget a function if it is large, with what arguments needed of it."""
-        if os.getpid() == self.pid:
-            for one in (function, *function.variants.values()):
-                if _size(one.packed) > wire.MAX_FRAME:
-                    for channel in [*self.channels.values()]:
-                        channel.drop(one)
+        """Have all machines forget a map's function, if it is large, and its variants."""
+        if os.getpid() != self.pid:
+            return
+        for variant in (function, *function.variants.values()):
+            if _size(variant.packed) > wire.MAX_FRAME:
+                for channel in [*self.channels.values()]:
+                    channel.drop(variant)
 
     def cancel(self, bundle: _Bundle) -> bool:
-        """Cancel a call; return whether it was in time."""
-        return os.getpid() == self.pid and bool(self.decide(self.scheduler.cancel, bundle))
+        """Cancel a call. Return whether it had no outcome yet."""
+        if os.getpid() != self.pid:
+            return False
+        return bool(self.decide(self.scheduler.cancel, bundle))
 
     def shutdown(self, wait: bool, cancel_futures: bool, quiet: bool = False) -> None:
-        """Accept no more, and end when all is done."""
+        """Accept no more calls, and end when all are done; see `BaseExecutor.shutdown`."""
         if os.getpid() != self.pid:
             return
         self.board.quiet = self.board.quiet or quiet
@@ -4108,33 +4301,36 @@ class _Supervisor:
         if wait and self._may_wait():
             try:
                 self.ended.wait()
-            except KeyboardInterrupt:       # whoever presses Ctrl-C is not waiting for results
+            except KeyboardInterrupt:       # the user does not want to wait for results
                 self.decide(self.scheduler.give_up)
                 self.ended.wait()
                 raise
 
     def _may_wait(self) -> bool:
-        """Return whether this thread may wait for what the threads of the pool do."""
-        # A callback cannot wait for itself; who has the lock is a finalizer, which may be anywhere.
+        """Return whether this thread may wait for what the threads of the pool do.
+
+        Two cases in which it may not. A thread of the pool, in a callback, would wait for itself. A
+        thread that has the lock, in a finalizer, would keep all others waiting.
+        """
         is_ours = threading.current_thread() in {*self._threads, self.board.thread}
         return not is_ours and not self._lock._is_owned()
 
     def await_count(self) -> None:
-        """Wait until each machine has said how many slots it has, or has failed; COUNT_SECONDS.
+        """Wait until each machine has told its number of slots or failed, or for COUNT_SECONDS.
 
-        Nobody waits again after that, until another machine is added.
+        Later calls do not wait, until another machine is added.
         """
         if not self.counted.is_set() and os.getpid() == self.pid and self._may_wait():
             self.counted.wait(COUNT_SECONDS)
             self.counted.set()
 
     def status(self) -> Any:
-        """Take a snapshot."""
-        found = {link: login.progress() for link, login in [*self.logins.items()]}
-        return self.decide(_take_status, self.title, self.scheduler, found)
+        """Return a RemoteExecutorStatus, as of now."""
+        stages = {link: login.progress() for link, login in [*self.logins.items()]}
+        return self.decide(_take_status, self.title, self.scheduler, stages)
 
     def abandon(self) -> None:
-        """In a forked child: the links are the parent's."""
+        """In a forked child, close its copies of the pipes: the links are the parent's."""
         for login in self.logins.values():
             login.abandon()
         for channel in self.channels.values():
@@ -4142,13 +4338,22 @@ class _Supervisor:
 
 
 def _write_on(stuck: SimpleQueue[Any]) -> None:
-    """Be the writer thread of a link: write what others could not, until there is no more."""
+    """Run the writer thread of a link: write what did not fit into the pipe at once.
+
+    Arguments:
+        stuck: the channel is put into it when there is something to write; None ends the thread.
+    """
     for channel in iter(stuck.get, None):
         channel.write_on()
 
 
 class _Reader:
-    """The reader thread of a link: from its login on, what its machine says."""
+    """The reader thread of a link: logs in, then acts on what the machine sends, until the end.
+
+    Arguments:
+        link: the number under which the supervisor finds the login and, once it is up, the channel.
+        stuck: for the link's writer thread; see `_write_on`.
+    """
 
     def __init__(self, supervisor: _Supervisor, worker: _Worker, link: int,
                  stuck: SimpleQueue[Any]) -> None:
@@ -4157,10 +4362,13 @@ class _Reader:
         self._link = link
         self._stuck = stuck
         self._login = supervisor.logins[link]
-        self._asked: set[tuple[int, str]] = set()       # by the kind of question
+        # The reader thread alone uses these.
+        self._asked: set[tuple[int, str]] = set()       # what slots have asked for, by kind
         self._copiers: list[threading.Thread] = []
+        # Added to by copiers; if two add the same, it is logged twice.
         self._told: set[str] = set()        # why packages do not follow
         self._copy_loss = _LossKind.UNUSABLE        # what a failure to store files is
+        # By kind of message, what acts on it: on its identifier and its body.
         self._on: dict[int, Callable[[int, Any], None]] = {
             wire.OUTPUT: self._on_output, wire.DIED: self._on_died, wire.KILLED: self._on_killed,
             wire.RECALLED: self._on_recalled, wire.SLOTS: self._on_slots,
@@ -4168,11 +4376,11 @@ class _Reader:
             wire.COPY: self._on_copy, wire.STORED: self._on_stored, wire.NAME: self._on_name}
         finders = {wire.WANTED: self._find_module, wire.CHILDREN: self._find_children,
                    wire.METADATA: self._find_metadata}
-        self._on.update((kind, functools.partial(self._on_question, kind, find))
-                        for kind, find in finders.items())
+        for kind, find in finders.items():
+            self._on[kind] = functools.partial(self._on_question, kind, find)
 
     def run(self) -> None:
-        """Read until the link ends, and say why."""
+        """Run the reader thread: log in, read until the link ends, and report why it did."""
         supervisor, login = self._supervisor, self._login
         baggage = supervisor.baggage
         try:
@@ -4190,7 +4398,8 @@ class _Reader:
         except _LinkLost as lost:
             self._on_link_lost(lost.loss)
         except BaseException as error:
-            _log.exception("%s: the link to %s failed", supervisor.title, self._worker.record)
+            _log.exception("%s: unexpected error in the reader thread of %s", supervisor.title,
+                           self._worker.record)
             self._on_link_lost(_Loss(_LossKind.LOST, wire.describe(error)))
         finally:
             if self._link in supervisor.channels:
@@ -4199,40 +4408,38 @@ class _Reader:
             login.end()
             for thread in self._copiers:
                 thread.join()
+            # In this order: the heartbeat ends when it finds no login after an event.
             del supervisor.logins[self._link]
             supervisor.events.put((supervisor.scheduler.ended, (self._link,), None))
 
     def _on_link_lost(self, loss: _Loss) -> None:
+        """Report and log that the link ended, or could not be opened, against our will."""
         self._tell(_Scheduler.noticed, self._login.found)
-        if self._tell(_Scheduler.down, loss):
-            if loss.is_permanent:
-                self._log(logging.ERROR, loss.cause)
-            else:
-                at_first, later = (seconds / 60 for seconds in GIVE_UP_SECONDS)
-                self._log(logging.WARNING, f"{loss.cause} (retrying; giving up after {at_first:g} "
-                                           f"min, {later:g} min once a task has succeeded)")
+        if not self._tell(_Scheduler.down, loss):
+            return
+        if loss.is_permanent:
+            self._log(logging.ERROR, loss.cause)
+            return
+        at_first, later = (seconds / 60 for seconds in GIVE_UP_SECONDS)
+        self._log(logging.WARNING, f"{loss.cause} (retrying; giving up after {at_first:g} min, "
+                                   f"{later:g} min once a task has succeeded)")
 
     def _log(self, level: int, words: str) -> None:
         _log.log(level, "%s: %s: %s", self._supervisor.title, self._worker.record, words)
 
     def _tell(self, report: Callable[..., Any], *operands: Any) -> Any:
+        """Report something to the scheduler, with one of its methods; return its answer."""
         supervisor = self._supervisor
         return supervisor.decide(
             supervisor.scheduler.hear, self._worker, self._link, report, *operands)
 
     def _work(self) -> None:
-        """Return when the link ends as we meant it to. Raises _LinkLost when it ends otherwise."""
+        """Act on messages until we close the link. Raises _LinkLost if it ends otherwise."""
         while True:
             try:
                 messages = self._channel.read()
                 for kind, group in itertools.groupby(messages, operator.itemgetter(0)):
-                    if kind in (wire.RESULT, wire.ERROR):
-                        self._tell(_Scheduler.finish, [*group])
-                    elif kind == wire.MISSING:
-                        self._tell(_Scheduler.finish, [*map(self._look_for, group)])
-                    else:
-                        for _, ident, _, body in group:
-                            self._hear(kind, ident, body)
+                    self._hear(kind, [*group])
             except (OSError, EOFError, wire.FrameError) as error:
                 if self._channel.pipe is not _CLOSING:
                     raise self._login.diagnose(error) from None
@@ -4240,13 +4447,34 @@ class _Reader:
                 return
 
     def _is_expected(self, kind: int, ident: int) -> bool:
-        """Tell whether a message may come: a result, even of what is to be killed."""
+        """Return whether a long message may come: the outcome of an attempt that is there.
+
+        It may be one that is to be killed. Of any other, no memory is set aside.
+        """
         worker = self._worker
-        is_result = kind in (wire.RESULT, wire.ERROR, wire.MISSING, wire.UNFIT)
-        return is_result and (ident in worker.ahead or ident in worker.running)
+        is_outcome = kind in (wire.RESULT, wire.ERROR, wire.MISSING, wire.UNFIT)
+        return is_outcome and (ident in worker.ahead or ident in worker.running)
+
+    def _hear(self, kind: int, messages: list[_Message]) -> None:
+        """Act on messages of one kind. Raises FrameError for what no shim sends."""
+        # Three cases. Outcomes are reported together: so they go through the door once.
+        if kind in (wire.RESULT, wire.ERROR):
+            self._tell(_Scheduler.finish, messages)
+            return
+        # Likewise, with what is known here about the module that is missing there.
+        if kind == wire.MISSING:
+            self._tell(_Scheduler.finish, [*map(self._look_for, messages)])
+            return
+        # Everything else is acted on one by one.
+        try:
+            for _, ident, _, body in messages:
+                self._on[kind](ident, body)
+        except wire.NONSENSE as error:
+            raise wire.FrameError(
+                f"invalid message of kind {kind}: {wire.describe(error)}") from None
 
     def _look_for(self, message: _Message) -> _Message:
-        """Say of a module that a machine has not got whether we have it."""
+        """Return a MISSING message as `_Scheduler.finish` expects it: with whether we have it."""
         kind, ident, tag, body = message
         name, _, pickled = bytes(body[0]).partition(b"\0")
         module = name.decode("utf-8", "replace")
@@ -4255,13 +4483,6 @@ class _Reader:
         except Exception:
             is_ours = False
         return kind, ident, tag, (module, is_ours, (pickled,))
-
-    def _hear(self, kind: int, ident: int, body: bytes) -> None:
-        try:
-            self._on[kind](ident, body)
-        except wire.NONSENSE as error:
-            raise wire.FrameError(
-                f"a message of kind {kind} makes no sense ({wire.describe(error)})") from None
 
     def _on_output(self, number: int, body: bytes) -> None:
         printed = wire.frame(wire.PRINTED, len(body))
@@ -4276,13 +4497,14 @@ class _Reader:
 
     def _on_killed(self, ident: int, body: bytes) -> None:
         self._channel.forget(ident)
-        self._tell(_Scheduler.freed, ident, wire.DEATH.unpack(body)[0])
+        slot, _ = wire.DEATH.unpack(body)
+        self._tell(_Scheduler.freed, ident, slot)
 
     def _on_recalled(self, _ident: int, body: bytes) -> None:
         self._tell(_Scheduler.recalled, [ident for ident, in wire.IDENT.iter_unpack(body)])
 
-    def _on_pong(self, ident: int, _body: bytes) -> None:
-        self._tell(_Scheduler.measured, (monotonic_ns() - ident) * 1e-9)
+    def _on_pong(self, sent_at: int, _body: bytes) -> None:
+        self._tell(_Scheduler.measured, (monotonic_ns() - sent_at) * 1e-9)
 
     def _on_slots(self, count: int, body: bytes) -> None:
         if not 0 < count <= self._worker.count:
@@ -4297,40 +4519,47 @@ class _Reader:
     def _on_question(self, kind: int, find: Callable[[str], Any], ident: int, body: bytes) -> None:
         """Answer what a slot has asked for; with None where there is nothing."""
         name = self._ask(kind, body)
-        found = None
+        answer = None
         try:
-            found = find(name)
-        except Exception:       # users' import hooks raise what they like; it is not the machine's
-            _log.exception("%s: %s cannot be looked for", self._supervisor.title, name)
-        self._answer(ident, found)
+            answer = find(name)
+        except Exception:       # import hooks of the user may raise anything; the link goes on
+            _log.exception("%s: unexpected error while looking for %s", self._supervisor.title,
+                           name)
+        self._answer(ident, answer)
 
     def _find_module(self, name: str) -> Any:
+        """Return a module's source, or the distribution that it belongs to, or None."""
         baggage = self._supervisor.baggage
-        return (baggage.modules and _find_source(name)
-                or baggage.cargo.offer(name, self._login.facts))
+        source = _find_source(name) if baggage.modules else None
+        return source or baggage.cargo.offer(name, self._login.facts)
 
     def _find_children(self, name: str) -> Any:
+        """Return what `pkgutil` lists in a package of the project: `(name, is a package)` each."""
         is_ours = self._supervisor.baggage.modules and _find_source(name)
         places = _find_spec(name).submodule_search_locations if is_ours else ()
-        return [(one.name, one.ispkg) for one in pkgutil.iter_modules(places)]
+        return [(child.name, child.ispkg) for child in pkgutil.iter_modules(places)]
 
     def _find_metadata(self, name: str) -> Any:
+        """Return what is installed here as distribution `name`, if it may follow, or None."""
         baggage = self._supervisor.baggage
         return baggage.cargo.describe(name, self._login.facts, baggage.modules)
 
     def _on_name(self, ident: int, body: bytes) -> None:
-        """Send what the script has under a name, as it is now, but no data."""
+        """Send the definition that the script has under a name now; nothing, if that is data."""
         name = body.decode()
         supervisor = self._supervisor
-        packed: Any = wire.NOTHING
+        packed: Any = None
         try:
             if supervisor.baggage.modules:
-                packed = supervisor.functions.get_definition(name) or packed
+                packed = supervisor.functions.get_definition(name)
         except Exception:       # it cannot be pickled
             _log.debug("%s: %s cannot be sent", supervisor.title, name, exc_info=True)
+        if packed is None:
+            packed = wire.NOTHING
         self._channel.send(wire.message(wire.MODULE, ident, 0, packed))
 
     def _ask(self, kind: int, body: bytes) -> str:
+        """Return what is asked for. Raises ValueError if it was before: slots keep answers."""
         text = body.decode()
         if (kind, text) in self._asked:
             raise ValueError(f"{text!r} is asked for twice")
@@ -4410,64 +4639,83 @@ def _ending(status: int) -> str:
     number = os.waitstatus_to_exitcode(status)
     if number >= 0:
         return f"exited with status {number}"
-    name = signal.strsignal(-number) or ""
+    if number == -signal.SIGKILL:
+        return "killed by SIGKILL (out of memory?)"
     try:
         name = signal.Signals(-number).name
-    except ValueError:
-        pass
-    return f"killed by {name}" + " (out of memory?)" * (number == -signal.SIGKILL)
+    except ValueError:      # a real-time signal
+        name = signal.strsignal(-number) or ""
+    return f"killed by {name}"
 
 
 def _unpickling_failed(name: str, error: BaseException) -> BundleError:
-    found = BundleError(name, f"its result cannot be unpickled here: {wire.describe(error)}")
-    found.__cause__ = error
-    return found
+    """Return the error of a future whose result cannot be unpickled."""
+    failure = BundleError(name, f"its result cannot be unpickled here: {wire.describe(error)}")
+    failure.__cause__ = error
+    return failure
+
+
+# What an ERROR message reports, by its stage.
+_STAGES = {
+    "arguments": "its function or arguments cannot be unpickled on the worker",
+    "result": "its result cannot be pickled",
+    "round trip": "its result cannot be unpickled",
+    "run": "it raised an exception that cannot be pickled",
+}
 
 
 def _rebuild(name: str, body: Any) -> BaseException:
     """Return the exception of an ERROR message, with the remote traceback as its cause.
 
-    See `wire.pack_outcome`.
+    Arguments:
+        name: of the function.
+        body: see `wire.pack_outcome`.
+
+    Raises whatever a malformed body leads to.
     """
     stage, pickled, kind, text, trace = wire.unpack(body)
-    error: object = ()
+    error = None
+    # Two cases. The function raised, and its exception arrives. Otherwise a BundleError tells what
+    # could not be pickled or unpickled.
     if stage == "run" and pickled:
         try:
             error = pickle.loads(pickled)
         except BaseException as problem:
             text += f" (the exception cannot be unpickled here: {wire.describe(problem)})"
     if not isinstance(error, BaseException):
-        what = {"arguments": "its function or arguments cannot be unpickled there",
-                "result": "its result cannot be pickled",
-                "round trip": "its result cannot be unpickled",
-                "run": "it raised an exception that cannot be pickled"}[stage]
-        remedy = (" -- it is made anew from its args: hand all to super().__init__(), or define "
-                  "__reduce__" if stage == "run" else "")
-        error = BundleError(name, f"{what}: {kind}: {text}{remedy}")
-    # Not by assignment: an exception may be frozen.
+        reason = f"{_STAGES[stage]}: {kind}: {text}"
+        if stage == "run":
+            reason += (" -- an exception is made anew from its args: pass all of them to "
+                       "super().__init__(), or define __reduce__")
+        error = BundleError(name, reason)
+    # Not by assignment: an exception may be a frozen dataclass.
     vars(BaseException)["__cause__"].__set__(error, _RemoteTraceback(_with_lines(trace)))
     return error
 
 
 def _with_lines(trace: str) -> str:
-    """Show the lines of files that are here alone: the script's, those of a notebook's cells."""
-    def show(match: re.Match[str]) -> str:
+    """Add lines of source to a remote traceback, from files that only this machine has.
+
+    These are the script, and the cells of a notebook.
+    """
+    def add_line(match: re.Match[str]) -> str:
         line = linecache.getline(match[1], int(match[2])).strip()
-        return match[0] + f"    {line}\n" * bool(line)
-    return re.sub(r'^  File "(.+)", line (\d+), in .*\n(?! {4})', show, trace, flags=re.MULTILINE)
+        return f"{match[0]}    {line}\n" if line else match[0]
+    return re.sub(
+        r'^  File "(.+)", line (\d+), in .*\n(?! {4})', add_line, trace, flags=re.MULTILINE)
 
 
-_supervisors: weakref.WeakSet[_Supervisor] = weakref.WeakSet()
+_supervisors: weakref.WeakSet[_Supervisor] = weakref.WeakSet()     # of all pools of this process
 
 
 @functools.cache
 def _prepare_process() -> None:
-    """Have pools drained at exit, while threads can start, and let go of in children. Once."""
+    """Have all pools shut down at exit, and abandoned in forked children. Does so once."""
     def for_all(method: Callable[..., None], *arguments: bool) -> None:
         for supervisor in [*_supervisors]:
             method(supervisor, *arguments)
 
-    # In an exit function, it is too late for that; whoever makes a pool there shuts it down.
+    # In an exit function, it is too late for that: whoever makes a pool there must shut it down.
     with contextlib.suppress(RuntimeError):
         _at_exit(functools.partial(for_all, _Supervisor.shutdown, True, False))
     os.register_at_fork(after_in_child=functools.partial(for_all, _Supervisor.abandon))
@@ -4475,6 +4723,7 @@ def _prepare_process() -> None:
                         after_in_child=_spawning.release)
 
 
+# While threads can still be started, unlike in functions of `atexit`.
 _at_exit = getattr(threading, "_register_atexit", atexit.register)
 
 

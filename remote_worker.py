@@ -1569,17 +1569,16 @@ class ModuleFinder:
         loader = SourceLoader(filename, source)
         spec: Any = machinery.ModuleSpec(name, loader, origin=filename, is_package=is_package)
         spec.has_location = True
-        is_namespace = filename == self.NAMESPACE
-        if is_namespace:        # other parts of it may be installed here
+        if filename == self.NAMESPACE:      # other parts of it may be installed here
             here = machinery.PathFinder.find_spec(name, path)
             if here and here.submodule_search_locations:
                 spec.submodule_search_locations += here.submodule_search_locations
-        elif is_package:
+            return spec
+        if is_package:
             folder = os.path.dirname(filename)
             spec.submodule_search_locations.append(folder)
             self._folders[folder] = name
-        if not is_namespace:
-            self._save(name, source, is_package)
+        self._save(name, source, is_package)
         return spec
 
     def _ask(self, kind: int, name: str) -> Any:

@@ -971,7 +971,7 @@ def test_sizes_come_from_the_environment(monkeypatch):
     with executors.ThreadExecutor() as pool:
         assert pool._pool._max_workers == 3
     monkeypatch.setenv("EXECUTORS_THREADPOOL_SIZE", "many")
-    with pytest.raises(ValueError, match="EXECUTORS_THREADPOOL_SIZE is 'many'"):
+    with pytest.raises(ValueError, match="EXECUTORS_THREADPOOL_SIZE must be .* got 'many'"):
         executors.ThreadExecutor()
 
 
@@ -2732,7 +2732,7 @@ class TestBlame:
     def test_arguments_that_cannot_be_unpickled_there(self, remote, bomb, words):
         error = remote.submit(neg, bomb).exception(PATIENCE)
         assert type(error) is BundleError and words in str(error)
-        assert "arguments cannot be unpickled there" in str(error)
+        assert "arguments cannot be unpickled on the worker" in str(error)
 
     def test_arguments_that_cannot_be_pickled_are_told_by_submit(self, remote):
         before = remote.task_count
@@ -4421,6 +4421,7 @@ class TestLostMachines:
             pool.shutdown()
         """)
         assert done.stdout.split() == ["200", "True", "True"], done
+        assert "Traceback" not in done.stderr, done     # the loss is an ordinary one
 
     def test_processes_that_have_ended_are_not_signalled(self):
         """Their numbers may be somebody else's by now."""
@@ -7326,7 +7327,8 @@ class TestLoginShells:
             with pytest.raises(NoWorkersError) as caught:
                 pool.submit(neg, 1).result(PATIENCE)
             said = str(caught.value)
-            assert f"found cpython 3.8.1 {sys.executable}: tried {self.OURS} " in said
+            assert f"found cpython 3.8.1 {sys.executable})" in said
+            assert f"Looked in: {self.OURS}, " in said
             assert "uv python install" in said
 
     @pytest.mark.parametrize("mounts, words", [
