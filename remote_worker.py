@@ -1,44 +1,80 @@
 # SPDX-License-Identifier: MIT
-"""The worker's side of `executors`: unpickle, run, pickle; and the wire format both sides speak.
+"""The worker's side of `executors`: it unpickles calls, runs them and pickles what they return.
 
-Nothing of this is installed anywhere. `executors.py` sends this file's own text over ssh to a bare
-Python, which makes a module of it and calls `serve()`. From then on the machine runs four kinds of
-process, each forked from the one before; only slots run users' code:
+The wire format, which both sides speak, is defined here too. Nothing is installed on a worker:
+`executors.py` sends the text of this file over ssh to a bare Python, which makes a module of it and
+calls `serve()`. An example of what follows; a user's script says
+
+    LIMIT = 10
+
+    def clip(x):
+        return min(x, LIMIT)
+
+    future = pool.submit(clip, 12)
+
+1.  The controller (the process that runs the script) pickles the code of `clip`, the value of LIMIT
+    and the arguments `(12,)`, each by itself. It sends the first two to the worker in a FUNCTION
+    and the arguments in a CALL. Later calls of `clip` are a CALL only, until it or LIMIT changes.
+2.  On the worker, the shim keeps the FUNCTION and writes the CALL into the pipe of a slot.
+3.  The slot does not know the function yet, so it asks the shim for it. With the answer it defines
+    LIMIT and `clip` in its own `__main__`. Then it unpickles the arguments and calls `clip(12)`.
+4.  The slot pickles 10 and writes it as a RESULT, which the shim passes on to the controller.
+
+*Processes.* A worker runs four kinds of process, each forked from the one before it. Only slots run
+users' code:
 
     guardian ──► shim ──► keeper, keeper, ... ──► slot (one for each keeper)
 
-- A *slot* runs one call at a time. Its parent is a *keeper*: the leader of their session and, on
-  Linux, the reaper of whatever the slot's processes leave behind. It ends as the slot does.
-- The *shim* is one thread around `poll`. It deals calls to slots, passes their results and their
-  output on, and replaces a slot that died or was killed. It never unpickles a call or a result. It
-  ends when its controller does: at end of file, or after a lease without a word.
-- The *guardian* only waits: for the shim to die, after which it kills whatever the shim left; or
-  for the controller's end of the connection to vanish while the shim cannot act on it.
+- A *slot* runs one call at a time.
+- A *keeper* is the parent of one slot. It leads the session that both are in and, on Linux, adopts
+  the processes that the slot's processes leave behind. It exits the way its slot exits.
+- The *shim* is one thread around `poll`. It assigns calls to slots, passes on their results and
+  their output, and replaces a slot that died or was killed. It never unpickles a call or a result.
+  It exits when the link to the controller ends, or has been silent for the length of a lease.
+- The *guardian* waits. When the shim dies, it kills the processes that the shim left. When the
+  controller's end of the link vanishes, or the shim is stopped, and the shim does not exit within
+  two seconds, it kills the shim.
 
-A frame is a header and a payload:
+*Frames.* All that is sent is cut into frames, each a header and a payload (sizes in bytes, numbers
+in network byte order):
 
     ┌────────┬──────────────┬──────────┬────────────────────────────┐
-    │ kind 1 │ identifier 8 │ length 8 │ payload, at most MAX_FRAME │   (network byte order, bytes)
+    │ kind 1 │ identifier 8 │ length 8 │ payload, at most MAX_FRAME │
     └────────┴──────────────┴──────────┴────────────────────────────┘
 
-CALL, FUNCTION, MODULE, RESULT and ERROR are *messages*. Their payload begins with a tag (CALL:
-which function; RESULT and ERROR: the slot's number and the microseconds run, see SLOT_SHIFT) and a
-count n. With n = 0 the rest is a pickle. Otherwise n lengths follow, of a pickle and its
-out-of-band buffers, and their bytes come after in PART frames of the same identifier, cut so that
-no frame is long enough to keep another waiting.
+*Messages.* Some kinds (see `_MESSAGES`) carry a pickle, of any length. The first frame of
+such a message has a tag and a count at the start of its payload:
 
-                 calls ►        CALL and FORGET, no parts
-                 permits ►      the identifier of each CALL
-    shim         ◄ questions    what it has not got: a FUNCTION, the parts of its CALL, or one of
-                                QUESTIONS, which the controller answers
-                 answers ►      that, as whole messages
-                 ◄ results      RESULT and ERROR, with parts; beside them what it prints        slot
+    ┌────────┬───────┬─────────┬────────────────────────────────────┐
+    │ header │ tag 8 │ count 1 │ if 0: the pickle                   │
+    │   17   │       │         │ if n: n lengths, 8 each            │
+    └────────┴───────┴─────────┴────────────────────────────────────┘
 
-What a slot has not got it *pulls*, when it needs it, so that nothing long stands in the way of what
-is short. And a call that waits can still be taken back: a slot starts one only after it has read
-its permit. The shim holds the reading end of that pipe too: what it reads back has not been started
-and, the kernel having handed each permit to one reader only, never will be. So when a slot dies,
-the call it leaves without a result or a permit is the one that ran.
+- The tag of a CALL is the identifier of its FUNCTION. The tag of a RESULT or an ERROR holds the
+  slot's number and for how long the call ran (see SLOT_SHIFT). Other tags mean nothing.
+- Count 0: the message is this one frame. For example, the RESULT above.
+- Count n: n *segments* follow, the pickle and its out-of-band buffers. (A large NumPy array is such
+  a buffer, so that it is not copied into the pickle.) Their bytes come in PART frames with the same
+  identifier. Frames of other messages may come in between: a long message delays no short one.
+
+*Pipes.* Between the shim and each slot there are five, besides the slot's stdout and stderr:
+
+             ── calls ─────►    CALL and FORGET, but no PART
+             ── permits ───►    the identifier of each CALL, 8 bytes
+    shim     ◄── questions ─    for what the slot lacks: a FUNCTION, the PARTs of its CALL, or one
+                                of QUESTIONS, which the controller answers                      slot
+             ── answers ───►    the answers to these: whole messages
+             ◄── results ───    RESULT, ERROR and the like, with their PARTs
+
+What a slot lacks, it *pulls*: it asks when it needs it, and waits for the answer. So the pipe of
+calls holds nothing long, and several calls can wait in it.
+
+A call that waits in the pipe can be taken back, for another slot or because it was cancelled. That
+is what permits are for. A slot reads the permit of a call before it starts the call. The shim can
+read that pipe too, and the kernel gives each permit to one reader only. If the shim gets it, the
+call has not started and never will. If the slot gets it, the call starts. So when a slot dies, the
+shim reads all permits that are left; the one call with neither a permit nor a result is the call
+that was running.
 """
 
 from __future__ import annotations
@@ -72,7 +108,7 @@ if TYPE_CHECKING:       # importing typing would take a tenth of the time to the
     from typing import Any
 
     Buffer = Any        # bytes, bytearray or memoryview
-    Packed = Any        # from `pack`: bytes, all in one; or lengths and buffers
+    Packed = Any        # what `pack` returns: bytes, or (lengths, buffers)
 
 __version__ = "0.2.0"      # of executors, which this file belongs to
 __all__ = [
@@ -85,36 +121,70 @@ __all__ = [
     "send_signal", "serve", "signal_tree", "take_seconds", "unpack", "write_all",
 ]
 
-MAX_FRAME = 1 << 20     # bytes of payload; a longer one on the wire means a garbled stream
-INLINE = 1 << 16        # bytes of pickle in one frame; buffers from this size leave the pickle
-READ_SIZE = 1 << 16     # bytes asked of one read; small frames come many to a read
-SLOT_DEPTH = 64         # calls in a slot's pipe, with the running one: busy through our turn
-BACKLOG = 4 << 20       # bytes queued towards one descriptor at which its source is no longer read
+MAX_FRAME = 1 << 20     # bytes of payload; a longer frame means that the stream is garbled
+# Bytes. A longer pickle is sent in PARTs; a buffer of at least this size leaves its pickle.
+INLINE = 1 << 16
+READ_SIZE = 1 << 16     # bytes requested by one read, which may bring many small frames
+SLOT_DEPTH = 64         # calls in a slot, the running one too: busy until our next turn
+BACKLOG = 4 << 20       # bytes queued for one descriptor; while there are more, we stop reading
 TERM_SECONDS = 0.5      # between SIGTERM and SIGKILL
 STATE_SECONDS = 1.0     # between two states of a progress bar that are passed on
 LAST_WORDS = 2000       # bytes of stderr kept to explain a slot's death
-SHARED_CACHES = 64      # cached functions that a slot keeps, which came by value
+SHARED_CACHES = 64      # cached functions without a name that a slot keeps
 NEVER = float("inf")
-HEADER = struct.Struct("!BQQ")
-TAG = struct.Struct("!QB")          # tag and count of a message, behind its header
-SHORT = struct.Struct("!BQQQB")     # HEADER and TAG of a message that is one frame
-IDENT = struct.Struct("!Q")
-GREETING = struct.Struct("!IQQ")    # cores, and the processes of shim and guardian
-DEATH = struct.Struct("!qi")        # a slot's number, or NO_SLOT; its wait status
-NO_SLOT = -1
+
+HEADER = struct.Struct("!BQQ")      # kind, identifier, length
 HEAD = HEADER.size
-BODY_AT = SHORT.size    # in a message's first frame
+TAG = struct.Struct("!QB")          # tag and count, behind the header of a message's first frame
+SHORT = struct.Struct("!BQQQB")     # HEADER and TAG of a message that is a single frame
+BODY_AT = SHORT.size        # where the pickle, or the lengths, begin in the first frame
 COUNT_AT = BODY_AT - 1
-SLOT_SHIFT = 48         # the tag of a result is (slot's number << SLOT_SHIFT) + microseconds
-INITIALIZER = 1 << 62   # identifiers: of attempts from 1, of functions from here, of modules
+IDENT = struct.Struct("!Q")         # an identifier
+GREETING = struct.Struct("!IQQ")    # number of cores, process IDs of shim and guardian
+DEATH = struct.Struct("!qi")        # number of a slot, or NO_SLOT, and its wait status
+NO_SLOT = -1
+SLOT_SHIFT = 48         # the tag of a result is (slot number << SLOT_SHIFT) + microseconds
+
+# Identifiers. Attempts count from 1, functions from INITIALIZER + 1, a shim's questions from
+# FIRST_MODULE.
+INITIALIZER = 1 << 62
 FIRST_MODULE = 1 << 63
 
-# Controller to shim; slots get CALL and FORGET, and what they ask for with CALL, FUNCTION, WANTED.
-CONFIG, CALL, FUNCTION, FORGET, KILL, RECALL, PING, MODULE, PRINTED, QUIT = range(1, 11)
-# Shim to controller; RESULT, ERROR, MISSING, UNFIT, PART and STORED come from slots.
-HELLO, RESULT, ERROR, DIED, KILLED, RECALLED, PONG, WANTED, OUTPUT, STORED, SLOTS = range(32, 43)
-UNFIT, COPY, PART, MISSING, NAME, METADATA, CHILDREN, RETIRED = range(43, 51)
-QUESTIONS = WANTED, COPY, NAME, METADATA, CHILDREN       # which MODULE answers
+# Kinds of frames from the controller to the shim. Slots are sent CALL and FORGET.
+CONFIG = 1          # pickled settings of the pool
+CALL = 2            # a message: the pickled arguments
+FUNCTION = 3        # a message: see `pack_function`
+FORGET = 4          # drop a function
+KILL = 5            # end an attempt; answered by KILLED, unless its result comes first
+RECALL = 6          # return up to `identifier` calls that have not started
+PING = 7
+MODULE = 8          # a message: the answer to one of QUESTIONS
+PRINTED = 9         # `identifier` bytes of OUTPUT have been printed
+QUIT = 10           # let every slot exit the way a process does, then exit
+
+# Kinds of frames from the shim to the controller, most of which it passes on from a slot. PARTs go
+# both ways.
+HELLO = 32          # GREETING, then the lines of `platform_facts`
+RESULT = 33         # a message: the pickled return value
+ERROR = 34          # a message: see `pack_outcome`
+DIED = 35           # DEATH and the end of stderr: a slot died while it ran this attempt
+KILLED = 36         # DEATH: the answer to KILL
+RECALLED = 37       # IDENT of each call that is returned
+PONG = 38           # the answer to PING
+WANTED = 39         # a question: a module, by name
+OUTPUT = 40         # text that a call printed; the identifier is 1 for stdout, 2 for stderr
+STORED = 41         # from the first slot: `files=` are there; or why they are not
+SLOTS = 42          # no more than `identifier` slots can be forked, and why
+UNFIT = 43          # a message: what the pool's initializer raised
+COPY = 44           # a question: copy entries of the cache into a folder, as JSON
+PART = 45           # bytes of the message with this identifier
+MISSING = 46        # a message like ERROR, after the name of a module that could not be imported
+NAME = 47           # a question: a definition in the controller's `__main__`, by name
+METADATA = 48       # a question: the metadata of a distribution, by name
+CHILDREN = 49       # a question: the modules in a package, by name
+RETIRED = 50        # from a slot to the shim only: it has run as many calls as it may
+
+QUESTIONS = WANTED, COPY, NAME, METADATA, CHILDREN
 _MESSAGES = {CALL, FUNCTION, MODULE, RESULT, ERROR, MISSING, UNFIT}
 
 
@@ -122,10 +192,10 @@ _MESSAGES = {CALL, FUNCTION, MODULE, RESULT, ERROR, MISSING, UNFIT}
 
 
 class FrameError(Exception):
-    """The stream cannot be one of frames: it ended inside one, or says what it may not say."""
+    """The stream does not hold valid frames: it ended inside one, or one has invalid content."""
 
 
-# What it raises to read and decode what nobody should have sent.
+# What reading and decoding invalid frames may raise.
 NONSENSE = FrameError, struct.error, ValueError, LookupError, ArithmeticError, TypeError
 
 
@@ -135,18 +205,22 @@ def frame(kind: int, ident: int = 0, payload: bytes = b"") -> bytes:
 
 
 def message(kind: int, ident: int, tag: int, packed: Packed) -> list[Buffer]:
-    """Return the frames of a message, as buffers; `packed` comes from `pack` and is not copied."""
+    """Return the frames of a message, as buffers to be written one after the other.
+
+    Arguments:
+        packed: what `pack` returned. Its buffers are not copied.
+    """
     if type(packed) is bytes:
         return [SHORT.pack(kind, ident, TAG.size + len(packed), tag, 0) + packed]
-    lengths, buffers = packed
+    lengths, segments = packed
     head = struct.pack("!QB%dQ" % len(lengths), tag, len(lengths), *lengths)
-    out: list[Buffer] = [frame(kind, ident, head)]
-    for buffer in buffers:
-        view = memoryview(buffer).cast("B")
-        for at in range(0, len(view), MAX_FRAME):
-            part = view[at:at + MAX_FRAME]
-            out += HEADER.pack(PART, ident, len(part)), part
-    return out
+    buffers: list[Buffer] = [frame(kind, ident, head)]
+    for segment in segments:
+        view = memoryview(segment).cast("B")
+        for start in range(0, len(view), MAX_FRAME):
+            part = view[start:start + MAX_FRAME]
+            buffers += HEADER.pack(PART, ident, len(part)), part
+    return buffers
 
 
 def _lengths(data: Buffer) -> tuple[int, ...]:
@@ -158,53 +232,68 @@ _CUT_OFF = "the stream ended inside a frame: expected %d bytes, got %d"
 
 
 class FrameReader:
-    """Cut frames out of a descriptor, blocking or polled: one `read` system call at a time.
+    """Cut frames out of a descriptor, blocking or not, with one `read` system call at a time.
 
-    `read()` returns the frames `(kind, identifier, bytes)` that one read completed, each with its
-    header at the front. It raises EOFError where the stream ends between frames, FrameError where
-    it ends inside one.
+    Only one thread at a time may call `read`.
+
+    Arguments:
+        fd: the descriptor.
     """
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self._rest = b""                # less than one frame, and short
-        self._long: Any = ()            # (kind, identifier, data) of one that is read in place
-        self._view = memoryview(b"")    # what of it is still to come
+        # The start of a frame whose rest has not come. Never long: see `_begin`.
+        self._rest = b""
+        # A long frame, (kind, identifier, data), and the part of its buffer that is still to be
+        # filled, if any.
+        self._long: Any = None
+        self._view = memoryview(b"")
 
     def read(self) -> list[Any]:
-        """Read once; return what is complete. Raises EOFError, FrameError or OSError."""
+        """Read once. Return the frames that this completed: `(kind, identifier, data)` of each.
+
+        `data` is the whole frame, with its header. Raises EOFError if the stream ended between
+        frames, FrameError if it ended inside one, and OSError.
+        """
         if self._view:
             return self._read_in_place()
         chunk = os.read(self.fd, READ_SIZE)
         data = self._rest + chunk
         frames = []
-        at = size = 0
-        end = len(data)
+        start = 0
+        length = len(data)
+        size = 0        # of the payload that is incomplete; 0 if not even its header is complete
         unpack_from = HEADER.unpack_from
-        while end - at >= HEAD:
-            kind, ident, size = unpack_from(data, at)
+        while length - start >= HEAD:
+            kind, ident, size = unpack_from(data, start)
             if size > MAX_FRAME:
                 raise FrameError(
                     "a frame of kind %d announces %d bytes, more than %d" % (kind, size, MAX_FRAME))
-            stop = at + HEAD + size
-            if stop > end:
+            end = start + HEAD + size
+            if end > length:
                 break
-            frames.append((kind, ident, data[at:stop]))
-            at = stop
+            frames.append((kind, ident, data[start:end]))
+            start = end
             size = 0
-        self._rest = data[at:]
+        self._rest = data[start:]
         if not chunk:
             if data:
-                raise FrameError(_CUT_OFF % (HEAD + size, end))
+                raise FrameError(_CUT_OFF % (HEAD + size, length))
             raise EOFError
-        done = self._complete(frames)       # before a long one is begun: they may say where it goes
+        # Before `_begin`: these frames may open the message that the long frame is a PART of.
+        complete = self._complete(frames)
         if size > INLINE:
             self._begin(kind, ident, size, self._rest)
             self._rest = b""
-        return done
+        return complete
 
     def _begin(self, kind: int, ident: int, size: int, start: bytes) -> None:
-        """Read the rest of a long frame straight into its buffer: its bytes are moved once."""
+        """Have the rest of a long frame read straight into its buffer, so it is not copied again.
+
+        Arguments:
+            size: of the frame's payload, in bytes.
+            start: what has been read of the frame, its header included.
+        """
         data = bytearray(HEAD + size)
         data[:len(start)] = start
         self._long = kind, ident, data
@@ -215,105 +304,138 @@ class FrameReader:
         if not count:
             raise FrameError(_CUT_OFF % (len(self._view), 0))
         self._view = self._view[count:]
-        return [] if self._view else self._complete([self._long])
+        if self._view:
+            return []
+        return self._complete([self._long])
 
     def _complete(self, frames: list[Any]) -> list[Any]:
+        """Return what `read` is to return for these frames; MessageReader makes messages of them.
+        """
         return frames
 
 
 class MessageReader(FrameReader):
-    """Like FrameReader, but `read()` returns `(kind, identifier, tag, segments)`, for `unpack`.
+    """Like FrameReader, but `read` returns messages: `(kind, identifier, tag, segments)` of each.
 
-    Frames that are no messages come as `(kind, identifier, 0, payload)`. PARTs are read straight
-    into the segment they are part of. If there is no memory for a message, its segments are a
-    MemoryError, which `unpack` raises.
+    `unpack` takes the segments. Frames that are not messages come as `(kind, identifier, 0,
+    payload)`. If there is no memory for a message, its segments are a MemoryError, which `unpack`
+    raises.
 
     Arguments:
-        is_expected: tells whether a message of this kind and identifier may come; one that may not
-            is a FrameError.
+        is_expected: returns whether a message of this kind and identifier may come now. One that
+            may not is a FrameError.
     """
 
     def __init__(self, fd: int, is_expected: Callable[[int, int], bool] = lambda *_: True) -> None:
         super().__init__(fd)
         self.is_expected = is_expected
-        # By identifier, messages whose parts are still coming, and views of what is still empty.
+        # Messages with PARTs to come, by identifier: (message, views of what is to be filled).
         self._unfinished: dict[int, Any] = {}
 
     def forget(self, ident: int) -> None:
-        """Drop what has arrived of a message whose sender is gone."""
+        """Drop what has been received of a message whose sender is gone."""
         self._unfinished.pop(ident, None)
 
     def _begin(self, kind: int, ident: int, size: int, start: bytes) -> None:
+        """Have a long PART read straight into its segment; see FrameReader."""
         if kind == PART and ident in self._unfinished:
-            view = self._place(ident, size)
-            got = len(start) - HEAD
-            view[:got] = start[HEAD:]
-            self._long = kind, ident, b""       # it is where it belongs
-            self._view = view[got:]
+            place = self._place(ident, size)
+            count = len(start) - HEAD
+            place[:count] = start[HEAD:]
+            self._long = kind, ident, b""       # no data: `_add_part` has nothing to copy
+            self._view = place[count:]
         else:
             super()._begin(kind, ident, size, start)
 
     def _complete(self, frames: list[Any]) -> list[Any]:
-        out = []
+        messages = []
         for kind, ident, data in frames:
+            # Four cases: a PART of a message; a frame that is not a message; the first frame of a
+            # message with PARTs to come; a message that is a single frame.
             if kind == PART:
-                if ident in self._unfinished:       # otherwise of a message that was forgotten
-                    if data:
-                        self._place(ident, len(data) - HEAD)[:] = data[HEAD:]
-                    if not self._unfinished[ident][1]:
-                        out.append(self._unfinished.pop(ident)[0])
-            elif kind not in _MESSAGES:
-                out.append((kind, ident, 0, data[HEAD:]))
+                finished = self._add_part(ident, data)
+                if finished:
+                    messages.append(finished)
+                continue
+            if kind not in _MESSAGES:
+                messages.append((kind, ident, 0, data[HEAD:]))
+                continue
+            if len(data) < BODY_AT:
+                raise FrameError("a message of kind %d has only %d bytes" % (kind, len(data)))
+            if not self.is_expected(kind, ident):
+                raise FrameError("unexpected message of kind %d, identifier %d" % (kind, ident))
+            tag = IDENT.unpack_from(data, HEAD)[0]
+            if data[COUNT_AT]:
+                segments, views = _segments(data)
+                self._unfinished[ident] = (kind, ident, tag, segments), views
             else:
-                if len(data) < BODY_AT or not self.is_expected(kind, ident):
-                    raise FrameError("a message of kind %d, number %d, that nobody asked for" % (
-                        kind, ident))
-                tag = IDENT.unpack_from(data, HEAD)[0]
-                if data[COUNT_AT]:
-                    segments, views = _segments(data)
-                    self._unfinished[ident] = (kind, ident, tag, segments), views
-                else:
-                    out.append((kind, ident, tag, (data[BODY_AT:],)))
-        return out
+                messages.append((kind, ident, tag, (data[BODY_AT:],)))
+        return messages
+
+    def _add_part(self, ident: int, data: bytes) -> Any:
+        """Add a PART to its message. Return the message if it is complete, otherwise None."""
+        if ident not in self._unfinished:       # `forget` has dropped the message
+            return None
+        if data:        # otherwise it was read in place
+            self._place(ident, len(data) - HEAD)[:] = data[HEAD:]
+        finished, views = self._unfinished[ident]
+        if views:
+            return None
+        del self._unfinished[ident]
+        return finished
 
     def _place(self, ident: int, size: int) -> memoryview:
-        """Return where the next part of a message goes, which has so many bytes."""
+        """Return the memory that the next PART of a message fills, `size` bytes."""
         views = self._unfinished[ident][1]
         view: Any = views.pop(0)
         if size > len(view):
-            raise FrameError("a part of %d bytes overruns its segment of %d" % (size, len(view)))
+            raise FrameError(
+                "a part of %d bytes overruns its segment, which has %d left" % (size, len(view)))
         if size < len(view):
             views.insert(0, view[size:])
-        if isinstance(view, range):
-            return memoryview(bytearray(size))      # it goes nowhere
+        if isinstance(view, range):     # there was no memory: these bytes are read and dropped
+            return memoryview(bytearray(size))
         place: memoryview = view[:size]
         return place
 
 
 def _segments(data: Buffer) -> tuple[Any, list[Any]]:
-    """Return the buffers of a message, or an error, and what its parts fill: views, or ranges."""
+    """Make room for the segments of a message.
+
+    Return the buffers and a view of each. If there is no memory for them, return a MemoryError and
+    a range of each one's length in place of the views.
+
+    Arguments:
+        data: the first frame of the message.
+    """
     if len(data) < BODY_AT + 8 * data[COUNT_AT]:
-        raise FrameError("a message's head is cut short")
+        raise FrameError("the first frame of a message with %d segments has only %d bytes" % (
+            data[COUNT_AT], len(data)))
     lengths = _lengths(data)
-    if sum(lengths) >> 48:
-        raise FrameError("a message announces %d bytes" % sum(lengths))
+    total = sum(lengths)
+    if total >> 48:
+        raise FrameError("a message announces %d bytes" % total)
     try:
         segments = [*map(_segment, lengths)]
-        return segments, [memoryview(one) for one in segments]
+        return segments, [memoryview(segment) for segment in segments]
     except (MemoryError, OSError):
-        error = MemoryError("there is no memory for %d bytes" % sum(lengths))
+        error = MemoryError("no memory for a message of %d bytes" % total)
         return error, [range(length) for length in lengths]
 
 
 def _segment(size: int) -> Any:
-    """Return a buffer to read into; a long one is mapped, so its pages are not zeroed before."""
+    """Return a buffer to read into. A long one is mapped, which saves filling it with zeros."""
     if size < MAX_FRAME:
         return bytearray(size)
     return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 class Outbox:
-    """Frames on their way into a descriptor; if that does not block, call `flush` again."""
+    """A queue of frames to be written to a descriptor. Only one thread at a time may use it.
+
+    Arguments:
+        fd: the descriptor. If it is non-blocking, call `flush` until nothing is left.
+    """
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -327,16 +449,17 @@ class Outbox:
             self.size += len(buffer)
 
     def flush(self) -> bool:
-        """Write what the descriptor takes; return whether nothing is left. Raises OSError."""
+        """Write as much as the descriptor takes. Return whether nothing is left. Raises OSError."""
         queue = self._queue
         while queue:
             batch: list[Buffer] = []
             size = 0
             while queue and size < MAX_FRAME and len(batch) < 512:
-                batch.append(queue.popleft())
-                size += len(batch[-1])
+                buffer = queue.popleft()
+                batch.append(buffer)
+                size += len(buffer)
             try:
-                if size <= INLINE:
+                if size <= INLINE:      # copying this little is faster than writev
                     batch = [b"".join(batch)]
                     wrote = os.write(self.fd, batch[0])
                 else:
@@ -354,7 +477,7 @@ class Outbox:
 
 
 def write_all(fd: int, buffers: Iterable[Buffer]) -> None:
-    """Write to a blocking descriptor, whatever signal handlers cut short."""
+    """Write buffers to a blocking descriptor, even if a signal cuts a write short."""
     for buffer in buffers:
         wrote = os.write(fd, buffer)
         while wrote < len(buffer):
@@ -363,26 +486,58 @@ def write_all(fd: int, buffers: Iterable[Buffer]) -> None:
 
 # ──────────────────────────────────── how the script is pickled ───────────────────────────────────
 #
-# What `__main__` defines cannot be imported elsewhere, nor can modules that were given to
-# `cloudpickle.register_pickle_by_value`. Here both are called the *script*. A pickle can carry what
-# the script defines in three ways:
+# What `__main__` defines cannot be imported on another machine. The same holds for modules that
+# were given to `cloudpickle.register_pickle_by_value`. All of these are called the *script*, for
+# example:
 #
-#     to a slot       By name. What the names stand for goes along as *definitions*: each is pickled
-#                     by itself, and sent again only when its content changed. A slot binds them in
-#                     a `__main__` of its own (Script), which all code there shares.
-#     to a process    By name, if that process has it; for ProcessExecutor.
-#     back home       By the token that it was sent with. So a result refers to the controller's own
-#                     classes and functions, and never changes them.
+#     LIMIT = 10
 #
-# Lambdas, closures and classes made inside functions have no name; cloudpickle carries them by
-# value.
+#     class Point: ...
+#
+#     def clip(x):
+#         return min(x, LIMIT)
+#
+# cloudpickle would copy `clip`, Point and LIMIT into each pickle that uses them. Then no two calls
+# would share a global, a cache would be empty in each call, and a result that holds a Point would
+# change the attributes of the controller's Point to those it has in the slot. So our pickles name
+# what the script defines, instead of copying it. There are three ways to do so, depending on where
+# the pickle goes. Each has a subclass of _Reducers:
+#
+#     to a slot       By name; what the name stands for goes along, as a *definition*.
+#                     A pickle that holds `clip` says `_find("__main__", "clip")`. With it go the
+#                     definitions of `clip` and of LIMIT, which `clip` uses. Each is pickled by
+#                     itself, and has a *version*: a digest of its content. The slot binds both in
+#                     a `__main__` of its own (see Script), and unpickles each version once. When
+#                     LIMIT changes, `clip` stays the object that it is.
+#
+#     to a process    By name if that process has the same definition, otherwise by value.
+#                     The processes of a ProcessExecutor have been forked from this one, or have
+#                     imported the script themselves.
+#
+#     back            By token.
+#                     When Point is sent, a random token goes along. A result that holds a Point
+#                     says `_come_home(token)`, which returns the controller's own class. So a
+#                     result never changes a function or a class of the controller.
+#
+# Lambdas, closures and classes that a function makes have no name that leads to them. cloudpickle
+# carries them by value.
 
-_SHORT = {int, float, complex, bool, type(None)}    # but an int that nobody writes down
+# Types that pickle carries as they are. The first are usually short, though an int can be long.
+_SHORT = {int, float, complex, bool, type(None)}
 _PLAIN = _SHORT | {str, bytes}
 CACHED = type(functools.lru_cache(len))
 _DEFINITIONS = types.FunctionType, type, CACHED
 NOTHING = pickle.dumps(None, 5)     # the answer to a question that has none
-ABSENT = b""        # the version of a name that the script does not have
+
+
+class _Absent(bytes):
+    """The type of ABSENT. Users have b"" too, which is one object everywhere, but not this."""
+
+    def __reduce__(self) -> Any:
+        return bytes, ()
+
+
+ABSENT = _Absent()      # the version of a name that the script does not have; false
 
 
 def is_plain(obj: object) -> bool:
@@ -392,24 +547,27 @@ def is_plain(obj: object) -> bool:
 
 
 def reference(obj: Any) -> tuple[str, ...]:
-    """Return `(module, name)` if another machine can import a function or class by that.
+    """Return `(module, name)` if another machine can import a function or class by these.
 
     Return `()` for everything else, and for what the script defines.
     """
     if not isinstance(obj, (types.FunctionType, types.BuiltinFunctionType, type, CACHED)):
         return ()
     module = getattr(obj, "__module__", "")
-    name = getattr(obj, "__qualname__", "")     # what is cached need not be a function
+    name = getattr(obj, "__qualname__", "")     # a cached callable need not have one
     is_there = getattr(sys.modules.get(module), name, None) is obj
     return (module, name) if is_there and not _goes_by_value(module) else ()
 
 
 def _goes_by_value(module: object) -> bool:
+    """Return whether a module, by name, belongs to the script."""
     if module == "__main__":
         return True
-    registry: Any = getattr(sys.modules.get("cloudpickle"), "list_registry_pickle_by_value", list)
-    return isinstance(module, str) and any(
-        (module + ".").startswith(one + ".") for one in registry())
+    cloudpickle = sys.modules.get("cloudpickle")
+    list_registered = getattr(cloudpickle, "list_registry_pickle_by_value", None)
+    if list_registered is None or not isinstance(module, str):
+        return False
+    return any((module + ".").startswith(package + ".") for package in list_registered())
 
 
 def _look_up(module: object, path: str) -> Any:
@@ -430,30 +588,41 @@ def path_of(obj: Any) -> tuple[Any, str]:
     return None, ""
 
 
-# A token stands for a definition in what comes back. Both tables are weak.
+# A token identifies a definition in pickles that go back to where it came from. None of these
+# tables keeps a definition alive.
 _tokens: Any = weakref.WeakKeyDictionary()          # definition -> token
 _by_token: Any = weakref.WeakValueDictionary()      # token -> definition
-_arrived: Any = weakref.WeakSet()       # the definitions that did not begin in this process
-_attributes_of: Any = weakref.WeakKeyDictionary()   # class that was sent -> their names
+_arrived: Any = weakref.WeakSet()       # definitions that were received, not made in this process
+_attributes_of: Any = weakref.WeakKeyDictionary()   # received class -> attribute names
 
 
 def _token_of(obj: Any) -> bytes:
+    """Return the token of a definition, which it gets here if it has none."""
     token: bytes = _tokens.setdefault(obj, os.urandom(8))
     _by_token[token] = obj
     return token
 
 
 def _arrive(make: Callable[..., Any], args: Any, token: bytes, *key: str) -> Any:
-    """Make a function or class that was sent, and bind it, if it has a key, before its state comes.
+    """Make a function or class that another process sent, and bind it to its name, if it has one.
 
-    So definitions may refer to each other.
+    Its attributes, defaults and so on are set after this. They may refer to it by name: a method of
+    Point may mention Point. That is why the name is bound first.
+
+    Arguments:
+        make, args: what makes the bare object.
+        token: the object's token in the process that it comes from.
+        key: `module, name` of the script, or nothing.
     """
-    before = _by_token.get(token)
+    known = _by_token.get(token)
     try:
         obj = make(*args)
     except Exception as error:
-        raise _refuse(error, args[1] if type(args[1]) is str else "a function") from error
-    if obj is not before:       # otherwise it is here already, or it began here
+        name = args[1] if type(args[1]) is str else "a function"
+        raise _refuse(error, name) from error
+    # `make` returns the very object that this process has for the token, or a new one. What was
+    # defined in this process has a token too, and must not be taken for something received.
+    if obj is not known:
         _tokens[obj] = token
         _by_token[token] = obj
         _arrived.add(obj)
@@ -463,103 +632,131 @@ def _arrive(make: Callable[..., Any], args: Any, token: bytes, *key: str) -> Any
 
 
 def _come_home(token: bytes, path: str) -> Any:
-    """Return what was sent from here with a token, or what a path leads to from there."""
+    """Return the definition that this process sent with a token, or what a path leads to from it.
+
+    Raises UnpicklingError if it has been deleted here.
+    """
     obj = _by_token.get(token)
     if obj is None:
-        raise pickle.UnpicklingError("it refers to a function or class that is gone here")
+        raise pickle.UnpicklingError(
+            "the pickle refers to a function or class that has been deleted in this process; keep "
+            "it until all results have arrived")
     return operator.attrgetter(path)(obj) if path else obj
 
 
 def _set_class(cls: Any, state: Any) -> None:
-    """Set the attributes of a class that was sent. What began here never takes them from there.
+    """Set the attributes of a class that was received, and delete those it no longer has.
 
-    An attribute that it had in another version, and has no more, is deleted.
+    A class that was defined in this process is left as it is.
+
+    Arguments:
+        state: cloudpickle's setter, and the attributes to pass to it.
     """
-    if cls in _arrived:
-        set_state, attributes = state
-        try:
-            for name in _attributes_of.get(cls, ()):
-                if name in vars(cls) and name not in attributes[0]:
-                    delattr(cls, name)
-            set_state(cls, attributes)
-        except Exception as error:
-            raise _refuse(error, cls.__name__) from error
-        _attributes_of[cls] = {*attributes[0]}
+    if cls not in _arrived:
+        return
+    set_state, attributes = state
+    try:
+        for name in _attributes_of.get(cls, ()):
+            if name in vars(cls) and name not in attributes[0]:
+                delattr(cls, name)
+        set_state(cls, attributes)
+    except Exception as error:
+        raise _refuse(error, cls.__name__) from error
+    _attributes_of[cls] = {*attributes[0]}
 
 
 def _refuse(error: Exception, name: str) -> TypeError:
-    return TypeError("%s of the script cannot be made anew here (%s: %s); if a module of its own "
-                     "defines it, that is sent" % (name, type(error).__name__, error))
+    return TypeError(
+        "cannot recreate %s, which the script defines, in another process (%s: %s). To fix, move "
+        "it to a module of its own, which is sent as a file" % (name, type(error).__name__, error))
 
 
-def _make_class(make: Callable[..., Any], meta: Any, name: str, bases: Any, *args: Any) -> Any:
-    """Make a class without the hooks of the script: they have run where the class began."""
-    hooks = [(one, hook) for one in meta.__mro__
+def _make_class(
+        make: Callable[..., Any], meta: Any, name: str, bases: Any, *args: Any) -> Any:
+    """Make a class without the hooks that the script defines: they ran when it was first made.
+
+    For example, an `__init_subclass__` that registers each subclass would register it again.
+    """
+    hooks = [(owner, hook) for owner in meta.__mro__
              for hook in ("__new__", "__init__", "__call__", "__prepare__")]
-    hooks += [(one, "__init_subclass__") for base in bases
-              for one in getattr(getattr(base, "__origin__", base), "__mro__", ())]
-    hidden = {(one, hook): vars(one)[hook] for one, hook in hooks
-              if one in _arrived and hook in vars(one)}
-    for one, hook in hidden:
-        delattr(one, hook)
+    for base in bases:
+        origin = getattr(base, "__origin__", base)      # of a generic alias
+        hooks += [(owner, "__init_subclass__") for owner in getattr(origin, "__mro__", ())]
+    hidden = {(owner, hook): vars(owner)[hook] for owner, hook in hooks
+              if owner in _arrived and hook in vars(owner)}
+    for owner, hook in hidden:
+        delattr(owner, hook)
     try:
         return make(meta, name, bases, *args)
     finally:
-        for (one, hook), value in hidden.items():
-            setattr(one, hook, value)
+        for (owner, hook), value in hidden.items():
+            setattr(owner, hook, value)
 
 
 def _make_cached(settings: dict[str, Any], function: Any) -> Any:
     return functools.lru_cache(**settings)(function)
 
 
-_caches: dict[bytes, Any] = {}      # by digest, the cached functions that have no name
+_caches: dict[bytes, Any] = {}      # cached functions without a name, by digest
 
 
 def _share_cached(digest: bytes, settings: dict[str, Any], function: Any) -> Any:
-    """Return the one cached function of this content, so that its cache outlives a call."""
+    """Return the one cached function with this digest, so that its cache outlives a call."""
     if digest not in _caches:
         _caches[digest] = _make_cached(settings, function)
     while len(_caches) > SHARED_CACHES:
-        del _caches[next(iter(_caches))]
+        oldest = next(iter(_caches))
+        del _caches[oldest]
     return _caches[digest]
 
 
 def _remake(make: Callable[..., Any], args: Any, attributes: Mapping[str, Any]) -> Any:
-    """Make what has a name in the script, which its pickle would have been."""
+    """Make an object by value whose own `__reduce__` would have returned its name."""
     obj = make(*args)
     for name, value in attributes.items():
         try:
             object.__setattr__(obj, name, value)
-        except (AttributeError, TypeError):     # it cannot have any
+        except (AttributeError, TypeError):     # it takes no attributes
             pass
     return obj
 
 
 class _Reducers:
-    """What our picklers share; mixed into cloudpickle's Pickler by `_pickler`."""
+    """What our picklers have in common. `_pickler` adds this to cloudpickle's Pickler."""
 
     def refer(self, obj: Any, module: Any, path: str) -> Any:
-        """Return what stands for something that the script has at a path, or None: by value."""
+        """Return how a pickle refers to a definition. None means: carry it by value.
+
+        Arguments:
+            obj: the definition.
+            module, path: where the script has it, as `path_of` returns them.
+
+        Returns what `__reduce__` may return.
+        """
         return None
 
     def reducer_override(self, obj: Any) -> Any:
-        """Reduce definitions, and what is known by a name. See `pickle.Pickler`."""
+        """Reduce definitions, and objects that have to arrive as a name. See `pickle.Pickler`."""
         kind: Any = type(obj)
+        # Functions, classes and cached functions. cloudpickle returns six values for those that it
+        # carries by value; anything else is a name, which another machine can import.
         if isinstance(obj, _DEFINITIONS):
-            found = self.refer(obj, *path_of(obj))
-            if found is not None:
-                return found
+            name = self.refer(obj, *path_of(obj))
+            if name is not None:
+                return name
             if kind is CACHED:
                 return self.reduce_cached(obj)
             made = super().reducer_override(obj)        # type: ignore[misc]
             if type(made) is not tuple or len(made) != 6:
                 return made
-            return (self.reduce_function(obj, made) if kind is types.FunctionType
-                    else self.reduce_class(obj, made))
+            if kind is types.FunctionType:
+                return self.reduce_function(obj, made)
+            return self.reduce_class(obj, made)
+        # A class method goes by its class; cloudpickle would make a second function of it.
         if kind is types.MethodType and isinstance(obj.__self__, type) and (
                 getattr(obj.__self__, obj.__name__, None) == obj):
-            return obj.__reduce__()     # by its class; cloudpickle would make a second function
+            return obj.__reduce__()
+        # A constant of a library, such as dataclasses.MISSING.
         name = _constants_of(kind).get(id(obj))
         if name and _look_up(kind.__module__, name) is obj:
             return name
@@ -574,31 +771,46 @@ class _Reducers:
             _digest_cached(cached), cached.cache_parameters(), cached.__wrapped__)
 
     def reduce_function(self, function: Any, made: tuple[Any, ...]) -> Any:
-        """Complete what cloudpickle makes of a function."""
+        """Complete what cloudpickle returns for a function that it carries by value."""
         return made
 
     def reduce_class(self, cls: Any, made: tuple[Any, ...], key: Any = ()) -> Any:
-        """Complete what cloudpickle makes of a class: its `__slots__`, and a setter of our own."""
+        """Complete what cloudpickle returns for a class that it carries by value.
+
+        Three things are added: the class's `__slots__`; a token (see `_arrive`); and our own
+        setter of its attributes, which spares classes that were defined where the pickle arrives.
+
+        Arguments:
+            made: what cloudpickle returns.
+            key: `module, name` to bind the class to, or nothing.
+        """
         make, args, (state, others), _, _, set_state = made
+        is_enum = len(args) != 6
         new = type(cls).__new__
         is_in_c = new is not type.__new__ and not hasattr(new, "__code__")
-        if is_in_c and "__slots__" in vars(cls):        # a msgspec.Struct: it takes none
-            raise TypeError("its metaclass is not written in Python")
-        if vars(cls).get("__slots__") and len(args) == 6:
+        # A msgspec.Struct, say: its metaclass sets __slots__ itself, and refuses to be given them.
+        if is_in_c and "__slots__" in vars(cls):
+            raise TypeError("its metaclass %s is not written in Python" % type(cls).__name__)
+        if vars(cls).get("__slots__") and not is_enum:
             slots = cls.__slots__
             make_kwargs = {**args[3], "__slots__": slots}
             args = (*args[:3], make_kwargs, *args[4:])
+            # `type` makes the descriptors of slots anew, also of private ones: `_Point__x`.
             private = "_" + cls.__name__.lstrip("_")
             names = (slots,) if isinstance(slots, str) else slots
             hidden = {"__slots__", *names, *(private + name for name in names)}
             state = {name: value for name, value in state.items() if name not in hidden}
-        if len(args) == 6:      # it is no Enum
+        if not is_enum:
             make, args = _make_class, (make, *args)
         return (_arrive, (make, args, _token_of(cls), *key), (set_state, (state, others)),
                 None, None, _set_class)
 
     def reduce_named(self, obj: Any) -> Any:
-        """Reduce what may say that its pickle is a name: a NewType, a ParamSpec, a sentinel."""
+        """Reduce an object that may say that its pickle is a name.
+
+        A NewType, a TypeVar or a sentinel does. If the script has it, the name alone would mean
+        nothing where it is unpickled.
+        """
         made = obj.__reduce_ex__(5)
         if type(made) is not str:
             return made
@@ -607,39 +819,45 @@ class _Reducers:
             module = "__main__"
         if not _goes_by_value(module) or _look_up(module, made) is not obj:
             return made
-        found = self.refer(obj, module, made)
-        if found is not None:
-            return found
+        name = self.refer(obj, module, made)
+        if name is not None:
+            return name
+        # By value. Three cases: cloudpickle has a reducer for a TypeVar; a ParamSpec is made from
+        # its name; anything else is made without its __init__, and then given its attributes.
         kind = type(obj)
         attributes = {**getattr(obj, "__dict__", {})}
-        plain = self.dispatch_table.get(kind)       # type: ignore[attr-defined]
         if kind.__module__ == "typing" and kind.__name__ != "NewType":
-            made = plain(obj) if plain else (kind, (obj.__name__,))     # plain is of a TypeVar
+            reduce_type_var = self.dispatch_table.get(kind)     # type: ignore[attr-defined]
+            made = reduce_type_var(obj) if reduce_type_var else (kind, (obj.__name__,))
             attributes["__module__"] = module
         else:
             made = kind.__new__, (kind,)
             slots = copyreg._slotnames(kind)        # type: ignore[attr-defined]
-            attributes.update((name, getattr(obj, name)) for name in slots if hasattr(obj, name))
+            attributes.update((slot, getattr(obj, slot)) for slot in slots if hasattr(obj, slot))
         return _remake, (*made, attributes)
 
 
 @functools.lru_cache(1000)
 def _constants_of(kind: Any) -> dict[int, str]:
-    """Return, by `id`, the names of stateless instances in the module of their class.
+    """Return the names, by `id`, of the stateless instances that the module of a class defines.
 
-    They are compared by identity, as dataclasses.MISSING is, so a pickle must refer to them.
+    Code compares them by identity, for example with dataclasses.MISSING. So a pickle must refer to
+    them, not copy them.
     """
     module = kind.__module__
     if module == "builtins" or _goes_by_value(module) or _reduces_itself(kind):
         return {}
-    found = {}
-    for name, value in [*vars(sys.modules.get(module, object)).items()]:
+    loaded = sys.modules.get(module)
+    if loaded is None:
+        return {}
+    names = {}
+    for name, value in [*vars(loaded).items()]:
         try:
             if type(value) is kind and not any(value.__reduce_ex__(5)[2:]):
-                found[id(value)] = name
+                names[id(value)] = name
         except Exception:       # it cannot be pickled at all
             pass
-    return found
+    return names
 
 
 @functools.lru_cache(1000)
@@ -648,39 +866,48 @@ def _may_be_a_name(kind: Any) -> bool:
     if kind.__module__ == "typing":
         return kind.__name__ in ("NewType", "ParamSpec", "TypeVar", "TypeVarTuple")
     import cloudpickle  # type: ignore
-    # Others may be those of a library's decorators.
-    return kind not in cloudpickle.CloudPickler.dispatch_table and any(
-        isinstance(one, types.FunctionType) for one in (kind.__reduce_ex__, kind.__reduce__))
+    if kind in cloudpickle.CloudPickler.dispatch_table:
+        return False
+    # A reducer written in Python may return a name. That of a library's decorator often does.
+    return any(isinstance(reducer, types.FunctionType)
+               for reducer in (kind.__reduce_ex__, kind.__reduce__))
 
 
 def _reduces_itself(kind: Any) -> bool:
+    """Return whether a class defines how its instances are pickled."""
     return (kind.__reduce_ex__ is not object.__reduce_ex__
             or kind.__reduce__ is not object.__reduce__)
 
 
 class _HomeReducers(_Reducers):
-    """For results: they refer to definitions that came from where the result goes."""
+    """For results: refer to the definitions that came from where the result goes."""
 
     def refer(self, obj: Any, module: Any, path: str) -> Any:
+        # Four cases. A definition that was received, unless a function made it: by its token.
         if obj in _arrived and "<" not in getattr(obj, "__qualname__", "<"):
             return _come_home, (_token_of(obj), "")
+        # Something inside a class that was received, say a method: by the token of the class.
         first, _, rest = path.partition(".")
         owner = _look_up(module, first) if rest else ABSENT
         if owner is not ABSENT and owner in _arrived:
             return _come_home, (_token_of(owner), rest)
+        # Something that this process of a ProcessExecutor has from its parent: by its name.
         is_inherited = first in _inherited and _inherited[first] is _look_up(module, first)
-        return path if module == "__main__" and is_inherited else None
+        if module == "__main__" and is_inherited:
+            return path
+        # Something that the call itself has made: by value.
+        return None
 
     def reduce_named(self, obj: Any) -> Any:
-        """Let what came under a name go back as that."""
+        """Reduce an object that may be a name to just that: the controller has it by that name."""
         return obj.__reduce_ex__(5)
 
 
 class _LocalReducers(_Reducers):
-    """For a process pool on this machine: by name, what its processes have in `__main__`.
+    """For a process of a ProcessExecutor: refer by name to what that process has in `__main__`.
 
     Attributes:
-        there: what they surely have, by name; None if only they can say.
+        there: what it has for certain, by name; None if only the process itself can say.
     """
 
     there: Mapping[str, object] | None = None
@@ -688,25 +915,32 @@ class _LocalReducers(_Reducers):
     def refer(self, obj: Any, module: Any, path: str) -> Any:
         if module != "__main__":
             return None
+        # Two cases. A process that imports the script decides for itself: it is sent the name, and
+        # also the value, in case the name stands for something else there.
         first = path.partition(".")[0]
         if self.there is None:
             try:
                 pickled = _dumps(obj, _Reducers)
-            except Exception:       # it must be there, then
+            except Exception:       # then the process must have it
                 return path
             return _name_or_value, (path, _outline(obj), pickled)
+        # A process that was forked has what `__main__` had at that time.
         is_there = first in self.there and self.there[first] is _look_up(module, first)
         return path if is_there else None
 
 
 class _OutwardReducers(_Reducers):
-    """For a slot: everything that the script defines at its top level goes by name.
+    """For a slot: refer by name to everything that the script defines at its top level.
+
+    A pickle of `(clip, 12)` refers to `clip` by name. A pickle that defines `clip` has the name as
+    its `key`, holds the code, and has LIMIT among its `names`. Keys are `(module, name)`.
 
     Attributes:
-        names: `(module, name)` of the globals that the pickled code uses.
-        refs: likewise, of what the pickle refers to.
-        root: what is pickled as the definition of `key`, and so not referred to.
-        defining: the keys that are being defined.
+        names: keys of the globals that functions in the pickle use.
+        refs: keys that the pickle itself refers to: they must be bound for it to be unpickled.
+        root: the object that the pickle defines, which is therefore carried by value; or None.
+        key: the key to bind `root` to, or ().
+        defining: keys of all that the pickle defines, which it does not refer to.
     """
 
     root: Any = None
@@ -732,20 +966,25 @@ class _OutwardReducers(_Reducers):
         return _find, (module, path)
 
     def reduce_function(self, function: Any, made: tuple[Any, ...]) -> Any:
-        """Have a function use the globals of the slot's `__main__`, which get what it needs."""
+        """Make a function use the globals of the slot's `__main__`, and note which it needs.
+
+        cloudpickle would send copies of the globals along.
+        """
         make, args, (state, others), *rest = made
         module = module_of(function.__globals__)
         if module:
             code = function.__code__
             used = {*_names_in(code)}
-            if "__main__" in (*code.co_names, *code.co_consts):     # it may ask that for them
+            # Code that mentions "__main__" may ask it for any attribute that it mentions.
+            if "__main__" in (*code.co_names, *code.co_consts):
                 used.update(code.co_names)
             self.names.update((module, name) for name in used)
             self._add_annotations(function, module)
             others = {**others, "__globals__": {}}
             args = (args[0], _Space(module), *args[2:])
         if function is self.root:
-            return (_arrive, (make, args, _token_of(function), *self.key), (state, others), *rest)
+            args = make, args, _token_of(function), *self.key
+            make = _arrive
         return make, args, (state, others), *rest
 
     def reduce_cached(self, cached: Any) -> Any:
@@ -755,21 +994,28 @@ class _OutwardReducers(_Reducers):
         return _arrive, (_make_cached, args, _token_of(cached), *self.key)
 
     def reduce_class(self, cls: Any, made: tuple[Any, ...], key: Any = ()) -> Any:
-        """Have a class bound, if it is what is being defined."""
+        """Reduce a class; if it is what the pickle defines, bind it to its key."""
         self._add_annotations(cls, cls.__module__)
         return super().reduce_class(cls, made, self.key if cls is self.root else ())
 
     def _add_annotations(self, obj: Any, module: str) -> None:
-        """Let `typing.get_type_hints` find what annotations name as texts (PEP 563)."""
-        for text in (vars(obj) if isinstance(obj, type) else {
-                "__annotations__": obj.__annotations__}).get("__annotations__", {}).values():
+        """Note the globals that annotations name as text (PEP 563), for `typing.get_type_hints`."""
+        if isinstance(obj, type):
+            annotations = vars(obj).get("__annotations__", {})
+        else:
+            annotations = obj.__annotations__
+        for text in annotations.values():
             if type(text) is str and _goes_by_value(module):
                 self.names.update((module, name) for name in _names_in_text(text)
                                   if hasattr(sys.modules[module], name))
 
 
 class _DigestReducers(_Reducers):
-    """For digests of cached functions: by value, but those that they use, which are numbered."""
+    """For the digest of a cached function: by value, but cached functions in it become numbers.
+
+    Attributes:
+        found: the cached functions, in the order of their numbers; grows.
+    """
 
     found: list[Any]
 
@@ -782,24 +1028,27 @@ class _DigestReducers(_Reducers):
 def _digest_cached(cached: Any) -> bytes:
     """Return a digest of a cached function and of all cached functions that it uses."""
     import hashlib
-    found, hashed = [cached], hashlib.sha256()
-    for one in found:       # grows
-        settings = one.cache_parameters()
-        hashed.update(_dumps((one.__wrapped__, settings), _DigestReducers, found=found))
+    functions, hashed = [cached], hashlib.sha256()
+    for function in functions:      # which grows: pickling one may find others
+        settings = function.cache_parameters()
+        hashed.update(_dumps((function.__wrapped__, settings), _DigestReducers, found=functions))
     return hashed.digest()
 
 
 class _DefinitionReducers(_OutwardReducers):
-    """For definitions: they also refer to other globals of the script, as a default may be one.
+    """For definitions: refer also to data of the script, by key.
+
+    In `def draw(rng=rng)`, say, the default is an object that a global stands for, too. In the slot
+    these must be one object.
 
     Attributes:
-        globals: the keys of these by `id`.
+        globals: keys of the script's data, by the `id` of the object.
     """
 
     globals: Mapping[int, Any] = types.MappingProxyType({})
 
     def persistent_id(self, obj: Any) -> Any:
-        """Return the key of a global; see `pickle.Pickler`."""
+        """Return the key of a global, or None; see `pickle.Pickler`."""
         key = self.globals.get(id(obj))
         if key is None or key in self.defining:
             return None
@@ -808,7 +1057,7 @@ class _DefinitionReducers(_OutwardReducers):
 
 
 class _Space:
-    """Stands for the globals that a function finds where it is unpickled."""
+    """Stands for the globals of a function. In a slot it becomes those of the slot's module."""
 
     def __init__(self, module: str) -> None:
         self._module = module
@@ -818,14 +1067,15 @@ class _Space:
 
 
 def module_of(space: dict[str, Any]) -> Any:
-    """Return the name of the script's module whose globals these are, or None."""
+    """Return the name of the script's module that these globals belong to, or None."""
     name = space.get("__name__")
-    if isinstance(name, str) and _goes_by_value(name):
-        return name if getattr(sys.modules.get(name), "__dict__", None) is space else None
-    return None
+    if not isinstance(name, str) or not _goes_by_value(name):
+        return None
+    return name if getattr(sys.modules.get(name), "__dict__", None) is space else None
 
 
 def _names_in(code: types.CodeType) -> Iterable[str]:
+    """Return the names of the globals that code uses, with those of functions in it."""
     from cloudpickle import cloudpickle
     names: Iterable[str] = cloudpickle._extract_code_globals(code)
     return names
@@ -833,6 +1083,7 @@ def _names_in(code: types.CodeType) -> Iterable[str]:
 
 @functools.lru_cache(1000)
 def _names_in_text(text: str) -> Iterable[str]:
+    """Return the names of the globals that an annotation uses."""
     try:
         return _names_in(compile("lambda: " + text, "", "eval"))
     except SyntaxError:
@@ -841,20 +1092,23 @@ def _names_in_text(text: str) -> Iterable[str]:
 
 @functools.cache
 def _pickler(reducers: Any) -> Any:
-    """Return cloudpickle's pickler with reducers of ours."""
+    """Return a subclass of cloudpickle's Pickler that reduces as a subclass of _Reducers says."""
     import cloudpickle
-    plain = cloudpickle.CloudPickler.dispatch_table
+    default_table = cloudpickle.CloudPickler.dispatch_table
 
     def reduce_code(code: types.CodeType) -> Any:
-        """Keep the file's name, for tracebacks; cloudpickle writes another one in its place."""
-        make, found = plain[types.CodeType](code)
-        return make, tuple([code.co_filename if isinstance(one, str) and one == "<dynamic-code>"
-                            else one for one in found])
+        """Keep the file's name, for tracebacks: cloudpickle replaces it by "<dynamic-code>"."""
+        make, args = default_table[types.CodeType](code)
+        return make, tuple([
+            code.co_filename if isinstance(value, str) and value == "<dynamic-code>" else value
+            for value in args])
 
-    table = plain.new_child({
-        types.CodeType: reduce_code,
-        functools.cached_property: lambda one: (    # before Python 3.12, there is a lock in it
-            functools.cached_property, (one.func,), {"attrname": one.attrname})})
+    def reduce_cached_property(prop: Any) -> Any:
+        """Leave out the lock that one has before Python 3.12."""
+        return functools.cached_property, (prop.func,), {"attrname": prop.attrname}
+
+    table = default_table.new_child({
+        types.CodeType: reduce_code, functools.cached_property: reduce_cached_property})
     return type("Pickler", (reducers, cloudpickle.CloudPickler), {"dispatch_table": table})
 
 
@@ -862,27 +1116,44 @@ def _pickler(reducers: Any) -> Any:
 
 
 class Script:
-    """The controller's script as far as it has come to this slot: `__main__`, and modules like it.
+    """The controller's script, as far as this slot has received it.
 
-    Each function comes with the versions of the names that it needs. Before a call, names that are
-    bound to another version are bound anew. What was bound until then, with all that calls have
-    left in it, is put aside, for calls may come that were submitted with it. What all versions have
-    in common stays what it is: a random generator goes on, a cache is kept.
+    An example. The script makes three submissions:
+
+        LIMIT = 10
+        pool.submit(clip, 12)           # needs clip, LIMIT = 10
+        pool.submit(draw)               # needs draw, and rng, a random generator
+        LIMIT = 20
+        pool.submit(clip, 12)           # needs clip, LIMIT = 20
+
+    A *key* is `(module, name)`, for instance `("__main__", "LIMIT")`. Each function comes with its
+    *needs*: the keys that it uses, each with a version. Before a call, keys that are bound to
+    another version than the call needs are bound anew. Before the third call above that is LIMIT
+    alone; `clip` keeps its identity, and `rng` goes on where the second call left it, as in a
+    process that has all of the script.
+
+    The old version of LIMIT is not dropped but *put aside*, with all that calls have changed in it.
+    It is bound again if a call still comes that needs it.
+
+    Unpickling a definition may need others, and runs code of the script. So keys to be bound are
+    *pending* first. They are loaded one after the other, or as soon as something refers to them.
     """
 
     def __init__(self) -> None:
-        self._lock: Any = _thread.RLock()       # guards the rest: threads of users' code ask, too
-        self._modules: dict[str, Any] = {}      # but `__main__`
-        self._bound: dict[Any, bytes] = {}      # (module, name) -> version
-        self._aside: dict[Any, Any] = {}        # ((module, name), version) -> object
-        self._pending: dict[Any, Any] = {}      # (module, name) -> (version, function), to be bound
-        self._kept: set[Any] = set()            # names that stay what an initializer has made them
-        self._large: set[bytes] = set()         # versions that are worth dropping
-        self._missing: set[str] = set()         # names that the controller has not got either
-        self._current: Any = None               # the function that all names are bound for
+        # Guards all that follows. Threads that the script starts import modules and ask for names,
+        # too. Loading a definition may ask for another, so the lock is reentrant.
+        self._lock: Any = _thread.RLock()
+        self._modules: dict[str, Any] = {}      # name -> module of the script, except `__main__`
+        self._bound: dict[Any, bytes] = {}      # key -> the version that it is bound to
+        self._aside: dict[Any, Any] = {}        # (key, version) -> object bound before
+        self._pending: dict[Any, Any] = {}      # key -> (version, function that needs it)
+        self._kept: set[Any] = set()            # keys that an initializer has set: never rebound
+        self._large: set[bytes] = set()         # long versions, not kept without need
+        self._missing: set[str] = set()         # names that the controller does not have either
+        self._current: Any = None               # the function whose needs are all bound, if any
 
     def namespace(self, module: str) -> dict[str, Any]:
-        """Return the globals of a module of the script."""
+        """Return the globals of a module of the script, which is made if it does not exist yet."""
         if module == "__main__":
             return vars(sys.modules[module])
         if module not in self._modules:
@@ -891,8 +1162,9 @@ class Script:
         return space
 
     def bind(self, key: Sequence[str], obj: Any) -> None:
-        """Let a name stand for an object."""
-        self.namespace(key[0])[key[1]] = obj
+        """Bind a key to an object."""
+        module, name = key
+        self.namespace(module)[name] = obj
 
     def enter(self, function: _Function) -> None:
         """Bind all that a function needs, in the versions that it was submitted with.
@@ -901,7 +1173,8 @@ class Script:
         """
         if function is self._current:
             return
-        # Not with our lock: another thread may import one of them, and ask for a name.
+        # Import before taking our lock. Another thread may be importing one of these modules, and
+        # in doing so ask us for a name: it would wait for our lock, and we for its import.
         for module in function.modules:
             __import__(module)
         with self._lock:
@@ -912,35 +1185,42 @@ class Script:
             self._current = function
 
     def add(self, function: _Function) -> None:
-        """Bind what a function needs and has no name here yet."""
+        """Bind those of a function's needs that have no value here yet; leave the others alone."""
         with self._lock:
             self._bind(function, {key: version for key, version in function.needs.items()
                                   if version and key[1] not in self.namespace(key[0])})
 
     def _bind(self, function: _Function, versions: Mapping[Any, bytes]) -> None:
+        """Bind keys to other versions, which a function has."""
         is_outermost = not self._pending
         for key, version in versions.items():
             if key not in self._kept:
                 self._put_aside(key)
-                if version:
+                if version:     # otherwise the script does not have that name, and nor shall we
                     self._pending[key] = version, function
         try:
             while self._pending:
                 self._load(next(iter(self._pending)))
         except BaseException:
-            if is_outermost:        # otherwise what was being loaded may catch it
+            # If this runs inside another `_load`, the definition that is being loaded may handle
+            # the error, and what else is pending there is still needed.
+            if is_outermost:
                 self._pending.clear()
             raise
 
     def _put_aside(self, key: Any) -> None:
-        value = self.namespace(key[0]).pop(key[1], ABSENT)
+        """Unbind a key, and keep what it was bound to."""
+        module, name = key
+        value = self.namespace(module).pop(name, ABSENT)
         version = self._bound.pop(key, ABSENT)
-        # A class is one object in all its versions; its attributes are set anew each time.
+        # A class is one object in all its versions: loading a version sets its attributes.
         if version and value is not ABSENT and not isinstance(value, type):
             self._aside[key, version] = value
 
     def _load(self, key: Any) -> None:
+        """Bind a pending key, from what is put aside or by unpickling its definition."""
         version, function = self._pending.pop(key)
+        # Unless unpickling fails, the key counts as bound from here: its value may refer to it.
         self._bound[key] = version
         if (key, version) in self._aside:
             self.bind(key, self._aside.pop((key, version)))
@@ -950,16 +1230,22 @@ class Script:
         except BaseException:
             del self._bound[key]
             raise
-        for one, value in zip(keys or (key,), values):
-            version = function.needs[one]
-            # What shares parts with it is bound with it, so that they go on to share them.
-            if one == key or self._pending.pop(one, None) or (
-                    self._bound.get(one) == version and one not in self._kept):
-                self._aside.pop((one, version), None)
-                self._bound[one] = version
-                self.bind(one, value)
-                if size > MAX_FRAME:
-                    self._large.add(version)
+        # Data that have parts in common are one definition: two lists, say, that hold the same
+        # object. All of them are bound now, so that they go on to share it, except those that are
+        # bound to another version or are kept as an initializer has set them.
+        for other, value in zip(keys or (key,), values):
+            version = function.needs[other]
+            is_pending = other in self._pending
+            is_bound = self._bound.get(other) == version and other not in self._kept
+            if other != key and not is_pending and not is_bound:
+                continue
+            if other != key:
+                self._pending.pop(other, None)
+            self._aside.pop((other, version), None)
+            self._bound[other] = version
+            self.bind(other, value)
+            if size > MAX_FRAME:
+                self._large.add(version)
 
     def find(self, module: str, path: str) -> Any:
         """Return what a dotted path leads to in the script. Raises AttributeError."""
@@ -969,11 +1255,18 @@ class Script:
                 self._load((module, first))
         space = self.namespace(module)
         if first not in space:
-            raise AttributeError("%s has no %r here" % (module, first))
+            raise AttributeError("module %r of the script has no attribute %r" % (module, first))
         return operator.attrgetter(rest)(space[first]) if rest else space[first]
 
     def ask(self, pull: Callable[[int, bytes], Any], name: str) -> Any:
-        """Return what the controller's `__main__` has under a name. Raises AttributeError."""
+        """Return what the controller's `__main__` has under a name. Raises AttributeError.
+
+        Code asks when it looks up an attribute of `__main__` by itself, as `pickle.loads` does. The
+        controller then sends that definition with all that it needs.
+
+        Arguments:
+            pull: sends a question to the controller and returns the segments of the answer.
+        """
         with self._lock:
             if ("__main__", name) in self._pending:
                 self._load(("__main__", name))
@@ -984,18 +1277,19 @@ class Script:
                 segments = pull(NAME, name.encode())
                 if bytes(segments[0]) != NOTHING:
                     self.add(_Function(segments))
-            except EOFError:        # nobody answers
+            except EOFError:        # this process may not ask
                 pass
         if name not in space:
             raise AttributeError("module '__main__' has no attribute %r" % name)
         return space[name]
 
     def forget(self, functions: Iterable[_Function]) -> None:
-        """Drop what none of these functions needs: what is aside, and what is large."""
+        """Drop what none of these functions needs, if it is put aside, or bound and large."""
         needed = {need for function in functions for need in function.needs.items()}
         with self._lock:
             self._current = None
-            self._aside = {need: value for need, value in self._aside.items() if need in needed}
+            self._aside = {
+                need: value for need, value in self._aside.items() if need in needed}
             for key, version in [*self._bound.items()]:
                 if version in self._large and (key, version) not in needed:
                     self._put_aside(key)
@@ -1003,27 +1297,33 @@ class Script:
             self._large.intersection_update(self._bound.values())
 
     def initialize(self, function: _Function) -> None:
-        """Call an initializer. What it binds stays, and so does all data that it could change."""
+        """Call the pool's initializer, and keep what it sets: no later version replaces it.
+
+        That is each global that it binds, each class of the script whose attributes it sets, and
+        all data that it uses, since it may have changed these in place.
+        """
         self.enter(function)
-        spaces = {module: self.namespace(module)
-                  for module in ("__main__", *(module for module, _ in function.needs))}
+        modules = {"__main__", *(module for module, _ in function.needs)}
+        spaces = {module: self.namespace(module) for module in modules}
         before = {module: {name: (value, _attributes(value)) for name, value in space.items()}
                   for module, space in spaces.items()}
         function.get()()
         for module, space in spaces.items():
             for name, value in space.items():
-                was, attributes = before[module].get(name, (ABSENT, None))
-                if (value is not was or _attributes(value) != attributes
-                        or (module, name) in function.needs and is_data(value)):
+                old_value, old_attributes = before[module].get(name, (ABSENT, None))
+                is_set = value is not old_value or _attributes(value) != old_attributes
+                is_used = (module, name) in function.needs and is_data(value)
+                if is_set or is_used:
                     self._kept.add((module, name))
 
 
 def _attributes(value: object) -> Any:
+    """Return the attributes of a class of the script, None of anything else."""
     return {**vars(value)} if isinstance(value, type) and value in _arrived else None
 
 
 def is_data(value: object) -> bool:
-    """Return whether a global of the script is neither constant nor a definition nor a module."""
+    """Return whether a global of the script is neither a constant nor a definition nor a module."""
     return not (is_plain(value) or is_definition(value))
 
 
@@ -1033,6 +1333,9 @@ def is_definition(value: object) -> bool:
 
 
 script = Script()
+
+
+# What pickles for a slot refer to, see _OutwardReducers.
 
 
 def _find(module: str, path: str) -> Any:
@@ -1047,16 +1350,16 @@ def _space(module: str) -> dict[str, Any]:
 
 
 class _Chunks(list["Any"]):
-    """A file to pickle into that keeps large objects as they are instead of copying them."""
+    """A file for a pickler to write to, which keeps large objects as they are, without a copy."""
 
     def write(self, data: Any) -> None:
         self.append(data.raw() if type(data) is pickle.PickleBuffer else data)
 
 
 def pack_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Packed, Any]:
-    """Pickle a call's arguments for a slot, the usual ones quickly.
+    """Pickle a call's arguments for a slot. Short plain ones, the usual case, are done quickly.
 
-    Return what `pack` does, and `(module, name)` of all of the script that it needs there.
+    Return what `pack` returns, and the keys `(module, name)` of what they need of the script.
     """
     if not kwargs and _SHORT.issuperset(map(type, args)):
         data = pickle.dumps((args, None), 5)
@@ -1066,7 +1369,8 @@ def pack_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Packed, An
 
 
 def pack_outward(obj: object) -> tuple[Packed, Any]:
-    """Pickle for a slot: return what `pack` does, and what of the script it needs there."""
+    """Pickle for a slot. Return what `pack` returns, and the keys of what it needs of the script.
+    """
     if is_plain(obj):
         return pack(obj), ()
     chunks, large, pickler = _dump(obj, _OutwardReducers)
@@ -1074,7 +1378,12 @@ def pack_outward(obj: object) -> tuple[Packed, Any]:
 
 
 class Prepacked:
-    """Arguments that `pack_outward` has packed, among those of another call: they stay bytes."""
+    """Arguments that `pack_outward` has packed. As arguments of another call they arrive as bytes.
+
+    Attributes:
+        data: the pickle.
+        needs: the keys of what it needs of the script.
+    """
 
     def __init__(self, data: bytes, needs: Any) -> None:
         self.data = data
@@ -1082,25 +1391,31 @@ class Prepacked:
 
 
 def _is_long(obj: object) -> bool:
+    """Return whether there is a long text, or long bytes, in what is plain."""
     if isinstance(obj, tuple):
         return any(map(_is_long, obj))
     return isinstance(obj, (bytes, str)) and len(obj) > INLINE
 
 
 def pack(obj: object) -> Packed:
-    """Pickle a result, or what is plain.
+    """Pickle a result, or what is plain. Raises what pickling raises.
 
-    Large buffers (NumPy arrays) are not copied. Return bytes if they are short, otherwise
-    `(lengths, buffers)` for `message`. Raise what pickling raises.
+    Returns bytes if they fit one frame, otherwise `(lengths, buffers)`. These are the segments of a
+    message: the first length is that of the pickle, which may be several buffers; each other one is
+    that of a large buffer (a NumPy array), which is not copied.
     """
+    # Cloudpickle's pickler is slower, but does not copy what is long.
     if is_plain(obj) and not _is_long(obj):
         data = pickle.dumps(obj, 5)
-        return data if len(data) <= INLINE else ([len(data)], [data])
+        if len(data) <= INLINE:
+            return data
+        return [len(data)], [data]
     chunks, large, _ = _dump(obj, _HomeReducers)
     return _packed(chunks, large)
 
 
 def _packed(chunks: list[Any], large: list[Any]) -> Packed:
+    """Return what `pack` returns, for a pickle in pieces and large buffers beside it."""
     length = sum(map(len, chunks))
     if length <= INLINE and not large:
         return b"".join(chunks)
@@ -1108,9 +1423,11 @@ def _packed(chunks: list[Any], large: list[Any]) -> Packed:
 
 
 def _dump(obj: object, reducers: Any, most: int = 254, **settings: Any) -> tuple[Any, Any, Any]:
-    """Pickle; return the pickle in pieces, at most `most` large buffers beside it, the pickler.
+    """Pickle. Return the pickle in pieces, the large buffers beside it, and the pickler.
 
     Arguments:
+        reducers: a subclass of _Reducers.
+        most: how many large buffers may leave the pickle.
         settings: attributes of the pickler.
     """
     chunks = _Chunks()
@@ -1136,13 +1453,15 @@ def _dumps(obj: object, reducers: Any = _HomeReducers, **settings: Any) -> bytes
 
 
 class Pickled:
-    """A pickle of its own in a message: its bytes, large buffers, and what it needs of the script.
+    """A definition, or a function, as it is sent: a pickle of its own in the payload of FUNCTION.
 
     Attributes:
-        names: `(module, name)` of the globals that its code uses.
-        refs: likewise, of what it refers to.
-        module: the name of the module that it is, if it is one.
-        parts: by `id`, the objects in it; those of data, which other data may share.
+        data: the pickle.
+        buffers: its out-of-band buffers.
+        names: keys `(module, name)` of the globals that its code uses.
+        refs: keys that it refers to.
+        parts: of data, the mutable objects in it by `id`; other data may have some in common.
+        module: the name of the module that it imports where it is unpickled, or "".
     """
 
     def __init__(self, data: bytes, buffers: Sequence[Any] = (), names: Any = frozenset(),
@@ -1157,7 +1476,7 @@ class Pickled:
 
     @functools.cached_property
     def digest(self) -> bytes:
-        """The SHA-256 of all bytes; several names may ask for it."""
+        """The SHA-256 of the pickle and its buffers, computed once."""
         import hashlib
         hashed = hashlib.sha256(self.data)
         for buffer in self.buffers:
@@ -1167,15 +1486,17 @@ class Pickled:
 
 def pickle_definition(obj: object, globals_by_id: Mapping[int, Any], keys: Any = (),
                       is_root: bool = True) -> Pickled:
-    """Pickle what names of the script stand for, or a function that was submitted.
+    """Pickle a definition of the script, or a function that was submitted.
 
     Arguments:
-        globals_by_id: keys of the script's globals that it may refer to.
-        keys: what is defined, `(module, name)` of each.
-        is_root: whether `obj` is what the one key stands for, and so is to be bound to it.
+        obj: what the key stands for; or a list, if there are several keys.
+        globals_by_id: keys of the data of the script that the pickle may refer to, by `id`.
+        keys: what is defined, `(module, name)` of each; none for a function that was submitted.
+        is_root: whether `obj` is bound to its key as soon as it is made; False for data.
     """
     root = {"root": obj, "key": keys[0]} if is_root and keys else {}
-    # To look at each part of large data would take several times as long as to pickle it.
+    # With `persistent_id`, the pickler calls us for each part of an object. For large data that
+    # takes several times as long as pickling it.
     reducers = _DefinitionReducers if globals_by_id else _OutwardReducers
     chunks, large, pickler = _dump(
         obj, reducers, 100, globals=globals_by_id, defining=keys, **root)
@@ -1187,11 +1508,16 @@ def pickle_definition(obj: object, globals_by_id: Mapping[int, Any], keys: Any =
 
 
 def _can_be_shared(part: Any) -> bool:
-    """Return whether it matters that two objects have a part in common: it is no mere value."""
+    """Return whether it matters that two objects have a part in common.
+
+    It does not if the part is a mere value, such as a string; it does if it is a list.
+    """
     if is_definition(part) or type(part).__module__ == "logging":
         return False
     hashing: Any = type(part).__hash__
-    if isinstance(hashing, types.FunctionType):     # a tensor's is its `id`
+    # Two cases. A class may hash its instances by identity in Python, as torch.Tensor does. Any
+    # other is a value if it has a hash of its own.
+    if isinstance(hashing, types.FunctionType):
         try:
             return bool(hash(part) == id(part))
         except TypeError:
@@ -1199,35 +1525,42 @@ def _can_be_shared(part: Any) -> bool:
     return hashing in (None, object.__hash__)
 
 
-# How a slot gets the function of a call: it unpickles it for each call, or once, or finds it by
-# its name in the script.
+# How a slot gets the function of a call. It unpickles it for each call, so that no call sees what
+# another did to it; or once; or looks it up by its name in the script.
 EACH, ONCE, NAMED = range(3)
 
 
 def pack_function(how: int, root: Pickled | tuple[str, str], needs: Mapping[Any, bytes],
                   definitions: Mapping[bytes, Any]) -> Packed:
-    """Return what a slot knows a function by: the payload of FUNCTION.
+    """Return the payload of FUNCTION: all by which a slot knows a function.
 
     Arguments:
         how: EACH, ONCE or NAMED.
         root: the pickled function; if NAMED, its module and path.
-        needs: by `(module, name)`, the versions of what it uses of the script.
-        definitions: by version, `(keys, Pickled)` of what these are.
+        needs: the version of each key that it uses, by key.
+        definitions: `(keys, Pickled)` of each definition, by version. A version without one is the
+            pickle of a short constant.
     """
     segments: list[Any] = []
 
-    def add(one: Pickled) -> Any:
-        if len(one.data) < INLINE and not one.buffers:
-            return one.data
-        if len(segments) + 1 + len(one.buffers) > 250:
-            return [one.data, *map(bytes, one.buffers)]
+    def add(pickled: Pickled) -> Any:
+        """Put a pickle where the slot finds it; return that."""
+        # Three cases. A short pickle goes into the head. A long one, or one with buffers, becomes
+        # segments, from a start to an end. It goes into the head after all, as a list, if there
+        # would be more segments than a message can have.
+        if len(pickled.data) < INLINE and not pickled.buffers:
+            return pickled.data
+        parts = [pickled.data, *pickled.buffers]
         start = len(segments)
-        segments.extend((one.data, *one.buffers))
+        if start + len(parts) > 250:
+            return [*map(bytes, parts)]
+        segments.extend(parts)
         return start, len(segments)
 
-    modules = [one.module for _, one in definitions.values() if one.module]
-    head = pickle.dumps((how, add(root) if isinstance(root, Pickled) else root, dict(needs), {
-        version: (keys, add(one)) for version, (keys, one) in definitions.items()}, modules), 5)
+    place = add(root) if isinstance(root, Pickled) else root
+    places = {version: (keys, add(pickled)) for version, (keys, pickled) in definitions.items()}
+    modules = [pickled.module for _, pickled in definitions.values() if pickled.module]
+    head = pickle.dumps((how, place, dict(needs), places, modules), 5)
     return _packed([head], segments)
 
 
@@ -1239,12 +1572,13 @@ def unpack(segments: Sequence[Any]) -> Any:
 
 
 def _unpack_own(packed: Packed) -> Any:
-    """Unpickle what `pack` has just made."""
+    """Unpickle what `pack` has just returned."""
     if type(packed) is bytes:
         return unpack((packed,))
     lengths, buffers = packed
-    chunks = len(buffers) - len(lengths) + 1
-    return unpack([b"".join(buffers[:chunks]), *buffers[chunks:]])
+    large = len(lengths) - 1
+    pieces = len(buffers) - large       # of the pickle
+    return unpack([b"".join(buffers[:pieces]), *buffers[pieces:]])
 
 
 def run_call(function: Callable[..., Any], args: Any, kwargs: Any) -> tuple[bool, Any]:
@@ -1256,7 +1590,7 @@ def run_call(function: Callable[..., Any], args: Any, kwargs: Any) -> tuple[bool
 
 
 class _Budget:
-    """How many tasks this slot may still begin, and with it whether it is to be replaced."""
+    """How many calls this slot may still start before it is replaced."""
 
     left = NEVER
 
@@ -1264,7 +1598,7 @@ class _Budget:
 def run_chunk(function: Callable[..., Any], chunk: Iterable[tuple[Any, ...]]) -> list[Any]:
     """Call a function on each tuple of arguments; this is what `map(..., chunksize=n)` sends."""
     values = [function(*args) for args in chunk]
-    _Budget.left -= len(values) - 1
+    _Budget.left -= len(values) - 1     # the slot counts one call, but each item is one
     return values
 
 
@@ -1311,23 +1645,29 @@ def run_some(function: Callable[..., Any], packed: bytes, seconds: float) -> tup
 
 
 class _ApartReducers(_OutwardReducers):
-    """For `pack_apart`."""
+    """For `pack_apart`.
+
+    Attributes:
+        arrays: the large arrays in the pickle, by number; grows.
+        array_type: numpy.ndarray, or () if NumPy has not been imported.
+    """
 
     arrays: dict[int, Any]
     array_type: Any
 
-    def persistent_id(self, one: Any) -> Any:
-        """Return the number of a large array; see `pickle.Pickler`."""
-        if type(one) is not self.array_type or one.nbytes < MAX_FRAME or one.dtype.hasobject:
+    def persistent_id(self, obj: Any) -> Any:
+        """Return the number of a large array, or None; see `pickle.Pickler`."""
+        if type(obj) is not self.array_type or obj.nbytes < MAX_FRAME or obj.dtype.hasobject:
             return None
-        self.arrays[id(one)] = one
-        return id(one)
+        number = id(obj)
+        self.arrays[number] = obj
+        return number
 
 
 def pack_apart(obj: object) -> tuple[Prepacked, dict[int, Any]]:
-    """Pickle `obj` for a slot without the large NumPy arrays in it; return these, too, by number.
+    """Pickle a callable for a slot, but leave out the large NumPy arrays in it.
 
-    See `run_with`.
+    Return the pickle and the arrays by number, to be passed to `run_with`.
     """
     arrays: dict[int, Any] = {}
     array_type = getattr(sys.modules.get("numpy"), "ndarray", ())
@@ -1336,7 +1676,7 @@ def pack_apart(obj: object) -> tuple[Prepacked, dict[int, Any]]:
 
 
 def run_with(arrays: Mapping[int, Any], pickled: bytes) -> Any:
-    """Call what `pack_apart` has pickled."""
+    """Call what `pack_apart` has pickled, and return its value."""
     class Unpickler(pickle.Unpickler):
         def persistent_load(self, number: int) -> Any:
             return arrays[number]
@@ -1344,37 +1684,47 @@ def run_with(arrays: Mapping[int, Any], pickled: bytes) -> Any:
     return Unpickler(io.BytesIO(pickled)).load()()
 
 
-# What a process of a ProcessExecutor had in `__main__` when it began. Elsewhere, nothing.
+# What this process had in `__main__` when it began, if it is one of a ProcessExecutor's.
 _inherited: dict[str, object] = {}
 
 
 def begin_process() -> None:
-    """Begin a process of a ProcessExecutor."""
+    """Begin a process of a ProcessExecutor: record what its `__main__` has."""
     _inherited.update(vars(sys.modules["__main__"]))
 
 
 def pack_local(obj: object, there: Mapping[str, object] | None) -> bytes:
-    """Pickle for a process that has these names in `__main__`; None: only it can say."""
+    """Pickle for a process of a ProcessExecutor.
+
+    Arguments:
+        there: what it has in `__main__`, by name; None if only the process itself can say.
+    """
     return _dumps(obj, _LocalReducers, there=there)
 
 
+_OUR_PARENT: Any = object()
+
+
 class Shipped:
-    """Wrap an object so that plain pickle carries it as we would; it arrives unwrapped.
+    """Wrap an object so that plain pickle carries it as we would; it is unpickled as that object.
 
     Arguments:
-        there: what the other process has in `__main__`, by name; None if only it can say; by
-            default, it is the one that we came from.
+        there: what the other process has in `__main__`, by name; None if only that process can say.
+            The default is for the process that this one was started by.
     """
 
-    def __init__(self, obj: object, *there: Mapping[str, object] | None) -> None:
-        self._data = pack_local(obj, *there) if there else _dumps(obj)
+    def __init__(self, obj: object, there: Mapping[str, object] | None = _OUR_PARENT) -> None:
+        if there is _OUR_PARENT:
+            self._data = _dumps(obj)
+        else:
+            self._data = pack_local(obj, there)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return pickle.loads, (self._data,)
 
 
 class _Raised(Exception):
-    """Stands for an exception that plain pickle cannot carry; it arrives as what it stands for."""
+    """Stands for an exception that plain pickle cannot carry; it is unpickled as that exception."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(describe(error))
@@ -1401,7 +1751,7 @@ def run_shipped(call: Any) -> Any:
 
 
 def _outline(obj: Any) -> Any:
-    """Return what tells whether two processes have imported the same definition."""
+    """Return a value that is equal in two processes if they have imported the same definition."""
     if isinstance(obj, type):
         return sorted(vars(obj))
     code = getattr(getattr(obj, "__wrapped__", obj), "__code__", None)
@@ -1409,9 +1759,9 @@ def _outline(obj: Any) -> Any:
 
 
 def _name_or_value(path: str, outline: Any, pickled: bytes) -> Any:
-    """Return what this process has in `__main__` at a path if it is the same, or else unpickle."""
-    found = _look_up("__main__", path)
-    return found if _outline(found) == outline else pickle.loads(pickled)
+    """Return what `__main__` has at a path if it has this outline, otherwise unpickle the value."""
+    obj = _look_up("__main__", path)
+    return obj if _outline(obj) == outline else pickle.loads(pickled)
 
 
 _SECONDS = "_executors_seconds"     # of an exception: how long it took to be raised
@@ -1450,14 +1800,18 @@ def pack_outcome(ok: bool, value: Any, stage: str = "run") -> tuple[int, Packed]
     """Pickle what `run_call` returned. Return `(RESULT or ERROR, packed)`; never raises.
 
     The payload of an ERROR is a plain tuple `(stage, pickled exception or b"", type, text,
-    traceback)`; `stage` is "arguments", "run", "result" or "round trip". What is not plain is also
-    unpickled here, before anything is sent: what then raises, exits or crashes does it to this
-    slot, and not to the controller.
+    traceback)`.
+
+    Arguments:
+        stage: what failed: "arguments" or "run". For ERROR it may become "result", if the value
+            cannot be pickled, or "round trip", if its pickle cannot be unpickled.
     """
     if ok:
         try:
             stage = "result"
             packed = pack(value)
+            # Unpickle it here, before it is sent. If that raises, exits or crashes, it does so in
+            # this slot and not in the controller.
             stage = "round trip"
             if not is_plain(value):
                 _unpack_own(packed)
@@ -1469,36 +1823,39 @@ def pack_outcome(ok: bool, value: Any, stage: str = "run") -> tuple[int, Packed]
     for explain in _explanations:
         explain(value)
     try:
-        text = "".join(traceback.format_exception(kind, value, _below(value.__traceback__)))
+        trace = _below(value.__traceback__)
+        text = "".join(traceback.format_exception(kind, value, trace))
     except BaseException as error:      # a __str__ or __repr__ that raises
-        text = "(the traceback cannot be shown: %s)\n" % type(error).__name__
+        text = "(no traceback: formatting it raised %s)\n" % type(error).__name__
     pickled = b""
     try:
-        attempt = _dumps(value)
-        if type(pickle.loads(attempt)) is kind:
-            pickled = attempt
-    except BaseException:      # a constructor that does not fit its arguments, for one
+        data = _dumps(value)
+        if type(pickle.loads(data)) is kind:
+            pickled = data
+    except BaseException:       # for instance, its constructor does not accept its args
         pass
     return ERROR, pack((stage, pickled, kind.__name__, _text(value), text))
 
 
-_explanations: list[Callable[[BaseException], object]] = []     # what a slot has to add to errors
+# Functions that add to an exception what this slot knows about it.
+_explanations: list[Callable[[BaseException], object]] = []
 
 
 def _text(value: object) -> str:
+    """Return the text of an exception, with its notes."""
     try:
         return "\n".join([str(value), *getattr(value, "__notes__", ())])
     except BaseException as error:
-        return "(%s in __str__)" % type(error).__name__
+        return "(its __str__ raised %s)" % type(error).__name__
 
 
 def describe(error: BaseException) -> str:
-    """Say what an exception is and what it says, even if it cannot say anything."""
+    """Return the type and the text of an exception, even if its `__str__` raises."""
     return "%s: %s" % (type(error).__name__, _text(error))
 
 
 def _below(trace: Any) -> Any:
-    """Leave out the frames of this file from the top of a traceback: they tell the user nothing."""
+    """Return a traceback without the frames of this file at its top, which tell users nothing."""
     while trace and trace.tb_next and trace.tb_frame.f_globals.get("run_call") is run_call:
         trace = trace.tb_next
     return trace

@@ -3245,6 +3245,14 @@ class TestTheScript:
                 return callback_(), callback_ is callback
             """, "print(get(pool.submit(work, callback)), state)", "(42, True) None")
 
+    def test_a_global_may_be_empty(self, check):
+        """All that is empty is something, and not an absent name."""
+        check("""
+            EMPTY, NONE, TEXT, ROWS, DONE = b"", None, "", (), False
+            def work():
+                return EMPTY, NONE, TEXT, ROWS, DONE
+            """, "print(get(pool.submit(work)))", "(b'', None, '', (), False)")
+
     def test_a_task_unpickles_what_the_script_has(self, check):
         check("""
             class Thing:
