@@ -80,6 +80,7 @@ import select
 import shlex
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -2238,6 +2239,8 @@ _SSH_DIAGNOSES = (
 )
 # The same for scp, after a login that worked.
 _SCP_DIAGNOSES = (
+    ("/scp: (not found|no such file)", _LossKind.UNUSABLE,
+     "install it on this machine: apt-get install openssh-client"),
     ("kex_exchange|closed by remote|connection (reset|refused)|timed out|broken pipe",
      _LossKind.TOO_MANY_LOGINS, _TOO_MANY_LOGINS),
     ("message too long|produces no output", _LossKind.UNUSABLE,
@@ -2431,16 +2434,16 @@ def _parse_options(words: Iterable[str]) -> Iterator[tuple[str, str]]:
             break
 
 
-def _scp_argv(record: RemoteWorkerRecord, ssh_options: list[str], source: str,
-              target: str) -> list[str]:
-    """Return the command that copies a file to a machine."""
+def _scp_argv(record: RemoteWorkerRecord, ssh_options: list[str], sources: Iterable[str],
+              folder: str) -> list[str]:
+    """Return the command that copies files into a folder of a machine."""
     options, login = [*_ssh_settings()], record.login
     for letter, value in _parse_options(ssh_options):
         if _SSH_LETTERS[letter]:
             options += _SSH_LETTERS[letter].format(value).split(" ", 1)
     if ":" in record.machine:
         login = login.replace(record.machine, f"[{record.machine}]")
-    return [SCP, "-q", *options, "--", os.path.abspath(source), f"{login}:{target}"]
+    return [SCP, "-q", *options, "--", *sources, f"{login}:{folder}/"]
 
 
 @functools.cache
@@ -2465,7 +2468,7 @@ def _bootstrap() -> bytes:
 
 
 class _Login:
-    """One login to a machine: its ssh and, while files are copied, its scp.
+    """One login to a machine: its ssh and, while it copies, its scps.
 
     The reader thread calls `open` and `end`. Any thread may read `found` and call `check`, `abort`
     and `progress`.
@@ -2482,25 +2485,22 @@ class _Login:
         self.guardian = 0
         self._shim_fd = -1                  # pidfd of a local shim, where the platform has them
         self.facts: Sequence[str] = ()      # wire.platform_facts of the machine
-        self.copies: list[str] = []         # what is being copied now; also by copying threads
+        self.copies: dict[int, str] = {}    # what is being copied, by question; also by copiers
         self.over = threading.Event()
+        self.is_ready = False               # tasks may come: what `files=` names is there
         self.processes: list[Any] = []      # ssh, then each scp that runs; also by copying threads
         self._errors = wire.nameless_file()         # ssh's stderr
         self._noise = b""                   # what the login shell printed before the magic
         self._has_python = False
         self._cause = ""                    # why we cut it off, if we did; by whoever did
         self._started = monotonic()
-        self._until = self._started + HELLO_SECONDS     # when the current stage must be done
-        self._complaint = f"nothing was heard for {HELLO_SECONDS:g} s"      # if it is not
+        self._moved = self._started         # when the current stage began; also by the heartbeat
+        # Until it is ready: the seconds that a stage may take, and what is wrong otherwise.
+        self._limit = HELLO_SECONDS, f"nothing was heard for {HELLO_SECONDS:g} s"
 
-    def open(self, files: Mapping[str, _File], config: Mapping[str, Any],
-             stuck: SimpleQueue[Any], is_expected: Callable[[int, int], bool],
-             greeted: Callable[[int], object]) -> _Channel:
-        """Start the shim and copy files to it. Raises _LinkLost, with ssh's own words.
-
-        Arguments:
-            greeted: is called with the number of cores, before files are copied.
-        """
+    def open(self, config: Mapping[str, Any], stuck: SimpleQueue[Any],
+             is_expected: Callable[[int, int], bool]) -> _Channel:
+        """Start the shim. Raises _LinkLost, with ssh's own words."""
         magic = os.urandom(12).hex()
         try:
             argv = _login_argv(self.record, self._ssh_options, magic)
@@ -2524,9 +2524,6 @@ class _Login:
                 weakref.finalize(self, os.close, self._shim_fd)     # `abort` may come after `end`
             start = _seconds(monotonic() - self._started)
             self.found.update(start=start, cores=str(self.cores))
-            greeted(self.cores)
-            if files:
-                self._copy(files, fd, reader)
             slots = self.record.count or self.cores
             told = pickle.dumps({**config, "machine": self.record.machine, "slots": slots,
                                  "nice": self.record.nice})
@@ -2534,7 +2531,6 @@ class _Login:
         except (OSError, EOFError, *wire.NONSENSE) as error:
             raise self.diagnose(error) from None
         process.stdin = None        # the channel owns and closes it from here on
-        self._until = math.inf
         return _Channel(reader, stdin, stuck)
 
     def _read_hello(self, hello: bytes) -> None:
@@ -2583,56 +2579,41 @@ class _Login:
                                   f"kinds {sorted({one[0] for one in messages})}")
         return messages[0][3]
 
-    def _allow(self, what: str, size: int) -> float:
-        """Set the deadline of a stage that moves `size` bytes over a slow line; return seconds."""
-        seconds = HELLO_SECONDS + size / SCP_RATE
-        self._until = monotonic() + seconds
-        self._complaint = f"{what} was not done after {seconds:.0f} s"
-        return seconds
+    def await_files(self, size: int) -> None:
+        """Set the deadline for a machine to have `files=` of `size` bytes, over a slow line."""
+        seconds = _copy_seconds(size)
+        self._limit = seconds, f"storing files was not done after {seconds:.0f} s"
+        self._moved = monotonic()
 
-    def _copy(self, files: Mapping[str, _File], stdin: int, reader: wire.MessageReader) -> None:
-        """Have files put where slots find them; what the machine has not got is copied."""
-        names = {name: (file.digest, file.is_tree) for name, file in files.items()}
-        size = sum(file.size for file in files.values())
-        arrived: dict[str, str] = {}
-        while "scp" not in self.found:
-            self._allow("storing files", size)
-            # The shim hears nothing of us while scp runs: its lease must last as long.
-            told = pickle.dumps({"names": names, "arrived": arrived,
-                                 "lease": len(names) * HELLO_SECONDS + 2 * size / SCP_RATE})
-            wire.write_all(stdin, [wire.frame(wire.FILES, 0, told)])
-            wanted = json.loads(self._await(reader, wire.STORED))
-            if isinstance(wanted, str):
-                for name in arrived:
-                    if wire.digest_file(files[name].source) != files[name].digest:
-                        wanted = f"{name} has changed here since the pool was made: make a new pool"
-                raise _LinkLost(f"cannot store files: {wanted}", _LossKind.UNUSABLE)
-            if not wanted:
-                self.found["scp"] = "ok"
-            for name, target in wanted.items():
-                self.copies.append(f"{name} ({files[name].size / 1e6:.3g} MB)")
-                self.copy(files[name], target)
-                self.copies.clear()
-            arrived = wanted
+    def copy(self, files: Sequence[_File], folder: str) -> None:
+        """Copy files into a folder there, from any thread.
 
-    def copy(self, file: _File, target: str) -> None:
-        """Copy one file there, from any thread. Raises _LinkLost, with scp's own words."""
-        if self._is_local:
-            shutil.copyfile(file.source, os.path.join(os.path.expanduser("~"), target))
-        else:
-            self._scp(file, target)
+        Raises _LinkLost, with scp's own words; OSError if a file cannot be read, or has changed.
+        """
+        for file in files:
+            is_old = os.stat(file.source).st_mtime_ns == file.mtime_ns
+            if not is_old and wire.digest_file(file.source) != file.digest:
+                raise OSError(f"{file.name} has changed here since the pool was made: make a new "
+                              "pool")
+        if not self._is_local:
+            self._scp(files, folder)
+            return
+        for file in files:
+            shutil.copy(file.source, os.path.join(os.path.expanduser("~"), folder))
 
-    def _scp(self, file: _File, target: str) -> None:
-        seconds = self._allow(f"scp of {file.name}", file.size)
-        argv = _TIED + _scp_argv(self.record, self._ssh_options, file.source, target)
+    def _scp(self, files: Sequence[_File], folder: str) -> None:
+        what = f"scp of {', '.join([file.name for file in files])}"
+        seconds = _copy_seconds(sum(file.size for file in files))
+        argv = _TIED + _scp_argv(self.record, self._ssh_options,
+                                 [file.source for file in files], folder)
         with wire.nameless_file() as errors:
             copier = self._run(argv, stdout=subprocess.DEVNULL, stderr=errors)
             try:
-                copier.wait(seconds + CLOSE_SECONDS)
+                copier.wait(seconds)
             except subprocess.TimeoutExpired:
                 _kill_group(copier)
                 copier.wait()
-                raise _LinkLost(f"scp of {file.name} was not done after {seconds:.0f} s") from None
+                raise _LinkLost(f"{what} was not done after {seconds:.0f} s") from None
             finally:
                 copier.stdin.close()
                 self.processes.remove(copier)
@@ -2641,19 +2622,22 @@ class _Login:
             raise _LinkLost(self._cause)
         if copier.returncode:
             cause, kind = self._judge(_without_chatter(said), _SCP_DIAGNOSES)
-            raise _LinkLost(f"scp of {file.name} failed: {cause}", kind)
+            raise _LinkLost(f"{what} failed: {cause}", kind)
 
     def progress(self) -> dict[str, str]:
         """Return what was found, and what is being copied."""
-        copying = ", ".join([*self.copies])
+        copying = ", ".join([*self.copies.values()])
         return {**self.found, **({"copying": copying} if copying else {})}
 
     def check(self, now: float) -> None:
         """Cut off a login whose stage has taken too long; update the stages found."""
         self.words()
-        if now > self._until:
+        if self.copies:
+            self._moved = now       # each copy has a deadline of its own
+        seconds, complaint = self._limit
+        if now > self._moved + seconds:
             login, line = self.record.login, _last_line(self._noise)
-            self.abort(f"{self._complaint} (the last line was {line!r}) -- check that `ssh {login} "
+            self.abort(f"{complaint} (the last line was {line!r}) -- check that `ssh {login} "
                        f"echo hello` prints hello and ends, and that `sftp {login}` works")
 
     def limit(self) -> None:
@@ -2775,6 +2759,11 @@ class _Login:
             if re.search(pattern, text):
                 self.found[stage] = "ok"
         return _without_chatter(text)
+
+
+def _copy_seconds(size: int) -> float:
+    """Return how long a slow line may take to copy so many bytes."""
+    return HELLO_SECONDS + size / SCP_RATE
 
 
 def _without_chatter(text: str) -> str:
@@ -3048,22 +3037,74 @@ class _Distribution(NamedTuple):
     problem: str = ""
 
 
-class _Packages:
-    """The distributions installed here, for machines that have not got them.
+class _File(NamedTuple):
+    """What is copied: a file as it is, or a tar of what it stands for."""
+
+    name: str
+    source: str         # its path
+    digest: str
+    size: int           # bytes
+    mtime_ns: int
+    is_tar: bool
+
+
+class _Cargo:
+    """What machines may ask for: all that `files=` names, and the distributions installed here.
 
     Arguments:
-        wanted: whether they may follow; or the names of those that may.
+        files: paths of files and directories; or one.
+        packages: whether distributions may follow; or the names of those that may.
+
+    Raises OSError or ValueError if some files cannot be sent.
     """
 
-    def __init__(self, wanted: bool | Iterable[str]) -> None:
-        if isinstance(wanted, str):
-            raise ValueError(f"packages is {wanted!r}; it must be True, False, or a list of names")
-        self._names = set() if isinstance(wanted, bool) else {*map(_normal, wanted)}
-        self._is_on = bool(self._names or wanted is True)
+    def __init__(self, files: _Path | Iterable[_Path], packages: bool | Iterable[str]) -> None:
+        if isinstance(packages, str):
+            raise ValueError(f"packages is {packages!r}; it must be True, False, or a list of "
+                             "names")
+        self._names = set() if isinstance(packages, bool) else {*map(_normal, packages)}
+        self._is_on = bool(self._names or packages is True)
         self._known: dict[str, _Distribution] = {}
-        self._tars: dict[str, Future[_File]] = {}
+        self._tars: dict[str, Future[_File]] = {}       # of distributions, by key
+        self._files: dict[str, _File] = {}              # that `files=` names, by key
+        self.keys: dict[str, str] = {}                  # of those, by name
+        self.size = 0                                   # of all of those, in bytes
         self._made = contextlib.ExitStack()
-        self.cleanup = self._made.close
+        with self._made:
+            for path in [files] if isinstance(files, (str, os.PathLike)) else files:
+                self._add(os.path.abspath(path))
+            self._made = self._made.pop_all()
+
+    def _add(self, path: str) -> None:
+        name, mode = os.path.basename(path), os.stat(path).st_mode
+        if name in self.keys:
+            raise ValueError(f"files has two named {name}; slots could see only one")
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise ValueError(f"files has {path}, which is neither a regular file nor a directory")
+        # In scp's older protocol, no name may have a newline.
+        if stat.S_ISDIR(mode) or "\n" in name:
+            file = self._pack(name, [(os.path.realpath(path), "")])
+        else:
+            file = _measure(name, path, False)
+        self.keys[name] = file.digest
+        self._files[file.digest] = file
+        self.size += file.size
+
+    def _pack(self, name: str, members: Iterable[tuple[str, str]],
+              place: str = "content") -> _File:
+        return _measure(name, self._made.enter_context(_tar(members, place)), True)
+
+    def cleanup(self) -> None:
+        """Remove what was made here."""
+        with contextlib.suppress(OSError):      # a cleaner of /tmp may have done it
+            self._made.close()
+
+    def find(self, key: str, name: str, facts: Sequence[str]) -> _File:
+        """Return an entry that a machine has asked for as a file for `scp`.
+
+        Raises ValueError if the machine cannot have it, LookupError if it was never offered it.
+        """
+        return self._files.get(key) or self._pack_distribution(name, facts)
 
     def offer(self, module: str, facts: Sequence[str]) -> Any:
         """Return what `wire.ModuleFinder` is told of an installed module, if it may follow.
@@ -3109,9 +3150,7 @@ class _Packages:
             "METADATA", "PKG-INFO", "entry_points.txt", "top_level.txt")}
         return found.version, "" if _misfit(one.tags, facts) else one.key, texts
 
-    def pack(self, name: str, facts: Sequence[str]) -> _File:
-        """Return a distribution as a file for `scp`. Raises ValueError if a machine cannot have it.
-        """
+    def _pack_distribution(self, name: str, facts: Sequence[str]) -> _File:
         one = self._known[name]
         problem = one.problem or _misfit(one.tags, facts)
         if one.size > MOST_UNASKED and not self._names:
@@ -3123,14 +3162,17 @@ class _Packages:
         future = self._tars.setdefault(one.key, mine)
         if future is mine:      # otherwise another thread has made it, or is about to
             try:
-                source = self._made.enter_context(_tar(one.members, "content/site-packages"))
-                size = os.path.getsize(source)
-                mine.set_result(_File(f"{name} {one.version}", source, wire.digest_file(source),
-                                      size, True))
+                mine.set_result(
+                    self._pack(f"{name} {one.version}", one.members, "content/site-packages"))
             except BaseException as error:      # it may be better next time
                 del self._tars[one.key]
                 mine.set_exception(error)
         return future.result()
+
+
+def _measure(name: str, source: str, is_tar: bool) -> _File:
+    status = os.stat(source)
+    return _File(name, source, wire.digest_file(source), status.st_size, status.st_mtime_ns, is_tar)
 
 
 def _normal(name: str) -> str:
@@ -3230,40 +3272,10 @@ def _numbers(text: str) -> list[int]:
 class _Baggage(NamedTuple):
     """What goes to each machine beside the calls."""
 
-    files: _Files
+    cargo: _Cargo
     modules: bool                   # of this project
-    packages: _Packages
     initializer: Any                # `(function, args)`, packed; or ()
     config: Mapping[str, Any]       # what shims are told
-
-
-class _File(NamedTuple):
-    """What `files=` names, and what is copied in its stead if it is a directory: a tar of it."""
-
-    name: str
-    source: str
-    digest: str
-    size: int
-    is_tree: bool
-
-
-class _Files:
-    """All that `files=` names, by name; `cleanup` removes what was made of it."""
-
-    def __init__(self, files: _Path | Iterable[_Path]) -> None:
-        self.by_name: dict[str, _File] = {}
-        paths = [files] if isinstance(files, (str, os.PathLike)) else files
-        with contextlib.ExitStack() as stack:
-            for path in [os.fspath(path) for path in paths]:
-                name = os.path.basename(os.path.abspath(path))
-                if name in self.by_name:
-                    raise ValueError(f"files has two named {name}; slots could see only one")
-                is_tree = os.path.isdir(path)
-                tree = [(os.path.realpath(path), "")]
-                source = stack.enter_context(_tar(tree)) if is_tree else path
-                self.by_name[name] = _File(
-                    name, source, wire.digest_file(source), os.path.getsize(source), is_tree)
-            self.cleanup = stack.pop_all().close
 
 
 @contextlib.contextmanager
@@ -3299,7 +3311,7 @@ def _tar(members: Iterable[tuple[str, str]], place: str = "content") -> Iterator
 #                                 │ (pure state)│◄───────┤       │◄───┤  └──► slot (child)       │
 #                                 └──────┬──────┘ outcome└───▲───┘    └──────────────────────────┘
 #                                     settle                 │ returns
-#                                        ▼                 Login: ssh, interpreter, files
+#                                        ▼                 Login: ssh, interpreter
 #                                     Future
 #
 # Where a new line belongs:
@@ -3309,7 +3321,7 @@ def _tar(members: Iterable[tuple[str, str]], place: str = "content") -> Iterator
 #     what a message from a machine means                     _Reader
 #     frames to a machine, whether it is alive                _Channel
 #     ssh, the interpreter, all until the machine is up       _Login
-#     what is copied to machines                              _Packages, _Files
+#     what is copied to machines                              _Cargo
 #     pickling a function, and what it uses of the script     _Functions, _Snapshot
 #     what a caller does with a future                        _RemoteFuture
 #     arguments and their checks, what a caller may ask       RemoteExecutor
@@ -4198,8 +4210,7 @@ class _Supervisor:
             except Exception:       # without a heartbeat, nothing would ever end
                 _log.exception("%s: unexpected error in the heartbeat thread, which goes on",
                                self.title)
-        self.baggage.files.cleanup()
-        self.baggage.packages.cleanup()
+        self.baggage.cargo.cleanup()
         self.board.finish(self.status(), self.scheduler.histogram())
         self.ended.set()
         while not self.events.empty():
@@ -4217,9 +4228,9 @@ class _Supervisor:
             login.limit()
             if is_late:
                 login.abort("the link did not end after its tasks were killed")
-            elif channel is None:
+            elif not login.is_ready:
                 login.check(now)
-            elif is_beat and not channel.beat():
+            if channel and is_beat and not channel.beat():
                 login.abort(f"no answer to {MISSED_BEATS} heartbeats")
         held_up = [link for link, channel in [*self.channels.items()] if channel.is_held_up()]
         held_up += [link for link, login in [*self.logins.items()] if login.copies]
@@ -4235,7 +4246,7 @@ class _Supervisor:
         for link, login in [*self.logins.items()]:
             channel = self.channels.get(link)
             # Four cases. It is still being opened, or we kill: at once.
-            if channel is None or self.scheduler.mode is _KILLING:
+            if channel is None or not login.is_ready or self.scheduler.mode is _KILLING:
                 self._leave(link)
             # It is up: its slots end as processes do, once their threads have.
             elif link not in leaving:
@@ -4390,12 +4401,13 @@ class _Reader:
         self._copiers: list[threading.Thread] = []
         # Added to by copiers; if two add the same, it is logged twice.
         self._told: set[str] = set()        # why packages do not follow
+        self._copy_loss = _LossKind.UNUSABLE        # what a failure to store files is
         # By kind of message, what acts on it: on its identifier and its body.
         self._on: dict[int, Callable[[int, Any], None]] = {
             wire.OUTPUT: self._on_output, wire.DIED: self._on_died, wire.KILLED: self._on_killed,
             wire.RECALLED: self._on_recalled, wire.SLOTS: self._on_slots,
             wire.PONG: self._on_pong, wire.UNFIT: self._on_unfit,
-            wire.PACKAGE: self._on_package, wire.NAME: self._on_name}
+            wire.COPY: self._on_copy, wire.STORED: self._on_stored, wire.NAME: self._on_name}
         finders = {wire.WANTED: self._find_module, wire.CHILDREN: self._find_children,
                    wire.METADATA: self._find_metadata}
         for kind, find in finders.items():
@@ -4406,16 +4418,16 @@ class _Reader:
         supervisor, login = self._supervisor, self._login
         baggage = supervisor.baggage
         try:
-            self._channel = login.open(
-                baggage.files.by_name, baggage.config, self._stuck, self._is_expected,
-                functools.partial(self._tell, _Scheduler.greeted))
+            self._channel = login.open(baggage.config, self._stuck, self._is_expected)
             supervisor.channels[self._link] = self._channel
             if baggage.initializer:
                 self._channel.send(
                     wire.message(wire.FUNCTION, wire.INITIALIZER, 0, baggage.initializer))
-            self._log(logging.INFO, f"is up: {login.cores} cores, {login.found['interpreter']}")
-            self._tell(_Scheduler.is_up, login.cores)
-            self._channel.send([wire.frame(wire.PING, monotonic_ns())])
+            if baggage.cargo.keys:
+                self._tell(_Scheduler.greeted, login.cores)
+                login.await_files(baggage.cargo.size)
+            else:
+                self._on_stored(0, b"")
             self._work()
         except _LinkLost as lost:
             self._on_link_lost(lost.loss)
@@ -4553,7 +4565,7 @@ class _Reader:
         """Return a module's source, or the distribution that it belongs to, or None."""
         baggage = self._supervisor.baggage
         source = _find_source(name) if baggage.modules else None
-        return source or baggage.packages.offer(name, self._login.facts)
+        return source or baggage.cargo.offer(name, self._login.facts)
 
     def _find_children(self, name: str) -> Any:
         """Return what `pkgutil` lists in a package of the project: `(name, is a package)` each."""
@@ -4564,7 +4576,7 @@ class _Reader:
     def _find_metadata(self, name: str) -> Any:
         """Return what is installed here as distribution `name`, if it may follow, or None."""
         baggage = self._supervisor.baggage
-        return baggage.packages.describe(name, self._login.facts, baggage.modules)
+        return baggage.cargo.describe(name, self._login.facts, baggage.modules)
 
     def _on_name(self, ident: int, body: bytes) -> None:
         """Send the definition that the script has under a name now; nothing, if that is data."""
@@ -4591,50 +4603,69 @@ class _Reader:
     def _answer(self, ident: int, answer: Any) -> None:
         self._channel.send(wire.message(wire.MODULE, ident, 0, wire.pack(answer)))
 
-    def _on_package(self, ident: int, body: bytes) -> None:
-        """Have a distribution copied by a thread of its own; everything else goes on."""
-        name, own, target = self._ask(wire.PACKAGE, body).split("\n")
-        if not _PLAIN_PATH.fullmatch(target):
-            raise ValueError(f"a path like {target!r}")
-        self._login.copies.append(name)
+    def _on_copy(self, ident: int, body: bytes) -> None:
+        """Have what is asked for copied by a thread of its own; everything else goes on."""
+        folder, entries = json.loads(self._ask(wire.COPY, body))
+        if not _PLAIN_PATH.fullmatch(folder) or ".." in folder.split("/"):
+            raise ValueError(f"a path like {folder!r}")
+        names = ", ".join([name for _, name, _ in entries])
+        self._login.copies[ident] = names
         self._copiers.append(self._supervisor.start_thread(
-            f"{self._worker.machine} copier", self._send_package, ident, name, own, target))
+            f"{self._worker.machine} copier", self._answer_copy, ident, names, folder, entries))
 
-    def _send_package(self, ident: int, name: str, own: str, target: str) -> None:
-        answer: Any = "it is not to be had"
+    def _answer_copy(self, ident: int, names: str, folder: str,
+                     entries: Sequence[tuple[str, str, str]]) -> None:
+        """Copy entries, `(key, name, own version)`; answer how they travelled, or why not."""
+        login, cargo = self._login, self._supervisor.baggage.cargo
+        answer: Any
         try:
-            file = self._supervisor.baggage.packages.pack(name, self._login.facts)
-            self._log(logging.INFO, f"gets {file.name} ({file.size / 1e6:.3g} MB)")
-            self._copy(file, target)
-            answer = (file.digest,)
+            files = [cargo.find(key, name, login.facts) for key, name, _ in entries]
+            size = sum(file.size for file in files)
+            label = f"{', '.join([file.name for file in files])} ({size / 1e6:.3g} MB)"
+            login.copies[ident] = label
+            self._log(logging.INFO, f"gets {label}")
+            self._copy(files, folder)
+            answer = [(os.path.basename(one.source), one.digest, one.is_tar) for one in files]
         except _LinkLost as lost:
-            answer = lost.loss.cause
+            self._copy_loss, answer = lost.loss.kind, lost.loss.cause
         except Exception as error:
             answer = str(error) or wire.describe(error)
         finally:
-            self._login.copies.remove(name)
-        is_news = f"{name} {answer}" not in self._told and not self._login.over.is_set()
-        if isinstance(answer, str) and is_news:
-            self._told.add(f"{name} {answer}")      # other slots ask, too
-            self._log(logging.WARNING, f"{name} does not follow: {answer}; "
-                                       f"it has {own or 'none'}")
+            del login.copies[ident]
+        is_news = f"{names} {answer}" not in self._told and not login.over.is_set()
+        if isinstance(answer, str) and is_news and login.is_ready:
+            self._told.add(f"{names} {answer}")     # other slots ask, too
+            own = ", ".join([own for _, _, own in entries])
+            self._log(logging.WARNING,
+                      f"{names} does not follow: {answer}; it has {own or 'none'}")
         self._answer(ident, answer)
 
-    def _copy(self, file: _File, target: str) -> None:
-        over, copying = self._login.over, self._supervisor.copying
+    def _copy(self, files: Sequence[_File], folder: str) -> None:
+        over = self._login.over
         for seconds in COPY_TRIES:
-            while not copying.acquire(timeout=TICK_SECONDS):
-                if over.is_set():
-                    raise _LinkLost("the link has ended")
             try:
-                self._login.copy(file, target)      # which fails if it is over
+                with self._supervisor.copying:
+                    self._login.copy(files, folder)     # which fails if it is over
                 return
             except _LinkLost as lost:
-                if lost.loss.is_permanent or not seconds or over.is_set():
+                is_crowded = lost.loss.kind is _LossKind.TOO_MANY_LOGINS
+                if not is_crowded or not seconds or over.is_set():
                     raise
-            finally:
-                copying.release()
             over.wait(seconds * random.uniform(0.5, 1.5))
+
+    def _on_stored(self, _ident: int, body: bytes) -> None:
+        """Let tasks come, for `files=` are where they find them. Raises _LinkLost if they are not.
+        """
+        login = self._login
+        if login.is_ready:
+            raise ValueError("files are stored twice")
+        if body:
+            words = body.decode("utf-8", "replace")
+            raise _LinkLost(f"cannot store files: {words}", self._copy_loss)
+        login.is_ready = True
+        self._log(logging.INFO, f"is up: {login.cores} cores, {login.found['interpreter']}")
+        self._tell(_Scheduler.is_up, login.cores)
+        self._channel.send([wire.frame(wire.PING, monotonic_ns())])
 
 
 def _ending(status: int) -> str:
@@ -4807,9 +4838,10 @@ class RemoteExecutor(BaseExecutor):
         config = {"lease": LEASE_BEATS * heartbeat_seconds, "output": bool(_checked_output(output)),
                   "env": _checked_env(env or {}), "max_tasks_per_child": _checked_number(
                       "max_tasks_per_child", max_tasks_per_child), "initializer": bool(call)}
+        cargo = _Cargo(files, packages)
         self._supervisor = _Supervisor(
             _Scheduler(_checked_policy(policy), rules), self.title, [*ssh_options],
-            _Baggage(_Files(files), modules, _Packages(packages), call, config),
+            _Baggage(cargo, modules, call, {**config, "files": cargo.keys}),
             heartbeat_seconds, _Scoreboard(show_status, output))
         _prepare_process()
         _supervisors.add(self._supervisor)
@@ -5844,6 +5876,7 @@ class _Checkup:
             found["scp"] = "-"
         else:
             self._ask(self._connect(pools, file), short, _uncache, os.path.basename(file))
+            found["scp"] = "ok"
         for module in self.modules:
             found[f"import {module}"] = self._ask(pool, long, _version_of, module)[0]
 

@@ -159,9 +159,8 @@ KILL = 5            # end an attempt; answered by KILLED, unless its result come
 RECALL = 6          # return up to `identifier` calls that have not started
 PING = 7
 MODULE = 8          # a message: the answer to one of QUESTIONS
-FILES = 9           # pickled arguments of `store_files`
-PRINTED = 10        # `identifier` bytes of OUTPUT have been printed
-QUIT = 11           # let every slot exit the way a process does, then exit
+PRINTED = 9         # `identifier` bytes of OUTPUT have been printed
+QUIT = 10           # let every slot exit the way a process does, then exit
 
 # Kinds of frames from the shim to the controller, most of which it passes on from a slot. PARTs go
 # both ways.
@@ -174,10 +173,10 @@ RECALLED = 37       # IDENT of each call that is returned
 PONG = 38           # the answer to PING
 WANTED = 39         # a question: a module, by name
 OUTPUT = 40         # text that a call printed; the identifier is 1 for stdout, 2 for stderr
-STORED = 41         # the answer to FILES
+STORED = 41         # from the first slot: `files=` are there; or why they are not
 SLOTS = 42          # no more than `identifier` slots can be forked, and why
 UNFIT = 43          # a message: what the pool's initializer raised
-PACKAGE = 44        # a question: copy a distribution to this machine
+COPY = 44           # a question: copy entries of the cache into a folder, as JSON
 PART = 45           # bytes of the message with this identifier
 MISSING = 46        # a message like ERROR, after the name of a module that could not be imported
 NAME = 47           # a question: a definition in the controller's `__main__`, by name
@@ -185,7 +184,7 @@ METADATA = 48       # a question: the metadata of a distribution, by name
 CHILDREN = 49       # a question: the modules in a package, by name
 RETIRED = 50        # from a slot to the shim only: it has run as many calls as it may
 
-QUESTIONS = WANTED, PACKAGE, NAME, METADATA, CHILDREN
+QUESTIONS = WANTED, COPY, NAME, METADATA, CHILDREN
 _MESSAGES = {CALL, FUNCTION, MODULE, RESULT, ERROR, MISSING, UNFIT}
 
 
@@ -2085,9 +2084,8 @@ class ModuleFinder:
 class _Packages:
     """Distributions that come from the controller, once for a machine and each key.
 
-    Each is a directory in the cache, and one in `sys.path`, before those where this Python has what
-    is installed. One slot at a time asks for it and unpacks it, the others wait: each holds the
-    entry's lock, which the kernel takes from those that die.
+    Each is an entry of the cache. Its directory is in `sys.path` before those where this Python has
+    what is installed.
     """
 
     def __init__(self, pull: Callable[[int, bytes], Any], scratch: str) -> None:
@@ -2118,7 +2116,8 @@ class _Packages:
     def _find(self, name: str, version: str, key: str) -> str:
         own, folder = _find_own(name)
         try:
-            place = self._fetch(name, own, key)
+            _fetch(self._pull, self._scratch, [(key, name, own)])
+            place = os.path.join(_use(key), "site-packages")
         except (OSError, EOFError) as error:
             self.problems[name] = (
                 "%s %s does not follow (%s), and %s; `%s -m pip install %s==%s` there mends it" % (
@@ -2129,29 +2128,6 @@ class _Packages:
         sys.path.insert((*at, len(sys.path))[0], place)
         _tell_children(place)
         return place
-
-    def _fetch(self, name: str, own: str, key: str) -> str:
-        """Return the directory of a distribution, which is made if need be. Raises OSError."""
-        cache = _make_cache()
-        place = os.path.join(cache, key)
-        if not _is_intact(place):       # which nothing is that has no key
-            path = os.path.join(cache, "incoming-%s.lock" % key)
-            with open(path, "w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                if not _is_intact(place):
-                    self._copy(cache, place, name, own)
-                _remove(path)       # who waits for it sees that all is done
-        return os.path.join(_use(place), "site-packages")
-
-    def _copy(self, cache: str, place: str, name: str, own: str) -> None:
-        # Another path each time: an answer to who has died since is none to us.
-        target = _incoming(cache, self._scratch, os.urandom(8).hex())
-        question = "%s\n%s\n%s" % (name, own, target)
-        answer = unpack(self._pull(PACKAGE, question.encode()))
-        if isinstance(answer, str):
-            raise OSError(answer)
-        _admit(place, name, os.path.join(os.path.expanduser("~"), target), answer[0], True)
-        _prune(cache)
 
 
 def _find_own(name: str) -> tuple[str, str]:
@@ -2735,15 +2711,13 @@ def _be_slot(scratch: str, keeper: int, number: int, ends: Sequence[int], high: 
     for place, fd in enumerate(ends, 1):
         os.dup2(fd, place, inheritable=place < _CALLS)
     os.closerange(_ANSWERS + 1, high + 1)
-    for fd, name in ((1, "stdout"), (2, "stderr")):
-        stream = _Stream(open(fd, "wb", closefd=False), "utf-8", "backslashreplace",
-                         line_buffering=True)
-        setattr(sys, name, stream)
-        setattr(sys, "__%s__" % name, stream)
+    _open_output()
+    pull = _Pull()
+    if config["files"] and not _store_files(pull, scratch, config["files"]):
+        return
     _set_environment(number, config, os.path.join(scratch, ".modules"))
     _NumbaLocator.folder = os.path.join(scratch, ".numba")
     os.nice(config["nice"])
-    pull = _Pull()
     finder = ModuleFinder(pull, scratch)
     main = sys.modules["__main__"] = types.ModuleType("__main__")
 
@@ -2765,6 +2739,15 @@ def _be_slot(scratch: str, keeper: int, number: int, ends: Sequence[int], high: 
     threading: Any = sys.modules["threading"]
     threading._shutdown()       # wait for the task's threads, as any process does when it ends
     atexit._run_exitfuncs()
+
+
+def _open_output() -> None:
+    """Let what is printed leave a slot line by line, whatever characters it has."""
+    for fd, name in ((1, "stdout"), (2, "stderr")):
+        stream = _Stream(open(fd, "wb", closefd=False), "utf-8", "backslashreplace",
+                         line_buffering=True)
+        setattr(sys, name, stream)
+        setattr(sys, "__%s__" % name, stream)
 
 
 def _set_environment(number: int, config: Mapping[str, Any], modules: str) -> None:
@@ -2974,7 +2957,7 @@ class Shim:
         self._children: dict[int, _Child] = {}      # by process
         self._queue: collections.deque[_Call] = collections.deque()     # those without a slot
         # Until CONFIG tells the rest.
-        self._config: dict[str, Any] = {"lease": 60.0, "is_ending": False}
+        self._config: dict[str, Any] = {"lease": 60.0, "is_ending": False, "files": {}}
         self._scratch = scratch
         self._guardian = os.getppid()
         self._heard = monotonic()       # when a frame of the controller last came
@@ -2993,7 +2976,7 @@ class Shim:
             CALL: self._on_call, PART: self._on_part, FUNCTION: self._on_function,
             FORGET: self._on_forget, KILL: self._on_kill, RECALL: self._on_recall,
             PING: self._on_ping, MODULE: self._on_part, CONFIG: self._on_config,
-            FILES: self._on_files, PRINTED: self._on_printed, QUIT: self._on_quit}
+            PRINTED: self._on_printed, QUIT: self._on_quit}
         signal.signal(signal.SIGTERM, self._on_terminate)
         signal.signal(signal.SIGCONT, self._on_continue)
 
@@ -3223,6 +3206,8 @@ class Shim:
 
     def _on_config(self, _ident: int, data: bytes) -> None:
         self._config.update(pickle.loads(data[HEAD:]))
+        if self._config["files"]:
+            self._new_slots()       # the first has them copied; it says when they are there
 
     def _on_quit(self, _ident: int, _data: bytes) -> None:
         """End once all slots have ended as processes do, however long their threads may take."""
@@ -3235,13 +3220,6 @@ class Shim:
     def _on_printed(self, size: int, _data: bytes) -> None:
         """Note that the controller has printed `size` bytes, the frame's identifier."""
         self._unprinted -= size
-
-    def _on_files(self, ident: int, data: bytes) -> None:
-        import json
-        told = pickle.loads(data[HEAD:])
-        self._config["lease"] = told.pop("lease")       # until CONFIG: nothing is said during scp
-        self._send(STORED, ident, json.dumps(store_files(self._scratch, **told)).encode())
-        self._heard = monotonic()      # that may have taken long
 
     # Calls and slots
 
@@ -3342,6 +3320,9 @@ class Shim:
             child.is_retired = True
             self._take_back(child)
         for kind, ident, data in frames:
+            if kind == STORED:
+                self._on_stored(data[HEAD:])
+                continue
             child.answering = ident
             if kind == PART:
                 child.expecting -= len(data) - HEAD
@@ -3356,6 +3337,12 @@ class Shim:
             for fd, text in child.streams.items():
                 self._pass_output(child, fd, len(text))
         return True
+
+    def _on_stored(self, problem: bytes) -> None:
+        """Let all other slots run where the first one has linked what `files=` names."""
+        if not problem:
+            _enter(self._scratch, self._config["files"])
+        self._config["files"] = {}
 
     def _end_of(self, child: _Child, fd: int) -> None:
         """Stop watching a descriptor that has reached end of file."""
@@ -3468,6 +3455,8 @@ class Shim:
         """Report the call that a dead slot ran; put those it had not started into the queue."""
         self._take_back(child)
         self._drain(child)
+        if self._config["files"]:
+            raise OSError("the slot that had files copied died, with wait status %d" % status)
         if not child.answering and not child.calls and self._queue:
             # It died before it began a call. Blame the first one; or else, if slots always die at
             # once, we would fork them for ever.
@@ -3769,47 +3758,92 @@ def serve(modules: dict[str, Packed]) -> None:
     _guard(shim, link_in, scratch)
 
 
-# ────────────────────────────────────────────── files ─────────────────────────────────────────────
+# ────────────────────────────────────────────── cache ─────────────────────────────────────────────
 
-CACHE = ".cache/executors"      # below the home directory; what is in it is named by its content
+# What is copied to this machine, for all pools: each entry is a directory named by its key, which
+# tells its content. In it, `content` is the file, or the directory that travelled as a tar file;
+# `seal` tells whether somebody has written to it since.
+CACHE = ".cache/executors"      # below the home directory
 INCOMING_SECONDS = 86400        # how long the leavings of a copy that was cut off stay
 KEEP_SECONDS = 30 * 86400       # how long the cache keeps what no run has used
+_Wanted = tuple[str, str, str]  # key and name of an entry, and the version that is here otherwise
 
 
-def store_files(scratch: str, names: dict[str, tuple[str, bool]],
-                arrived: dict[str, str]) -> dict[str, str] | str:
-    """Find files in this machine's cache, or check what `scp` has just left in it; link them.
+def _store_files(pull: Callable[[int, bytes], Any], scratch: str, files: dict[str, str]) -> bool:
+    """Link what `files=` names in the directory that slots run in, and tell the shim.
 
-    The cache is ~/.cache/executors/<sha256>/, mode 0700. There, `content` is the file, or the
-    directory that travelled as a tar file, and `seal` tells whether somebody has written to it
-    since.
+    Return whether it could be done.
 
     Arguments:
-        scratch: the directory that slots are to run in; made here.
-        names: {name: (sha256, is a directory)}, all that slots are to find.
-        arrived: {name: temporary path}, those copied in answer to an earlier call.
-
-    Returns {name: temporary path} of what is still to be copied, or a str: why it cannot be.
+        scratch: that directory; made here.
+        files: {name: key}.
     """
+    problem = ""
     try:
-        home, cache = os.path.expanduser("~"), _make_cache()
-        for name, temporary in arrived.items():
-            digest, is_tree = names[name]
-            place = os.path.join(cache, digest)
-            _admit(place, name, os.path.join(home, temporary), digest, is_tree)
-        wanted = {name: _incoming(cache, scratch, digest)
-                  for name, (digest, _is_tree) in names.items()
-                  if not _is_intact(os.path.join(cache, digest))}
-        if not wanted:
-            os.mkdir(scratch, 0o700)
-            for name, (digest, _is_tree) in names.items():
-                os.symlink(_use(os.path.join(cache, digest)), os.path.join(scratch, name))
-            os.chdir(scratch)
-            sys.path.insert(0, scratch)
-            _prune(cache)
-        return wanted
+        names = {key: name for name, key in files.items()}      # some may be alike
+        _fetch(pull, scratch, [(key, name, "") for key, name in names.items()])
+        os.mkdir(scratch, 0o700)
+        for name, key in files.items():
+            os.symlink(_use(key), os.path.join(scratch, name))
+        _enter(scratch, files)
     except Exception as error:
-        return str(error) or describe(error)
+        problem = str(error) or describe(error)
+    write_all(_RESULTS, (frame(STORED, 0, problem.encode("utf-8", "replace")),))
+    return not problem
+
+
+def _enter(scratch: str, files: dict[str, str]) -> None:
+    """Run where `files=` are, and keep them in the cache for as long."""
+    for key in files.values():
+        _use(key)
+    os.chdir(scratch)
+    sys.path.insert(0, scratch)
+
+
+def _fetch(pull: Callable[[int, bytes], Any], scratch: str, entries: list[_Wanted]) -> None:
+    """Have those entries copied that the cache has not got. Raises OSError or EOFError.
+
+    One process at a time asks for an entry and unpacks it, the others wait: it holds the entry's
+    lock, which the kernel takes from those that die.
+    """
+    cache = _make_cache()
+    missing = _find_missing(cache, entries)
+    locks: list[Any] = []
+    try:
+        for key, _, _ in sorted(missing):       # in one order, or two might wait for each other
+            locks.append(open(os.path.join(cache, "incoming-%s.lock" % key), "w"))
+            fcntl.flock(locks[-1], fcntl.LOCK_EX)
+        missing = _find_missing(cache, missing)
+        if missing:
+            _copy(pull, cache, scratch, missing)
+        for lock in locks:
+            _remove(lock.name)      # who waits for it sees that all is done
+    finally:
+        for lock in locks:
+            lock.close()
+
+
+def _find_missing(cache: str, entries: list[_Wanted]) -> list[_Wanted]:
+    return [one for one in entries if not _is_intact(os.path.join(cache, one[0]))]
+
+
+def _copy(pull: Callable[[int, bytes], Any], cache: str, scratch: str,
+          entries: list[_Wanted]) -> None:
+    """Have the controller copy entries into a folder of their own, and admit them."""
+    import json
+    # Another folder each time: an answer to who has died since is none to us.
+    folder = _incoming(cache, scratch)
+    here = os.path.join(os.path.expanduser("~"), folder)
+    os.mkdir(here, 0o700)
+    try:
+        answer = unpack(pull(COPY, json.dumps([folder, entries]).encode()))
+        if isinstance(answer, str):
+            raise OSError(answer)
+        for (key, name, _), (file, digest, is_tar) in zip(entries, answer):
+            _admit(os.path.join(cache, key), name, os.path.join(here, file), digest, is_tar)
+    finally:
+        _remove(here)
+    _prune(cache)
 
 
 def _make_cache() -> str:
@@ -3818,15 +3852,15 @@ def _make_cache() -> str:
     return cache
 
 
-def _incoming(cache: str, scratch: str, digest: str) -> str:
-    """Return the path that something is copied to, for this shim, whose guardian removes it.
+def _incoming(cache: str, scratch: str) -> str:
+    """Return the path of a folder to copy to, for this shim, whose guardian removes it.
 
     It needs no quoting, so that scp's two protocols agree on it: it is relative to the home
     directory if that would, for scp knows the account's and not $HOME.
     """
     is_plain = cache.replace("/", "").translate({ord(c): "x" for c in "._-+"}).isalnum()
     place = cache if is_plain and cache.isascii() else CACHE
-    return os.path.join(place, _incoming_of(scratch) + digest[:16])
+    return os.path.join(place, _incoming_of(scratch) + os.urandom(8).hex())
 
 
 def _incoming_of(scratch: str) -> str:
@@ -3855,25 +3889,26 @@ def _lock(place: str, how: int) -> int:
     return fd
 
 
-def _use(place: str) -> str:
+def _use(key: str) -> str:
     """Keep an entry of the cache from being pruned while we live; return where its content is."""
+    place = os.path.join(_make_cache(), key)
     os.utime(place)
     _locks.append(_lock(place, fcntl.LOCK_SH))
     return os.path.join(place, "content")
 
 
-def _admit(place: str, name: str, temporary: str, digest: str, is_tree: bool) -> None:
+def _admit(place: str, name: str, temporary: str, digest: str, is_tar: bool) -> None:
     """Move a copied file to its place, if its digest is right.
 
     On a full disk, scp leaves a corrupt file of full length.
     """
-    staging = temporary + ".d"
+    staging = os.path.dirname(temporary) + ".d"
     content = staging + "/content"
     try:
         if digest_file(temporary) != digest:
             raise OSError("%s arrived damaged (its SHA-256 differs): is the disk full?" % name)
         os.mkdir(staging, 0o700)
-        if is_tree:
+        if is_tar:
             import tarfile
             with tarfile.open(temporary) as tar:
                 tar.extraction_filter = getattr(tarfile, "tar_filter", None)

@@ -301,6 +301,17 @@ def run(program, *arguments, **options):
     return subprocess.run([*program, *map(str, arguments)], **options)
 
 
+def freeze_scp(pool):
+    """Freeze the scp that copies to a pool's only machine; return its process."""
+    def processes():
+        return [process.pid for login in [*pool._supervisor.logins.values()]
+                for process in login.processes[1:]]
+    until(processes, "an scp")
+    pid = processes()[0]
+    os.killpg(pid, signal.SIGSTOP)
+    return pid
+
+
 def alive(pid):
     try:
         return read(f"/proc/{pid}/stat").rpartition(")")[2].split()[0] not in "ZX"
@@ -2355,7 +2366,8 @@ class Controller:
         os.close(far_out)
         self._reader, self._seen, self._functions = wire.MessageReader(self._from), [], {}
         config = {"slots": 2, "lease": 60.0, "machine": "here", "output": True, "env": {},
-                  "nice": 0, "initializer": False, "max_tasks_per_child": 0, **config}
+                  "nice": 0, "initializer": False, "max_tasks_per_child": 0, "files": {},
+                  **config}
         self.send(wire.frame(wire.CONFIG, 0, pickle.dumps(config)))
 
     def send(self, *buffers):
@@ -2499,12 +2511,34 @@ class TestShim:
         controller.call(2, controller.function(neg), 2)
         assert controller.result(2) == -2
 
-    def test_the_lease_lasts_as_long_as_scp_may_take(self, controller):
-        """While files are copied, nothing is said; how long that may be is told before."""
-        told = {"names": {}, "arrived": {}, "lease": 0.3}
-        controller.send(wire.frame(wire.FILES, 0, pickle.dumps(told)))
-        assert json.loads(controller.await_(wire.STORED)[3]) == {}
-        until(lambda: not alive(controller.pid), "the end of the lease")
+    def test_it_answers_while_files_are_copied(self, tmp_path, monkeypatch):
+        """Its first slot waits for them, as for a package. If that dies, the shim says so."""
+        monkeypatch.setenv("HOME", str(tmp_path))
+        (tmp_path / "data").write_text("data")
+        key = wire.digest_file(tmp_path / "data")
+        scratch = str(tmp_path / "scratch")
+        with closing(Controller(scratch, files={"data": key}, lease=0.5)) as controller:
+            _, ident, _, question = controller.await_(wire.COPY, wire.FIRST_MODULE)
+            folder, entries = json.loads(question)
+            assert entries == [[key, "data", ""]]
+            for n in range(10):
+                controller.send(wire.frame(wire.PING, n))
+                controller.await_(wire.PONG, n)
+                time.sleep(0.1)
+            shutil.copy(tmp_path / "data", tmp_path / folder)
+            answer = wire.pack([("data", key, False)])
+            controller.send(*wire.message(wire.MODULE, ident, 0, answer))
+            assert controller.await_(wire.STORED)[3] == b""
+            controller.call(1, controller.function(read), "data")
+            assert controller.result(1) == "data"
+            until(lambda: not alive(controller.pid), "the end of the lease")
+        shutil.rmtree(tmp_path / ".cache")
+        with closing(Controller(scratch, files={"data": key})) as controller:
+            controller.await_(wire.COPY, wire.FIRST_MODULE)
+            slot, = [pid for pid in descendants(controller.pid)
+                     if parent(pid) != controller.pid]
+            os.kill(slot, signal.SIGKILL)
+            until(lambda: not alive(controller.pid))
 
     def test_a_slot_that_has_closed_its_descriptors_costs_no_processor(self, controller):
         def close_and_wait():
@@ -5507,11 +5541,12 @@ class TestFiles:
                 return file.read(), subprocess.check_output(["pkg/deep/run.sh"]), os.getcwd()
 
         cache = tmp_path / "home/.cache/executors"
-        for _again in (False, True):
+        for logins in (2, 3):       # one scp for all, once
             pool = ssh("1/odd", files=["data.bin", "pkg"], ssh_options=sshd.ssh_options)
             data, output, folder = pool.submit(use).result(PATIENCE)
             assert data == (tmp_path / "data.bin").read_bytes() and output == b"ran\n"
             pool.shutdown()
+            assert sshd.log().count("Accepted ") == logins
             assert not os.path.exists(folder)
             assert not [name for name in os.listdir(cache) if name.startswith("incoming")]
         assert os.stat(cache).st_mode & 0o777 == 0o700
@@ -5540,7 +5575,59 @@ class TestFiles:
         assert pool.submit(os.path.exists, "tree/secret").result(PATIENCE)
         assert [*cache.iterdir()] == [kept] and time.time() - kept.stat().st_mtime < 1000
 
-    def test_the_same_content_and_many_machines_with_one_home(self, login, ssh, tmp_path):
+    def test_relative_paths_and_a_directory_that_changes(self, local, tmp_path, monkeypatch):
+        (tmp_path / "data").write_text("data")
+        (tmp_path / "other").mkdir()
+        monkeypatch.chdir(tmp_path)
+        pool = local("1/:", files=["data"])
+        os.utime("data")        # which changes nothing
+        monkeypatch.chdir(tmp_path / "other")
+        assert pool.submit(read, "data").result(PATIENCE) == "data"
+
+    def test_a_file_that_is_gone_is_our_fault_and_for_good(self, local, tmp_path, home):
+        python, data, go = tmp_path / "python", tmp_path / "data", tmp_path / "go"
+        python.write_text(f"#!/bin/sh\nwhile ! test -e {go}; do sleep 0.1; done\n"
+                          f'exec {sys.executable} "$@"\n')
+        python.chmod(0o755)
+        data.write_text("data")
+        pool = local(f"1/: python={python}", files=data)
+        data.unlink()
+        go.touch()
+        until(lambda: pool.status.workers[0].state == "failed")
+        assert f"No such file or directory: '{data}'" in pool.status.workers[0].cause
+        with pytest.raises(executors.NoWorkersError):
+            pool.submit(neg, 1)
+
+    @pytest.mark.parametrize("path", ["/dev/zero", "/dev/null", "fifo"])
+    def test_what_is_no_file_is_refused(self, tmp_path, monkeypatch, path):
+        monkeypatch.chdir(tmp_path)
+        os.mkfifo("fifo")
+        with pytest.raises(ValueError, match=f"{path}, which is neither a regular file nor a dir"):
+            RemoteExecutor(["1/:"], files=path)
+
+    @pytest.mark.parametrize("protocol", ["-q", "-O"])
+    def test_names_of_any_kind(self, login, ssh, tmp_path, monkeypatch, protocol):
+        """Some of which scp's older protocol would not bear; two that differ by an ending."""
+        (tmp_path / "scp").write_text(f'#!/bin/sh\nexec {executors.SCP} {protocol} "$@"\n')
+        (tmp_path / "scp").chmod(0o755)
+        monkeypatch.setattr(executors, "SCP", str(tmp_path / "scp"))
+        names = ["a b", "new\nline", "-q", "x", "x.d", "*", "ö:ü"]
+        for name in names:
+            (tmp_path / name).write_text(name)
+        pool = ssh("1/odd", ssh_options=login().ssh_options, files=map(tmp_path.joinpath, names))
+        found = pool.submit(lambda: [open(name).read() for name in names]).result(PATIENCE)
+        assert found == names
+
+    def test_a_shutdown_does_not_wait_for_copies(self, login, ssh, tmp_path):
+        (tmp_path / "data").write_bytes(os.urandom(1 << 20))
+        pool = ssh("1/odd", ssh_options=login().ssh_options, files=tmp_path / "data")
+        freeze_scp(pool)
+        started = time.monotonic()
+        pool.shutdown()
+        assert time.monotonic() - started < 5
+
+    def test_the_same_content_and_many_machines_with_one_home(self, login, ssh, tmp_path, caplog):
+        caplog.set_level("INFO", "executors")
         (tmp_path / "one").touch()
         (tmp_path / "two").touch()
         (tmp_path / "big").write_bytes(os.urandom(3 << 20))
@@ -5552,6 +5639,18 @@ class TestFiles:
         until(lambda: all(worker.state == "up" for worker in pool.status.workers))
         sizes = pool.submit(lambda: list(map(os.path.getsize, names))).result(PATIENCE)
         assert sizes == [0, 0, 3 << 20]
+        assert len(copies(caplog)) == 1     # for all four
+
+    def test_an_executable_and_a_tar_that_is_gone_when_the_pool_ends(self, local, tmp_path, home):
+        (tmp_path / "run.sh").write_text("#!/bin/sh\necho ran\n")
+        (tmp_path / "run.sh").chmod(0o755)
+        (tmp_path / "tree").mkdir()
+        pool = local("1/:", files=[tmp_path / "run.sh", tmp_path / "tree"])
+        assert pool.submit(subprocess.check_output, ["./run.sh"]).result(PATIENCE) == b"ran\n"
+        tar, = [file.source for file in pool._supervisor.baggage.cargo._files.values()
+                if file.is_tar]
+        os.unlink(tar)
+        pool.shutdown()
 
     def test_what_a_task_writes_does_not_reach_the_next_run(self, local, tmp_path, home):
         (tmp_path / "data").write_text("original")
@@ -5595,6 +5694,13 @@ class TestFiles:
             pool = ssh("1/late", ssh_options=sshd.ssh_options, files=[tmp_path / "data"])
             until(lambda: words in pool.status.workers[0].cause, words)
             pool.shutdown()
+
+    def test_no_scp(self, ssh, tmp_path, monkeypatch):
+        (tmp_path / "data").touch()
+        monkeypatch.setattr(executors, "SCP", "/no/such/scp")
+        pool = ssh("1/alpha", files=[tmp_path / "data"])
+        until(lambda: pool.status.workers[0].state == "failed")
+        assert "install it on this machine" in pool.status.workers[0].cause
 
     def test_a_cache_that_hangs(self, local, tmp_path, home, monkeypatch):
         """Between hello and work there is a limit too; the machine's place is free again."""
@@ -5929,22 +6035,12 @@ class TestPackages:
         with pytest.raises(ValueError, match="packages is 'numpy'"):
             on_bare(packages="numpy")
 
-    def scp_of(self, pool):
-        """Freeze the scp that copies to a pool's only machine; return its process."""
-        def processes():
-            login, = pool._supervisor.logins.values()
-            return [process.pid for process in login.processes[1:]]
-        until(processes, "an scp")
-        pid = processes()[0]
-        os.killpg(pid, signal.SIGSTOP)
-        return pid
-
     def test_a_long_copy_holds_nothing_up(self, bare, on_bare, tmp_path, monkeypatch):
         """Neither pings, other imports and results, nor is its time the task's."""
         pool = on_bare(2, heartbeat_seconds=0.1, bundle_timeout=7.0)      # the lease: 1.2 seconds
         assert pool.submit(neg, 1).result(PATIENCE) == -1
         future = pool.submit(lambda: importlib.import_module("numpy").__version__)
-        scp = self.scp_of(pool)
+        scp = freeze_scp(pool)
         assert "numpy" in str(pool.status) and "copying" in str(pool.status)
         end = time.monotonic() + 8
         while time.monotonic() < end:
@@ -5978,7 +6074,7 @@ class TestPackages:
         else:
             pool = on_bare(1)
             future = pool.submit(use)
-            scp = self.scp_of(pool)
+            scp = freeze_scp(pool)
             if victim == "task":
                 assert future.cancel()
             os.killpg(scp, signal.SIGKILL if victim == "scp" else signal.SIGCONT)
@@ -6478,6 +6574,10 @@ class TestLies:
         "no slots": HELLO + wire.frame(wire.SLOTS, 0, b"why"),
         "many slots": HELLO + wire.frame(wire.SLOTS, 2 ** 40, b"why"),
         "no name": HELLO + wire.frame(wire.WANTED, 1, b"\xff\xfe"),
+        "files that it was not given": HELLO + wire.frame(wire.STORED),
+        "no question": HELLO + wire.frame(wire.COPY, 1, b'["there"]'),
+        "a folder that leads out": HELLO + wire.frame(
+            wire.COPY, 1, b'[".cache/executors/../../.ssh", [["key", "name", ""]]]'),
         "the same module by the thousand": HELLO + wire.frame(wire.WANTED, 1, b"json") * 3000,
         "noise": HELLO + random.Random(1).randbytes(5000)}
 
@@ -6562,9 +6662,10 @@ class TestLies:
     def test_what_scp_is_told_of_ssh_options(self):
         record = RemoteWorkerRecord.parse("me@box")
         argv = executors._scp_argv(record, ["-vp2222", "-F", "/c", "-4", "-i/k", "-b", "1.2.3.4"],
-                                   "/data", "there")
+                                   ["/data", "/more"], "there")
         words = " ".join(argv)
-        assert "-v" not in argv and " -F /c " in words and words.endswith("/data me@box:there")
+        assert "-v" not in argv and " -F /c " in words
+        assert words.endswith(" -- /data /more me@box:there/")
         for option in "Port=2222", "AddressFamily=inet", "IdentityFile=/k", "BindAddress=1.2.3.4":
             assert f"-o {option}" in words
 
