@@ -4762,50 +4762,52 @@ _at_exit = getattr(threading, "_register_atexit", atexit.register)
 
 
 class RemoteExecutor(BaseExecutor):
-    """Run tasks on every machine you can `ssh` into.
+    """Run tasks on every machine that you can log in to with `ssh`.
 
     Arguments:
-        workers: records, or their text form (see RemoteWorkerRecord); by default
-            $EXECUTORS_REMOTE_WORKERS, else what ~/.config/executors/workers lists.
-        policy: who gets the next attempt; by default at random, by weight.
+        workers: records, or their text form (see RemoteWorkerRecord). Default: those named in
+            $EXECUTORS_REMOTE_WORKERS, or else in ~/.config/executors/workers.
+        policy: chooses the worker of each attempt. Default: at random, by weight.
         title: a name for logs and displays.
-        ssh_options: further arguments for ssh, such as ["-p", "2222"]; they cannot undo what a link
-            needs.
-        files: files and directories to be found by name in the working directory of tasks, copied
-            by scp once per content.
-        schedule_backups: race stragglers by a second attempt elsewhere; by default
-            $EXECUTORS_SCHEDULE_REMOTE_BACKUPS, else True.
-        max_bundle_failures: processes that a task may kill before it is given up; by default
-            $EXECUTORS_MAX_BUNDLE_FAILURES, else 3.
-        bundle_timeout: seconds that an attempt may run before its task is killed with
-            BundleTimeoutError.
-        heartbeat_seconds: between pings; a machine that leaves three unanswered is lost.
-        show_status: False shows nothing; by default a scoreboard stands at the bottom of the
-            terminal while tasks run, if stderr is one; in a notebook, in the cell that has them run
-            (which, interrupted, takes them with it); else a line is printed every minute, and with
-            True the status every few heartbeats. The log has it at INFO in any case.
-        modules: whether tasks may import the modules of this project, whose source a worker then
-            asks for. Any module of it can be asked for: one with passwords, too.
-        packages: whether tasks may import what is installed here with pip, if their machine has not
-            got it or has another version; it is then copied by scp, once per machine. Or the names
-            of the distributions for which that holds, which may then be of any size.
-        output: what becomes of what tasks print: by default it is printed here, each line headed by
-            its machine; False drops it; a function is called with `(machine, "stdout" or "stderr",
-            line)`, one at a time, in a thread of its own.
-        env: environment variables that tasks find; `{slot}` in a value is the slot's number, from
-            0 to one less than its machine has, and `{machine}` the machine's name. These two are
-            in $EXECUTORS_SLOT and $EXECUTORS_MACHINE in any case.
-        initializer: a function that each slot calls, with `initargs`, before its first task. If it
+        ssh_options: further arguments for ssh, such as ["-p", "2222"]. They cannot override the
+            options that a link needs.
+        files: files and directories that tasks find by name in their working directory. They are
+            copied with scp, once per content.
+        schedule_backups: whether a straggler is raced by a second attempt on another machine.
+            Default: $EXECUTORS_SCHEDULE_REMOTE_BACKUPS, or else True.
+        max_bundle_failures: how many processes a task may kill; it then fails with BundleError.
+            Default: $EXECUTORS_MAX_BUNDLE_FAILURES, or else 3.
+        bundle_timeout: seconds that an attempt may run; it is then killed, and its task fails with
+            BundleTimeoutError. Default: no limit.
+        heartbeat_seconds: seconds between pings. A machine that leaves 3 unanswered is lost.
+        show_status: what to show while tasks run. By default, a scoreboard at the bottom of the
+            terminal if stderr is one; in a notebook, a table in the cell that submitted them;
+            elsewhere, a line a minute on stderr, with True also the whole status every 3
+            heartbeats. False shows nothing. The log has the status at INFO in any case.
+        modules: whether tasks may import the modules of your project. A worker asks for the source
+            of those that it lacks, and may ask for any, even for one that contains passwords.
+        packages: whether tasks may import packages that pip installed here, if their machine has
+            none or another version. They are copied with scp, once per machine. With True, one of
+            more than 1 GiB is not copied. A list of distributions allows these alone, of any size.
+        output: what happens to what tasks print. True prints it here, each line headed by its
+            machine; False drops it. A function is called with each line as
+            `output(machine, "stdout" or "stderr", line)`, one at a time, in a thread of its own.
+        env: environment variables for tasks. `{slot}` in a value becomes the slot's number on its
+            machine, from 0, and `{machine}` the machine's name. Both are also in $EXECUTORS_SLOT
+            and $EXECUTORS_MACHINE.
+        initializer: a function that each slot calls with `initargs` before its first task. If it
             raises, its machine is not used any more.
-        max_tasks_per_child: tasks after which a slot is replaced by a fresh one, items of a `map`
-            counted each.
+        max_tasks_per_child: tasks, or items of a `map`, after which a slot is replaced by a fresh
+            process. Default: no limit.
 
-    Large buffers (NumPy arrays) are sent from where they are: do not change an array until the task
-    it went to is done.
+    Large buffers, such as those of NumPy arrays, are not copied before they are sent: do not change
+    an array until the task that it was passed to is done.
 
-    Raises ValueError for workers that cannot be parsed, and FileNotFoundError for files that do not
-    exist. That no machine can be used is told by the futures, and then by `submit`, with
-    NoWorkersError, which is a BrokenExecutor.
+    In a notebook, interrupting a cell cancels the tasks that it submitted, and no others.
+
+    Raises ValueError for an invalid argument, and FileNotFoundError for a file that does not exist.
+    If no machine can be used, futures raise NoWorkersError, which is a BrokenExecutor, and from
+    then on so does `submit`.
 
     >>> with RemoteExecutor(["2/:"], show_status=False) as pool:
     ...     list(pool.map(pow, [2, 3], [5, 2]))
@@ -4828,29 +4830,39 @@ class RemoteExecutor(BaseExecutor):
         super().__init__(title)
         records = _default_workers() if workers is None else _parse_workers(workers)
         if not records:
-            raise ValueError("workers is empty: name at least one machine, or ':' for this one")
+            raise ValueError("workers must not be empty; name a machine, or ':' for this one")
         _check_process()
-        [*_parse_options(ssh_options)]
+        list(_parse_options(ssh_options))       # raises ValueError for an invalid one
         rules = _rules(schedule_backups, max_bundle_failures, bundle_timeout)
-        _check_values({**rules._asdict(), "heartbeat_seconds": heartbeat_seconds}, {
-            "schedule_backups": schedule_backups, "modules": modules, "show_status": show_status})
-        call = _checked_initializer(initializer, initargs)
-        config = {"lease": LEASE_BEATS * heartbeat_seconds, "output": bool(_checked_output(output)),
-                  "env": _checked_env(env or {}), "max_tasks_per_child": _checked_number(
-                      "max_tasks_per_child", max_tasks_per_child), "initializer": bool(call)}
+        _check_limits({"max_bundle_failures": rules.max_bundle_failures,
+                       "bundle_timeout": rules.bundle_timeout,
+                       "heartbeat_seconds": heartbeat_seconds})
+        _check_switches(
+            {"schedule_backups": schedule_backups, "modules": modules, "show_status": show_status})
+        _check_output(output)
+        call = _packed_initializer(initializer, initargs)
+        config = {"lease": LEASE_BEATS * heartbeat_seconds, "output": output is not False,
+                  "env": _checked_env(env or {}), "initializer": call is not None,
+                  "max_tasks_per_child": _checked_number(max_tasks_per_child)}
         cargo = _Cargo(files, packages)
         self._supervisor = _Supervisor(
             _Scheduler(_checked_policy(policy), rules), self.title, [*ssh_options],
             _Baggage(cargo, modules, call, {**config, "files": cargo.keys}),
             heartbeat_seconds, _Scoreboard(show_status, output))
-        _prepare_process()
-        _supervisors.add(self._supervisor)
-        _Notebook.watch(self._supervisor)
-        self._finalizer = weakref.finalize(
-            self, self._supervisor.events.put,
-            (self._supervisor.scheduler.close, (False,), None))
+        self._watch()
         for record in records:
             self.add_worker(record)
+
+    def _watch(self) -> None:
+        """Have the pool end with the process, its notebook cell, or its last reference."""
+        supervisor = self._supervisor
+        _prepare_process()
+        _supervisors.add(supervisor)
+        _Notebook.watch(supervisor)
+        # The garbage collector may call this in any thread, even in one that has the supervisor's
+        # lock. So it only leaves an event for the heartbeat.
+        close = supervisor.scheduler.close, (False,), None
+        self._finalizer = weakref.finalize(self, supervisor.events.put, close)
 
     @property
     def task_count(self) -> int:
@@ -4866,8 +4878,9 @@ class RemoteExecutor(BaseExecutor):
         self._supervisor.await_count()
 
     def _count_slots(self) -> int:
-        workers = [*self._supervisor.scheduler.workers]     # others may add some meanwhile
-        return max(1, sum(one.count or 1 for one in workers if one.state is not _UNFIT))
+        workers = [*self._supervisor.scheduler.workers]     # a copy: other threads may add one
+        usable = [worker for worker in workers if worker.state is not _UNFIT]
+        return max(1, sum(worker.count or 1 for worker in usable))
 
     def __repr__(self) -> str:
         scheduler = self._supervisor.scheduler
@@ -4885,29 +4898,40 @@ class RemoteExecutor(BaseExecutor):
         return status
 
     def add_worker(self, worker: RemoteWorkerRecord | str) -> None:
-        """Let one more machine join."""
+        """Add a machine to the pool. Raises ValueError if its text cannot be parsed."""
         record, = _parse_workers([worker])
         self._supervisor.decide(self._supervisor.scheduler.add_worker, record)
-        self._supervisor.decide(self._supervisor.counted.clear)     # set at once, if it is known
+        # Whoever asks for `slots` waits for its count; if that is given, this sets it again.
+        self._supervisor.decide(self._supervisor.counted.clear)
 
     def remove_worker(self, worker: RemoteWorkerRecord | str) -> None:
-        """Let a machine leave; its work is done elsewhere. Raises ValueError if it is not there."""
+        """Remove a machine from the pool; its tasks run elsewhere.
+
+        Raises ValueError if the pool has no such machine.
+        """
         record, = _parse_workers([worker])
         if not self._supervisor.decide(self._supervisor.scheduler.remove_worker, record):
-            raise ValueError(f"{record} is not in the pool")
+            raise ValueError(f"worker '{record}' is not in the pool; print(pool.status) "
+                             "shows its workers")
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if _is_interrupt(error):        # or one waits for all that was submitted
+        # Ctrl-C ends what was submitted; after any other exception, as without one, it is finished.
+        if _is_interrupt(error):
             self._give_up()
         else:
             self.shutdown()
 
     def _give_up(self) -> None:
-        """Kill all that runs, and end."""
+        """Cancel all tasks, kill those that run, and shut down."""
         self._supervisor.decide(self._supervisor.scheduler.give_up)
         self.shutdown()
 
     def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
+        """Submit a call; return its future, whose `cancel()` also ends a call that is running.
+
+        Raises the error of pickle if the call cannot be pickled, NoWorkersError if no machine can
+        be used, and RuntimeError after a shutdown.
+        """
         supervisor = self._supervisor
         return supervisor.submit(fn, args, kwargs)
 
@@ -4922,6 +4946,8 @@ class RemoteExecutor(BaseExecutor):
         self._supervisor.drop(function)
 
     def _has_chunks(self) -> bool:
+        # A chunk is one attempt, but two rules hold for each item: how long it may run, and that
+        # it is never started again.
         rules = self._supervisor.scheduler.rules
         return rules.max_bundle_failures > 1 and rules.bundle_timeout == math.inf
 
@@ -4935,20 +4961,21 @@ class RemoteExecutor(BaseExecutor):
 
 
 def _is_interrupt(error: BaseException | None) -> bool:
-    """Tell whether Ctrl-C raised this: asyncio cancels what it interrupts."""
+    """Return whether Ctrl-C raised this: KeyboardInterrupt, or in a coroutine CancelledError."""
     cancelled = getattr(sys.modules.get("asyncio"), "CancelledError", KeyboardInterrupt)
     return isinstance(error, (KeyboardInterrupt, cancelled))
 
 
 def _check_process() -> None:
-    """Raise RuntimeError if this process can have no workers: it ends, or lacks our source."""
+    """Raise RuntimeError if this process is ending, or cannot read the source that workers need."""
     if sys.is_finalizing():
-        raise RuntimeError("it is too late to make an executor: the interpreter shuts down")
+        raise RuntimeError("cannot create an executor while the interpreter is shutting down")
     _bootstrap()
 
 
 def _rules(schedule_backups: bool | None, max_bundle_failures: int | None,
            bundle_timeout: float | None) -> _Rules:
+    """Return the limits that the user set, here or in the environment, and defaults for others."""
     return _Rules(
         bool(_or_environment(
             schedule_backups, "EXECUTORS_SCHEDULE_REMOTE_BACKUPS", _boolean, True)),
@@ -4956,44 +4983,54 @@ def _rules(schedule_backups: bool | None, max_bundle_failures: int | None,
         math.inf if bundle_timeout is None else bundle_timeout)
 
 
-def _check_values(amounts: Mapping[str, Any], switches: Mapping[str, Any]) -> None:
-    for name, value in amounts.items():
-        if not isinstance(value, numbers.Real) or not isinstance(value, bool) and value <= 0:
-            raise ValueError(f"{name} is {value!r}; it must be a number, more than 0")
+def _check_limits(limits: Mapping[str, Any]) -> None:
+    """Raise ValueError if one of these arguments is not a number above 0."""
+    for name, value in limits.items():
+        if not isinstance(value, numbers.Real) or value <= 0:
+            raise ValueError(f"{name} must be a number above 0, got {value!r}")
+
+
+def _check_switches(switches: Mapping[str, Any]) -> None:
+    """Raise ValueError if one of these arguments is neither a bool nor None."""
     for name, value in switches.items():
         if not isinstance(value, (bool, types.NoneType)):
-            raise ValueError(f"{name} is {value!r}; it must be True or False")
+            raise ValueError(f"{name} must be True or False, got {value!r}")
 
 
-def _checked_number(name: str, value: Any) -> int:
-    """Return a count, 0 for None. Raises ValueError."""
-    if value is not None and (not isinstance(value, int) or value < 1):
-        raise ValueError(f"{name} is {value!r}; it must be a whole number, at least 1")
-    return value or 0
+def _checked_number(value: Any) -> int:
+    """Return max_tasks_per_child, or 0 for no limit. Raises ValueError."""
+    if value is None:
+        return 0
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"max_tasks_per_child must be a whole number above 0, got {value!r}")
+    return value
 
 
-def _checked_initializer(initializer: Any, initargs: Any) -> Any:
+def _packed_initializer(initializer: Any, initargs: Any) -> Any:
+    """Return the call of the initializer, packed; None if there is none. Raises ValueError."""
     if initializer is None:
-        return ()
+        return None
     if not callable(initializer):
-        raise ValueError(f"initializer is {initializer!r}, which cannot be called")
+        raise ValueError(f"initializer must be a function, got {initializer!r}; pass what it is to "
+                         "be called with as initargs=(...)")
     return _Functions().get(functools.partial(initializer, *initargs)).packed
 
 
 def _checked_policy(policy: Any) -> RemoteWorkerSelectionPolicy:
+    """Return a policy, the default one for None. Raises ValueError."""
     if policy is None:
         return WeightedRandomRemoteWorkerSelectionPolicy()
     if isinstance(policy, type) or not callable(getattr(policy, "choose", None)):
-        raise ValueError(f"policy is {policy!r}, not a RemoteWorkerSelectionPolicy, like "
-                         "RoundRobinRemoteWorkerSelectionPolicy()")
+        raise ValueError("policy must be a RemoteWorkerSelectionPolicy, such as "
+                         f"RoundRobinRemoteWorkerSelectionPolicy(), got {policy!r}")
     return policy       # type: ignore[no-any-return]
 
 
-def _checked_output(output: Any) -> Any:
+def _check_output(output: Any) -> None:
+    """Raise ValueError if `output` is not what RemoteExecutor takes."""
     if not isinstance(output, bool) and not callable(output):
-        raise ValueError(f"output is {output!r}; it must be True, False, or a function of "
-                         "(machine, stream, line)")
-    return output
+        raise ValueError("output must be True, False, or a function of (machine, stream, line), "
+                         f"got {output!r}")
 
 
 # Variables that Python reads once; see `python --help-env`.
@@ -5003,24 +5040,31 @@ _ONLY_AT_START = re.compile(
 
 
 def _checked_env(env: Mapping[str, str]) -> dict[str, str]:
+    """Return a copy of `env`. Raises ValueError for what cannot be a variable of a slot."""
     if not isinstance(env, Mapping):
-        raise ValueError(f"env is {env!r}; it must be like {{'NAME': 'value'}}")
+        raise ValueError(f"env must be a mapping like {{'NAME': 'value'}}, got {env!r}")
     for name, value in env.items():
-        try:
-            os.fsencode(value.format(slot=0, machine=""))
-            is_good = bool(re.fullmatch("[^=\0]+", name)) and "\0" not in value
-        except (AttributeError, LookupError, TypeError, ValueError):
-            is_good = False
         if _ONLY_AT_START.fullmatch(str(name)):
-            raise ValueError(f"env: Python reads {name} only when it starts, and slots are forked: "
-                             "set it there, in a login file or ~/.ssh/environment")
-        if not is_good:
-            raise ValueError(f"env: {name!r}: {value!r} is not a name and a text in which {{slot}} "
-                             "and {machine} may stand, and braces are doubled")
+            raise ValueError(f"env: Python reads {name} only when it starts, and slots are forked "
+                             "from one that has started; set it on the machine, in a login file or "
+                             "in ~/.ssh/environment")
+        if not _is_variable(name, value):
+            raise ValueError(f"env: {name!r}: {value!r} must be a name and a text, in which all "
+                             "braces are doubled but those of {slot} and {machine}")
     return {**env}
 
 
+def _is_variable(name: Any, value: Any) -> bool:
+    """Return whether these can be the name and the value of an environment variable."""
+    try:
+        os.fsencode(value.format(slot=0, machine=""))
+        return bool(re.fullmatch("[^=\0]+", name)) and "\0" not in value
+    except (AttributeError, LookupError, TypeError, ValueError):
+        return False
+
+
 def _boolean(text: str) -> bool:
+    """Parse what configuration files write for a bool, such as "yes". Raises KeyError."""
     import configparser
     return configparser.ConfigParser.BOOLEAN_STATES[text.lower()]
 
@@ -5032,10 +5076,20 @@ def _boolean(text: str) -> bool:
 class WorkerStatus:
     """One machine of a RemoteExecutorStatus. Times are in seconds.
 
-    `retry_in` and `cause` say why it is not up, `found` what each stage of its login found. Of
-    `slots`, `busy` run something; `ahead` more tasks wait there for a slot. `longest` is how long
-    it has been running its oldest task, which calls `function`. `died` counts the slots that tasks
-    killed, `lost` the connections that failed in a row.
+    Attributes:
+        worker: its record, as text.
+        state: "up", "connecting", "waiting" for the next login, or "failed" for good.
+        slots: how many it has.
+        busy: how many of them run a task.
+        ahead: tasks that wait there for a slot.
+        done: tasks that were done there; `p50` and `p95` are percentiles of how long they ran.
+        longest: how long its oldest task has been running; that calls `function`.
+        backups: backups that were started there.
+        died: slots that tasks killed.
+        lost: links that failed in a row.
+        retry_in: until its next login, if it waits for one.
+        cause: why it is not up.
+        found: what each stage of its login found.
     """
 
     worker: str
@@ -5056,11 +5110,12 @@ class WorkerStatus:
     found: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def _parts(self) -> list[str]:
-        """Say it in pieces, the most important first."""
+        """Return the cells of its row after the name, the most important first."""
         copying = _printable(self.found.get("copying", ""))
         notes = [f"copying {copying}"] if copying else []
         if self.state == "up":
-            parts = [f"{f'{self.busy}/{self.slots}':>5} slots", f"{self.done:>6} done", *notes]
+            busy = f"{self.busy}/{self.slots}"
+            parts = [f"{busy:>5} slots", f"{self.done:>6} done", *notes]
             if self.longest:
                 parts.append(f"longest {_seconds(self.longest):>7} {_printable(self.function)}")
             return parts + _percentiles(self, 7) + _counts(self, "backups", "died")
@@ -5068,18 +5123,26 @@ class WorkerStatus:
             notes.append(f"next try in {self.retry_in:.0f} s")
         text = ", ".join([self.state, *notes])
         if self.cause:
-            text += f": {' '.join(_printable(self.cause).split())}"
+            cause = " ".join(_printable(self.cause).split())
+            text = f"{text}: {cause}"
         return [text]
 
 
 @dataclasses.dataclass(frozen=True)
 class RemoteExecutorStatus:
-    """A snapshot of a RemoteExecutor. `str()` shows it as a person reads it. Times are in seconds.
+    """A snapshot of a RemoteExecutor. `str()` shows it as the scoreboard does.
 
-    `waiting`, `done`, `failed` and `cancelled` count tasks, and each item of a `map` as one;
-    `running` and `retried` count attempts, of which one may have many items of a map with it.
-    `retried` are those that followed one that had started and was lost. `rate` is tasks finished
-    per second of late, `left` what is left to do at that rate; None if it cannot be known.
+    Attributes:
+        title: the pool's.
+        waiting, done, failed, cancelled: numbers of tasks, each item of a `map` counted as one.
+            Those that raised have failed.
+        running: attempts that have started; one may carry many items of a `map`.
+        retried: attempts that replaced one that had started and was lost.
+        backups: backups that were started.
+        rate: tasks finished per second of late; 0 if too few were to measure it.
+        left: seconds until all is done at that rate; None if it cannot be known.
+        p50, p95: percentiles of the seconds that tasks ran.
+        workers: the status of each machine.
 
     >>> print(RemoteExecutorStatus(
     ...     "farm", waiting=40, running=8, done=112, failed=1, rate=4, left=10, p50=1.24, p95=2.5,
@@ -5106,22 +5169,24 @@ class RemoteExecutorStatus:
     _spans: Sequence[_Span] = dataclasses.field(default=(), repr=False, compare=False)
 
     def __str__(self) -> str:
-        return "\n".join(self._lines(1 << 20, 1 << 20))
+        return "\n".join(self._lines(1 << 20, 1 << 20))     # all of it
 
     def _repr_pretty_(self, printer: Any, is_in_cycle: bool) -> None:
-        """Print it as text, for notebooks' plain form."""
+        """Print it as text, for the plain form of a notebook."""
         printer.text(str(self))
 
     def _repr_html_(self) -> str:
-        """Return a table, for notebooks."""
+        """Return it as a table, for notebooks."""
         import html
-        rows = [[worker.worker, *worker._parts()] for worker in self.workers]
-        body = "".join("<tr>" + "".join(f"<td>{html.escape(cell.strip())}</td>" for cell in row)
-                       + "</tr>" for row in rows)
+        body = ""
+        for worker in self.workers:
+            cells = [html.escape(part.strip()) for part in (worker.worker, *worker._parts())]
+            body += "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
         return f"<table><caption>{html.escape(self._head)}</caption>{body}</table>"
 
     @property
     def _head(self) -> str:
+        """The line above the machines."""
         parts = [f"{self.title}: {self.done} done"]
         parts += _counts(self, "failed", "cancelled", "retried", "backups", "running", "waiting")
         if self.rate:
@@ -5131,12 +5196,18 @@ class RemoteExecutorStatus:
         return ", ".join(parts + _percentiles(self, 0))
 
     def _lines(self, columns: int, rows: int) -> list[str]:
-        """Lay it out in a rectangle: the head, then machines, each in one line with what fits."""
+        """Lay it out in a rectangle: the head, then a line for each machine.
+
+        A line ends with the last part that fits. Machines that do not fit are counted in the last
+        line.
+        """
         lines = _wrap(self._head, columns)
         names = [worker.worker.split()[0] for worker in self.workers]
         width = min(max(map(len, names), default=0), max(8, columns // 3))
         room = rows - len(lines)
-        shown = room if len(names) <= room else max(0, room - 1)
+        shown = len(names)
+        if shown > room:
+            shown = max(0, room - 1)
         for name, worker in zip(names[:shown], self.workers):
             first, *others = worker._parts()
             line = f"  {name[:width]:{width}}  {first}"
@@ -5145,80 +5216,92 @@ class RemoteExecutorStatus:
                     break
                 line += f"  {part}"
             lines.append(line[:columns])
-        hidden = [worker.state == "up" for worker in self.workers[shown:]]
+        hidden = [worker.state for worker in self.workers[shown:]]
         if hidden:
-            lines.append(f"  ... and {sum(hidden)} more up, {hidden.count(False)} not up")
+            up = hidden.count("up")
+            lines.append(f"  ... and {up} more up, {len(hidden) - up} not up")
         return lines[:rows]
 
     def trace(self, path: _Path) -> None:
-        """Write attempts as spans per machine and slot, for ui.perfetto.dev or chrome://tracing.
+        """Write a trace of the last 32768 attempts, to open in ui.perfetto.dev or chrome://tracing.
 
-        Only the last 32768 attempts are remembered. An arrow leads from an attempt to the one that
-        followed or raced it. Durations are the worker's own; when one ended is known from here, so
-        it may be late by the time its result took.
+        Each machine is a process, each slot a thread, and each attempt a span. An arrow leads from
+        an attempt to the one that repeated or raced it. A span is as long as the slot says; it may
+        be late by the time that its result took to arrive.
 
         Arguments:
-            path: a JSON file in Google's Trace Event Format.
+            path: the file to write, JSON in Google's Trace Event Format.
         """
         with open(path, "w", encoding="utf-8") as file:
             json.dump({"traceEvents": _trace_events(self._spans), "displayTimeUnit": "ms"}, file)
 
 
 def _trace_events(spans: Sequence[_Span]) -> list[dict[str, Any]]:
-    """Return spans as events of the Trace Event Format: a process a machine, a thread a slot."""
+    """Return spans as events of the Trace Event Format. Microseconds are its unit."""
     pids: dict[_Worker, int] = {}
-    names: dict[tuple[str, int, int], str] = {}
-    events: dict[int, dict[str, Any]] = {}
-    next_starts: dict[tuple[int, int], float] = {}
+    names: dict[tuple[str, int, int], str] = {}     # of processes and threads
+    events: dict[int, dict[str, Any]] = {}          # by attempt
+    next_starts: dict[tuple[int, int], float] = {}  # by process and thread
     for span in reversed(spans):
         pid = pids.setdefault(span.worker, len(pids) + 1)
         tid = span.slot
         name = f"slot {tid}"
-        if tid == wire.NO_SLOT:     # it is not known where it ran: in a row of its own
+        if tid == wire.NO_SLOT:     # which one is not known: the attempt has a row of its own
             tid = 1000 + len(names)
             name = "slot not known"
         names["process_name", pid, 0] = str(span.worker.record)
         names["thread_name", pid, tid] = name
-        # What is known of an end is when the result came, many at a time perhaps. So it ended then,
-        # or when its slot began the next.
+        # `until` is when the result arrived, perhaps together with later ones of this slot. So an
+        # attempt ended then, or when its slot began the next one.
         end = min(span.until, next_starts.get((pid, tid), math.inf))
-        next_starts[pid, tid] = start = end - span.ran
+        start = end - span.ran
+        next_starts[pid, tid] = start
         events[span.ident] = {
             "ph": "X", "pid": pid, "tid": tid, "ts": 1e6 * start, "dur": 1e6 * span.ran,
             "name": span.name, "cat": span.outcome,
             "args": {"attempt": span.ident, "outcome": span.outcome}}
-    heads = [{"ph": "M", "name": what, "pid": pid, "tid": tid, "args": {"name": name}}
-             for (what, pid, tid), name in names.items()]
-    arrows = [
-        {**events[ident], "ph": phase, "bp": "e", "id": span.ident, "name": "again", "cat": "again"}
-        for span in spans if span.origin in events
-        for phase, ident in (("s", span.origin), ("f", span.ident))]
+    heads = [{"ph": "M", "name": kind, "pid": pid, "tid": tid, "args": {"name": name}}
+             for (kind, pid, tid), name in names.items()]
+    arrows = []
+    for span in spans:
+        if span.origin in events:
+            arrow = {"bp": "e", "id": span.ident, "name": "again", "cat": "again"}
+            arrows.append({**events[span.origin], **arrow, "ph": "s"})
+            arrows.append({**events[span.ident], **arrow, "ph": "f"})
     return [*heads, *events.values(), *arrows]
 
 
 def _take_status(title: str, scheduler: _Scheduler,
-                 found: Mapping[int, Mapping[str, str]]) -> RemoteExecutorStatus:
+                 progress: Mapping[int, Mapping[str, str]]) -> RemoteExecutorStatus:
+    """Return a snapshot; the supervisor's lock must be held.
+
+    Arguments:
+        progress: what each login found so far, by its link.
+    """
     now = scheduler.now
     tally = scheduler.tally
     total = scheduler.histogram()
-    running = [one for worker in scheduler.workers for one in worker.running.values()]
-    rate = tally.rate(now)
     p50 = total.percentile(50)
-    left = None
+    rate = tally.rate(now)
+    running = [one for worker in scheduler.workers for one in worker.running.values()]
     youngest = min((now - attempt.since for attempt in running), default=math.inf)
     started = scheduler.unfinished - scheduler.waiting
-    # Less than 0 while chunks are about to be cancelled, whose items are so already.
+    # It would be less than 0 while chunks whose items were cancelled have yet to be.
     waiting = max(scheduler.count_tasks() - started, 0)
+    # What waits takes as long as its number says; then the youngest attempt has yet to end. It
+    # cannot be known if that takes longer than most did.
+    left = None
     if rate and scheduler.up and (waiting or youngest < p50):
         left = waiting / rate + max(0.0, p50 - youngest)
     spans = [*tally.spans, *(one.span(wire.NO_SLOT, "running", now) for one in running)]
-    done, raised, failed, cancelled = tally.settled.values()
+    settled = tally.settled
+    workers = tuple(_take_worker_status(worker, now, progress.get(worker.link, worker.found))
+                    for worker in scheduler.workers)
     return RemoteExecutorStatus(
-        title, waiting, started, done=done,
-        failed=raised + failed, cancelled=cancelled, retried=tally.retried, backups=tally.backups,
-        rate=rate, left=left, p50=p50, p95=total.percentile(95), workers=tuple(
-            _take_worker_status(worker, now, found.get(worker.link, worker.found))
-            for worker in scheduler.workers), _spans=spans)
+        title, waiting, started, done=settled[wire.RESULT],
+        failed=settled[wire.ERROR] + settled[_FAILED], cancelled=settled[_CANCELLED],
+        retried=tally.retried, backups=tally.backups, rate=rate, left=left, p50=p50,
+        p95=total.percentile(95), workers=workers, _spans=spans)
 
 
 def _take_worker_status(worker: _Worker, now: float, found: Mapping[str, str]) -> WorkerStatus:
@@ -5234,71 +5317,79 @@ def _take_worker_status(worker: _Worker, now: float, found: Mapping[str, str]) -
 
 
 def _counts(status: Any, *kinds: str) -> list[str]:
+    """Return texts like "3 failed" for those attributes that are not 0."""
     return [f"{getattr(status, kind)} {kind}" for kind in kinds if getattr(status, kind)]
 
 
 def _percentiles(status: Any, width: int) -> list[str]:
+    """Return the median and the 95th percentile as texts, if anything was measured."""
     if not status.p95:
         return []
     return [f"p50 {_seconds(status.p50):>{width}}", f"p95 {_seconds(status.p95):>{width}}"]
 
 
 def _wrap(text: str, columns: int) -> list[str]:
-    """Break a text into lines, after commas alone."""
-    glued = text.replace(" ", "\0").replace(",\0", ", ")    # a NUL is no place to break at
+    """Break a text into lines, only after commas."""
+    # textwrap breaks at spaces, so NULs take the place of all others meanwhile.
+    glued = text.replace(" ", "\0").replace(",\0", ", ")
     return [line.replace("\0", " ")
             for line in textwrap.wrap(glued, columns, subsequent_indent="  ")]
 
 
 def _label(machine: str) -> str:
-    """Call a machine what a line can begin with: this one is `:`."""
+    """Return what lines about a machine begin with: its name, or "here" for `:`."""
     return "here" if machine == ":" else machine
 
 
 def _printable(text: str) -> str:
+    """Return a text with a space for each character that is not printable."""
     return "".join(char if char.isprintable() else " " for char in text)
 
 
 class _Terminal:
-    """A few lines at the bottom of a terminal, which all else that is printed scrolls above.
+    """Lines at the bottom of a terminal, above which everything else that is printed scrolls.
 
-    That is what the terminal's own scrolling region is for (DEC STD 070, DECSTBM): it keeps the
-    lines clear of prints that we know nothing of, those of child processes included, and nothing
-    that anybody printed is ever erased.
+    They lie outside the terminal's scrolling region (DEC STD 070, DECSTBM). So nothing overwrites
+    them, not even what child processes print, and they overwrite nothing that was printed.
     """
 
-    _RESET = "\x1b7\x1b[r\x1b8\x1b[J"   # no region (which moves the cursor), and nothing below it
-    _in_use = threading.Lock()          # who has it draws: two could only overwrite each other
+    # Make the whole screen the scrolling region again, at the same cursor; clear what is below.
+    _RESET = "\x1b7\x1b[r\x1b8\x1b[J"
+    # Whoever holds it draws, so that no two pools overwrite each other's lines.
+    _in_use = threading.Lock()
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         # See https://no-color.org.
         self._head = "%s" if os.environ.get("NO_COLOR") else "\x1b[1m%s\x1b[m"
-        self._shape = 0, 0, 0           # columns, rows and how many of them are ours, while any are
-        self._undertaker: Any = None
+        # From here on, the scoreboard thread alone reads and writes these.
+        self._shape = 0, 0, 0           # columns, rows, and how many of the rows are ours
+        self._undertaker: Any = None    # a process, while we draw; see `_begin`
 
     def draw(self, status: RemoteExecutorStatus, cell: int = 0) -> None:
-        """Show a status in place of the one before; nothing while another pool shows its own."""
-        if not (self._undertaker or self._begin()):
+        """Show a status in place of the last one, or nothing while another pool shows its own."""
+        if self._undertaker is None and not self._begin():
             return
         columns, rows = os.get_terminal_size(self._fd)
         lines = status._lines(columns - 1, rows // 2) if columns > 10 else []
         count = len(lines)
         text = ""
-        if self._shape != (columns, rows, count):       # make room below the cursor
+        if self._shape != (columns, rows, count):
             self._shape = columns, rows, count
+            # Scroll until there is room below the cursor, and go back up.
             text = self._RESET + "\x1bD" * count
             if count:
                 text += f"\x1b[{count}A"
-        if lines:       # each time, for a program may have reset it
+        if lines:
+            # Set the region each time, because a program may have reset the terminal.
             text += f"\x1b7\x1b[1;{rows - count}r\x1b8"
             lines[0] = self._head % lines[0]
         for row, line in enumerate(lines, rows - count + 1):
             text += f"\x1b7\x1b[{row};1H\x1b[K{line}\x1b8"
         self._write(text)
 
-    def clear(self, _status: Any = ()) -> None:
-        """Give the lines back."""
+    def clear(self, _status: RemoteExecutorStatus) -> None:
+        """Clear the lines, and let the whole screen scroll again."""
         if self._undertaker:
             self._write(self._RESET)
             self._undertaker.kill()
@@ -5308,7 +5399,10 @@ class _Terminal:
             self._in_use.release()
 
     def _begin(self) -> bool:
-        """Let a process give the lines back in case this one is killed: it sees its input end."""
+        """Return whether we may draw; if so, start a process that resets the terminal after us.
+
+        If this process is killed, the input of that one ends.
+        """
         if not self._in_use.acquire(blocking=False):
             return False
         try:
@@ -5325,29 +5419,33 @@ class _Terminal:
 
 
 class _Notebook:
-    """The status in the output of a cell, where a Jupyter kernel runs us, about once a second."""
+    """The status in the output of a cell of a Jupyter notebook, drawn once a second at most.
+
+    The scoreboard thread alone reads and writes its attributes.
+    """
 
     def __init__(self) -> None:
-        self._handle: Any = None
-        self._cell = 0          # that it stands in
-        self._drawn = 0.0
+        self._handle: Any = None        # IPython's, of the output; None before the first
+        self._cell = 0                  # in which that stands
+        self._drawn = 0.0               # when it was drawn last
 
     @staticmethod
     def find_shell() -> Any:
-        """Return the shell of this process, if it is such a kernel."""
+        """Return IPython's shell if this process is a Jupyter kernel; otherwise None."""
         find = getattr(sys.modules.get("IPython"), "get_ipython", None)
         shell = find() if find else None
         return shell if hasattr(shell, "kernel") else None
 
     @staticmethod
     def watch(supervisor: _Supervisor) -> None:
-        """Have a cell that is interrupted take with it what it has submitted, and nothing else."""
+        """Cancel what a cell has submitted, and nothing else, when that cell is interrupted."""
         shell = _Notebook.find_shell()
         if not shell:
             return
-        board, cells = supervisor.board, itertools.count(1)
+        board = supervisor.board
+        cells = itertools.count(1)
         board.cell = next(cells)        # in which the pool is made
-        running: list[Any] = []         # cells, one in the other
+        running: list[Any] = []         # cells that have begun: `run_cell` runs one in another
 
         def begin(info: Any) -> None:
             if not running:
@@ -5356,11 +5454,12 @@ class _Notebook:
 
         def end(result: Any) -> None:
             while running and running.pop() is not result.info:
-                pass
+                pass        # this one never ended
             if supervisor.ended.is_set():
                 shell.events.unregister("pre_run_cell", begin)
                 shell.events.unregister("post_run_cell", end)
             elif not running:
+                # A `finally` may have raised something else in place of the interrupt.
                 error = result.error_in_exec
                 while error and not _is_interrupt(error):
                     error = error.__cause__ or error.__context__
@@ -5374,10 +5473,11 @@ class _Notebook:
         shell.events.register("post_run_cell", end)
 
     def draw(self, status: RemoteExecutorStatus, cell: int) -> None:
-        """Show a status in place of the one before, which stands in the cell that submitted."""
+        """Show a status in place of the last one, or below the cell, if that is another one."""
         if cell != self._cell:
-            self._cell, self._handle = cell, None
-        if monotonic() - self._drawn < 1.0 and self._handle:
+            self._cell = cell
+            self._handle = None
+        if self._handle and monotonic() - self._drawn < 1.0:
             return
         display: Any = importlib.import_module("IPython.display").display
         self._drawn = monotonic()
@@ -5387,28 +5487,26 @@ class _Notebook:
             self._handle = display(status, display_id=True)
 
     def clear(self, status: RemoteExecutorStatus) -> None:
-        """Leave the last one there; what comes next stands elsewhere."""
+        """Leave a last status where it stands; the next one is shown in a new place."""
         if self._handle:
             self._handle.update(status)
             self._handle = None
 
 
 class _Scoreboard:
-    """Bring tasks' output home, and tell how things stand: on a terminal in place, and in the log.
+    """Print what tasks print, and show the status: on a terminal, in a notebook, and in the log.
 
-    One thread writes. So lines stay whole, and a terminal that someone has stopped (Ctrl-S), or a
-    function that is slow, holds up only the tasks that print: their machines send no more than a
-    megabyte that they have not heard to be printed.
+    One thread writes, so that lines stay whole. If it is held up, by a terminal that was stopped
+    (Ctrl-S) or by a slow `output` function, only tasks that print are held up with it: a machine
+    sends at most a megabyte before it is told that this was printed.
     """
 
-    # What reaches a terminal of a machine's words: tabs, colours, and nothing that moves or sets.
+    # Escape sequences and control characters. Only tabs, and colours (group 1), may reach a
+    # terminal: nothing that a machine sends shall move its cursor or change its settings.
     _CONTROLS = re.compile(r"(\x1b\[[\d;:]*m)|\x1b\[[0-?]*[ -/]*[@-~]|\x1b[\]P^_X][^\x07\x1b]*"
                            r"(?:\x07|\x1b\\)?|\x1b[ -/]*[0-~]?|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
     def __init__(self, show: bool | None, output: bool | Callable[[str, str, str], object]) -> None:
-        self.quiet = False
-        self.cell = 0           # of a notebook, while it runs, counted from the pool's start
-        self.home = 0           # the last of these that submitted
         self._show = show
         self._output = output
         self._terminal: _Terminal | _Notebook | None = None
@@ -5418,18 +5516,28 @@ class _Scoreboard:
         with contextlib.suppress(OSError, ValueError, AttributeError):  # it is closed, or no file
             if may_draw and sys.stderr.isatty():
                 self._terminal = _Terminal(sys.stderr.fileno())
+        self.quiet = False              # set by `shutdown`, in any thread: print no summary
+        # Written by the main thread, which runs cells; read by the heartbeat.
+        self.cell = 0                   # that is running, counted since the pool was made
+        self.home = 0                   # that submitted last, and so shows the status
+        # Read and written by the heartbeat alone.
         self._beats = 0
-        self._told = monotonic()        # when a line was last written where there is no terminal
-        self._is_told = False           # one was
-        # Functions, each with its arguments; an empty one at the end.
-        self._queue: SimpleQueue[tuple[Any, ...]] = SimpleQueue()
-        self._done = 0                  # of these
+        self._line_at = monotonic()     # when a line was last printed, where there is no terminal
+        self._has_printed = False       # whether one was
+        # What the scoreboard thread is to call: functions, each with its arguments; None ends it.
+        self._queue: SimpleQueue[tuple[Any, ...] | None] = SimpleQueue()
+        self._done = 0                  # calls that it has made; others only read this
         self.thread = threading.Thread(target=self._run, name="scoreboard", daemon=True)
-        self.thread.start()         # now: at exit it may be too late
+        self.thread.start()             # now, because at exit it may be too late
 
     def show_output(self, machine: str, number: int, data: bytes,
                     then: Callable[[], object]) -> None:
-        """Show whole lines that a task wrote to its stdout (1) or stderr (2); `then` call that."""
+        """Have lines printed that a task has printed; afterwards, have `then` called.
+
+        Arguments:
+            number: 1 if it printed to stdout, 2 if to stderr.
+            data: whole lines.
+        """
         text = re.sub(r"\r*\n|\r", "\n", data.decode("utf-8", "replace"))
         lines = text.removesuffix("\n").split("\n")
         stream = "stdout" if number == 1 else "stderr"
@@ -5437,72 +5545,79 @@ class _Scoreboard:
             for line in lines:
                 self._queue.put((self._output, machine, stream, line))
         else:
-            if getattr(getattr(sys, stream), "isatty", bool)():
-                lines = [self._CONTROLS.sub(lambda match: match[1] or "", line) for line in lines]
-            text = "".join(f"{_label(machine)}: {line}\n" for line in lines)
-            self._queue.put((self._write, stream, text))
+            self._queue.put((self._print, machine, stream, lines))
         self._queue.put((then,))
 
-    def tick(self, take: Callable[[], RemoteExecutorStatus], is_beat: bool) -> None:
-        """Redraw the status while tasks run, if the terminal keeps up; sometimes report it.
+    def tick(self, take_status: Callable[[], RemoteExecutorStatus], is_beat: bool) -> None:
+        """Show the status while tasks run; at every third heartbeat, also log it.
 
-        It is the heartbeat's, which waits for nobody: where much waits, the next will do.
+        The heartbeat thread calls this and must not wait. So while something else has yet to be
+        printed, nothing is shown; the next tick will do.
         """
-        self._beats += is_beat
-        is_due = is_beat and self._beats % REPORT_BEATS == 0
-        is_time = monotonic() - self._told > LINE_SECONDS and self._show is not False
-        if self.quiet or not (is_due or self._terminal or is_time):
+        if is_beat:
+            self._beats += 1
+        is_report_due = is_beat and self._beats % REPORT_BEATS == 0
+        is_line_due = self._show is not False and monotonic() - self._line_at > LINE_SECONDS
+        if self.quiet or not (is_report_due or is_line_due or self._terminal):
             return
-        status = take()
+        status = take_status()
         is_busy = status.running or status.waiting
-        if is_due and is_busy:
+        if is_report_due and is_busy:
             _log.info("%s", status)
         if not self._queue.empty():
             return
-        if self._terminal:
-            if is_busy:
-                self._queue.put((self._terminal.draw, status, self.home))
-            else:
-                self.rest(status)
+        if self._terminal and is_busy:
+            self._queue.put((self._terminal.draw, status, self.home))
+        elif self._terminal:
+            self.rest(status)
         elif not is_busy:
-            self._told = monotonic()
-        elif self._show and is_due:
+            self._line_at = monotonic()
+        elif self._show and is_report_due:
             self._queue.put((self._write, "stderr", f"{status}\n"))
-        elif is_time:       # nobody may be looking: a line, not a picture
-            self._told = monotonic()
-            self._is_told = True
+        elif is_line_due:       # perhaps into a file, or read by nobody: so not the whole status
+            self._line_at = monotonic()
+            self._has_printed = True
             self._queue.put((self._write, "stderr", f"{status._head}\n"))
 
     def rest(self, status: RemoteExecutorStatus) -> None:
-        """Show what has come of it all where it stands, and nothing more there."""
+        """End the display, on a terminal by clearing it, in a notebook with this status."""
         if self._terminal:
             self._queue.put((self._terminal.clear, status))
 
     def finish(self, status: RemoteExecutorStatus, histogram: Histogram) -> None:
-        """Leave a line and the histogram behind, and end."""
+        """Print a summary and end the thread."""
         self.rest(status)
         if not self.quiet and status.done + status.failed:
             _log.info("%s", status._head)
-            if self._terminal or self._show or self._is_told:
+            if self._terminal or self._show or self._has_printed:
                 counted = f"{histogram}\n" if status.done else ""
                 self._queue.put((self._write, "stderr", f"{status._head}\n{counted}"))
-        self._queue.put(())
+        self._queue.put(None)
+        # Wait as long as it makes progress.
         done = -1
-        while self.thread.is_alive() and done < self._done:     # as long as it gets on
+        while self.thread.is_alive() and done < self._done:
             done = self._done
             self.thread.join(CLOSE_SECONDS)
 
     def _run(self) -> None:
-        for function, *arguments in iter(self._queue.get, ()):
+        """Run the scoreboard thread: make the calls that are queued, whatever one raises."""
+        for function, *arguments in iter(self._queue.get, None):
             try:
                 function(*arguments)
-            except BaseException as error:      # SystemExit, too: the next line is due
+            except BaseException as error:      # SystemExit too
                 if function is self._output:
                     _log.exception("the function that output= names raised")
                 # Otherwise the user closed or replaced the stream, or its disk is full.
                 elif not isinstance(error, (OSError, ValueError, AttributeError)):
                     _log.exception("what tasks print cannot be shown")
             self._done += 1
+
+    def _print(self, machine: str, stream: str, lines: Iterable[str]) -> None:
+        """Print lines of a machine, on a terminal without what could change its settings."""
+        file = getattr(sys, stream)
+        if hasattr(file, "isatty") and file.isatty():
+            lines = [self._CONTROLS.sub(lambda match: match[1] or "", line) for line in lines]
+        self._write(stream, "".join(f"{_label(machine)}: {line}\n" for line in lines))
 
     def _write(self, stream: str, text: str) -> None:
         file = getattr(sys, stream)
@@ -5516,7 +5631,7 @@ class _Scoreboard:
 
 
 class Method(enum.Enum):
-    """Where `parallelize` runs things: on the default executor of this kind."""
+    """Where `parallelize` runs calls: on the default executor of this kind."""
 
     THREAD = "thread"
     PROCESS = "process"
@@ -5524,17 +5639,18 @@ class Method(enum.Enum):
 
 
 class DefaultExecutors:
-    """The process-wide executors. Every instance is the same; each pool is made when asked for.
+    """The executors that all of a process shares. Each is made when it is first asked for.
 
-    At exit they are shut down in the order threads, processes, remote, each finishing what it runs:
-    what a thread does may need the others.
+    At exit they are shut down: threads first, then processes, then remote ones, because what a
+    thread runs may need the others. Each finishes its tasks. All instances of this class are alike.
 
     >>> DefaultExecutors().thread_pool() is DefaultExecutors().thread_pool()
     True
     """
 
     _lock = threading.Lock()        # guards the pools
-    _pools: dict[tuple[int, Method], BaseExecutor] = {}     # noqa: RUF012 -- by process, kind
+    # By process and kind: a forked child makes its own.
+    _pools: dict[tuple[int, Method], BaseExecutor] = {}     # noqa: RUF012
 
     def thread_pool(self) -> BaseExecutor:
         """Return the default ThreadExecutor."""
@@ -5553,7 +5669,7 @@ class DefaultExecutors:
         return self._get(Method.REMOTE, RemoteExecutor)
 
     def shutdown(self) -> None:
-        """Shut all pools down, as at exit; the next one asked for is a new one."""
+        """Shut all of them down, as at exit. Whoever asks for one later gets a new one."""
         for method in Method:
             with self._lock:
                 pool = self._pools.pop((os.getpid(), method), None)
@@ -5562,7 +5678,7 @@ class DefaultExecutors:
 
     def _get(self, method: Method, make: Callable[..., BaseExecutor]) -> BaseExecutor:
         _shut_down_at_exit()
-        key = os.getpid(), method       # a forked child makes its own
+        key = os.getpid(), method
         with self._lock:
             if key not in self._pools:
                 self._pools[key] = make(title=f"default {method.value} pool")
@@ -5571,7 +5687,8 @@ class DefaultExecutors:
 
 @functools.cache
 def _shut_down_at_exit() -> None:
-    _prepare_process()      # first, to run last: remote pools outlive the threads that use them
+    # What is registered last runs first. Remote pools must outlive the threads that use them.
+    _prepare_process()
     _at_exit(DefaultExecutors().shutdown)
 
 
@@ -5582,9 +5699,13 @@ if TYPE_CHECKING:
 
 def parallelize(method: Method | Executor = Method.THREAD) -> Callable[
         [Callable[_P, _T]], Callable[_P, _Promise[_T]]]:
-    """Make a function's calls return futures, from a default executor or from the one given.
+    """Return a decorator that makes calls of a function return futures.
 
-    Futures among the arguments are awaited first, without holding up the caller or a worker.
+    If futures are among the arguments, the call is submitted once they are done, with their
+    results. Neither the caller nor a worker waits for that.
+
+    Arguments:
+        method: the default executor to use, or an executor.
 
     >>> @parallelize(Method.THREAD)
     ... def total(numbers):
@@ -5596,9 +5717,11 @@ def parallelize(method: Method | Executor = Method.THREAD) -> Callable[
     """
     def decorate(fn: Callable[_P, _T]) -> Callable[_P, _Promise[_T]]:
         def submit(*args: Any, **kwargs: Any) -> Future[_T]:
-            executor: Executor = (getattr(DefaultExecutors(), f"{method.value}_pool")()
-                                  if isinstance(method, Method) else method)
-            return executor.submit(fn, *args, **kwargs)
+            executor: Any = method
+            if isinstance(method, Method):
+                executor = getattr(DefaultExecutors(), f"{method.value}_pool")()
+            future: Future[_T] = executor.submit(fn, *args, **kwargs)
+            return future
 
         @functools.wraps(fn)
         def call(*args: Any, **kwargs: Any) -> Future[_T]:
@@ -5610,16 +5733,19 @@ def parallelize(method: Method | Executor = Method.THREAD) -> Callable[
             return outer
         return call     # type: ignore[return-value]
 
-    if callable(method):        # used without parentheses
-        raise TypeError("write @parallelize() or @parallelize(Method.PROCESS), with parentheses")
+    if callable(method):        # the decorated function: there were no parentheses
+        raise TypeError("parallelize needs parentheses: write @parallelize() or "
+                        "@parallelize(Method.PROCESS)")
     if not isinstance(method, (Method, Executor)):
-        raise TypeError(f"{method!r} is no executor, nor a Method, like Method.PROCESS")
+        raise TypeError("parallelize takes an executor or a Method, such as Method.PROCESS, got "
+                        f"{method!r}")
     return decorate
 
 
 def _when_done(futures: Iterable[Future[Any]], then: Callable[[], None]) -> None:
+    """Call `then` once all of these futures are done: now, or in the thread that ends the last."""
     for future in futures:
-        if not future.done():       # look again when it is, from another thread perhaps
+        if not future.done():
             future.add_done_callback(lambda _: _when_done(futures, then))
             return
     then()
@@ -5627,7 +5753,7 @@ def _when_done(futures: Iterable[Future[Any]], then: Callable[[], None]) -> None
 
 def _submit_into(outer: Future[_T], submit: Callable[..., Future[_T]], args: Iterable[Any],
                  kwargs: Mapping[str, Any]) -> None:
-    """Submit a call whose arguments have arrived, and pass its outcome on."""
+    """Submit a call with the results of futures for the futures; `outer` gets its outcome."""
     def value(arg: Any) -> Any:
         return arg.result() if isinstance(arg, Future) else arg
 
@@ -5639,14 +5765,14 @@ def _submit_into(outer: Future[_T], submit: Callable[..., Future[_T]], args: Ite
 
     if outer.set_running_or_notify_cancel():
         try:
-            named = {name: value(arg) for name, arg in kwargs.items()}
-            submit(*map(value, args), **named).add_done_callback(pass_on)
+            values = {name: value(arg) for name, arg in kwargs.items()}
+            submit(*map(value, args), **values).add_done_callback(pass_on)
         except BaseException as error:
             outer.set_exception(error)
 
 
 def wait_all(futures: Iterable[Future[_T]]) -> list[_T]:
-    """Return the results of futures in their order, or raise the first failure at once.
+    """Return the results of futures in their order. Raises the first failure as soon as it occurs.
 
     >>> with ThreadExecutor(2) as pool:
     ...     wait_all(pool.submit(abs, n) for n in (-1, 2, -3))
@@ -5664,16 +5790,22 @@ def wait_all(futures: Iterable[Future[_T]]) -> list[_T]:
 
 
 class _SharingCalls:
-    """Calls that share large arrays, which go over once per machine; the last few are kept."""
+    """Submit the calls of one joblib `Parallel`; send the large arrays that they share once.
+
+    On a RemoteExecutor, calls that share arrays are calls of one function, which carries these.
+    Like the function of a `map`, it is sent to each machine once. The last few are kept.
+    """
 
     def __init__(self, pool: BaseExecutor) -> None:
         self._pool = pool
-        self._submitters: OrderedDict[tuple[int, ...], Any] = OrderedDict()     # by their arrays
+        # By the identities of their arrays, the oldest first. Guarded by joblib, which holds a lock
+        # while it submits.
+        self._submitters: OrderedDict[tuple[int, ...], Any] = OrderedDict()
         self._futures: weakref.WeakSet[Future[Any]] = weakref.WeakSet()
 
     def submit(self, call: Callable[[], Any]) -> Future[Any]:
-        future = (self._share(call) if isinstance(self._pool, RemoteExecutor)
-                  else self._pool.submit(call))
+        is_remote = isinstance(self._pool, RemoteExecutor)
+        future = self._share(call) if is_remote else self._pool.submit(call)
         self._futures.add(future)
         return future
 
@@ -5681,33 +5813,36 @@ class _SharingCalls:
         pickled, arrays = wire.pack_apart(call)
         key = tuple(arrays)
         if key not in self._submitters:
-            submitter = self._pool._submitter(functools.partial(wire.run_with, arrays))
-            self._submitters[key] = submitter, arrays       # alive, or others get their numbers
+            submit = self._pool._submitter(functools.partial(wire.run_with, arrays))
+            # The arrays are kept, too: otherwise others could get the same identities.
+            self._submitters[key] = submit, arrays
             if len(self._submitters) > SHARED_ARRAYS:
                 _, (oldest, _) = self._submitters.popitem(last=False)
                 self._pool._release(oldest)
-        future: Future[Any] = self._submitters[key][0](pickled)
+        submit, _ = self._submitters[key]
+        future: Future[Any] = submit(pickled)
         return future
 
     def cancel(self) -> None:
+        """Cancel all calls that are not done."""
         for future in [*self._futures]:
             future.cancel()
 
     def end(self) -> None:
-        """Let go of all arrays."""
-        for submitter, _ in self._submitters.values():
-            self._pool._release(submitter)
+        """Have all machines drop the arrays; all calls must be done."""
+        for submit, _ in self._submitters.values():
+            self._pool._release(submit)
 
 
 def joblib_backend(pool: BaseExecutor) -> Any:
-    """Return a joblib backend that runs on an executor; and so does scikit-learn, then.
+    """Return a joblib backend that runs on an executor, for joblib and whatever uses it.
 
         with joblib.parallel_config(backend=executors.joblib_backend(pool)):
             GridSearchCV(model, grid).fit(X, y)
 
-    Arrays from a megabyte on that calls of one `Parallel` share go over once per machine. What runs
-    in a slot and uses joblib itself stays there: one call after the other or, if it asks for a
-    number of jobs, on threads. With `n_jobs=1` joblib asks no backend, and runs everything here.
+    Arrays of 1 MiB or more that calls of one `Parallel` share are sent to each machine once. A call
+    that itself uses joblib does so within its slot: sequentially or, if it asks for a number of
+    jobs, on threads. With `n_jobs=1`, joblib uses no backend and runs everything here.
 
     >>> import joblib
     >>> with RemoteExecutor("2/:", show_status=False) as pool:
@@ -5717,7 +5852,7 @@ def joblib_backend(pool: BaseExecutor) -> Any:
     """
     import joblib.parallel as parallel  # type: ignore
 
-    class ExecutorsBackend(     # joblib's messages name it
+    class ExecutorsBackend(     # joblib's messages contain this name
             parallel.AutoBatchingMixin, parallel.ParallelBackendBase):  # type: ignore[misc]
         supports_retrieve_callback = True
         default_n_jobs = -1
@@ -5728,7 +5863,8 @@ def joblib_backend(pool: BaseExecutor) -> Any:
             number = self.default_n_jobs if n_jobs is None else n_jobs
             if number > 0:
                 return number
-            # Told 1, joblib would run everything here.
+            # -1 stands for all slots, -2 for all but one. If the answer is 1, joblib does not use
+            # the backend at all.
             return max(2, pool.slots + 1 + number)
 
         def start_call(self) -> None:
@@ -5756,7 +5892,7 @@ def joblib_backend(pool: BaseExecutor) -> Any:
 # ────────────────────────────────────────── command line ──────────────────────────────────────────
 
 
-# There is no doubt who is at the other end of a pipe: no known hosts.
+# No host key is checked: ssh itself starts the sshd, at the other end of a pipe.
 _PRIVATE_SSH = (
     "-F /dev/null -i {folder}/user -o IdentitiesOnly=yes -o UserKnownHostsFile=/dev/null "
     "-o StrictHostKeyChecking=no -o 'ProxyCommand={sshd} -i -f /dev/null -E {folder}/log "
@@ -5768,18 +5904,18 @@ _PRIVATE_SSH = (
 def _private_sshd(stack: contextlib.ExitStack) -> list[str]:
     """Return ssh options that lead to an sshd of our own, with throw-away keys, as this user.
 
-    There is no daemon and no port: ssh starts it for each login and speaks to it over a pipe
-    (`sshd -i` behind ProxyCommand). The stack's end leaves no trace of it. Raises FileNotFoundError
-    if there is none.
+    There is neither a daemon nor a port: for each login, ssh starts an sshd (`sshd -i`, by
+    ProxyCommand) and talks to it over a pipe. When the stack is closed, all files are removed.
+    Raises FileNotFoundError if no sshd is installed.
     """
     sshd = shutil.which(
         "sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin:/sbin")
     if not sshd:
-        raise FileNotFoundError("there is no sshd on this machine: apt-get install openssh-server "
-                                "(or your system's package of OpenSSH's server)")
+        raise FileNotFoundError("sshd is not installed on this machine: apt-get install "
+                                "openssh-server (or your system's package of OpenSSH's server)")
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="executors-sshd-"))
     if os.getuid() == 0 and not os.path.exists("/run/sshd"):
-        os.mkdir("/run/sshd", 0o755)        # sshd insists on it, if root starts it
+        os.mkdir("/run/sshd", 0o755)        # an sshd that root starts does not run without it
         stack.callback(os.rmdir, "/run/sshd")
     for key in "host", "user":
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", f"{folder}/{key}"],
@@ -5788,13 +5924,13 @@ def _private_sshd(stack: contextlib.ExitStack) -> list[str]:
 
 
 def _count_primes(limit: int) -> tuple[int, str, int]:
-    """Return how many primes are below `limit`, and who counted them; what the selftest runs."""
+    """Return the number of primes below `limit`, the host's name and the process id."""
     primes = [n for n in range(2, limit) if all(n % m for m in range(2, math.isqrt(n) + 1))]
     return len(primes), os.uname().nodename, os.getpid()
 
 
 def _selftest_one(label: str, pool: BaseExecutor) -> bool:
-    """Run real work on one executor and say what it saw; return whether all was right."""
+    """Run real work on an executor, print what it did, and return whether all was right."""
     limits = range(1000, 9000, 200)
     offset = 1
     started = monotonic()
@@ -5802,20 +5938,23 @@ def _selftest_one(label: str, pool: BaseExecutor) -> bool:
     try:
         with pool:
             counts, hosts, pids = zip(*pool.map(_count_primes, limits, timeout=120, chunksize=1))
-            right = pool.submit(lambda n: n + offset, 41).result(timeout=60) == 42
-            pool.shutdown(quiet=True)       # its histogram is below
+            answer = pool.submit(lambda n: n + offset, 41).result(timeout=60)
+            pool.shutdown(quiet=True)       # the histogram is printed below
     except Exception as error:
         print(f"FAILED: {wire.describe(error)}\n")
         return False
-    print(f"counted primes below {len(limits)} limits and called a lambda, in "
-          f"{monotonic() - started:.2f} s, on "
-          f"{', '.join(sorted({*hosts}))}, in {len({*zip(hosts, pids)})} process(es)")
-    right &= [*counts] == [_count_primes(limit)[0] for limit in limits]
-    print(f"{pool.histogram}\n{'right' if right else 'WRONG RESULTS'}\n")
-    return right
+    seconds = monotonic() - started
+    processes = {*zip(hosts, pids)}
+    print(f"counted primes below {len(limits)} limits and called a lambda, in {seconds:.2f} s, on "
+          f"{', '.join(sorted({*hosts}))}, in {len(processes)} process(es)")
+    expected = [_count_primes(limit)[0] for limit in limits]
+    is_right = answer == 42 and [*counts] == expected
+    print(f"{pool.histogram}\n{'results are right' if is_right else 'WRONG RESULTS'}\n")
+    return is_right
 
 
 def _selftest(workers: str, ssh_options: list[str]) -> bool:
+    """Test each kind of executor, the remote one on these workers. Return whether all passed."""
     results = [_selftest_one("ThreadExecutor", ThreadExecutor(2)),
                _selftest_one("ProcessExecutor", ProcessExecutor(2))]
     with contextlib.ExitStack() as stack:
@@ -5826,7 +5965,7 @@ def _selftest(workers: str, ssh_options: list[str]) -> bool:
                 workers = f"2/localhost python={sys.executable}"
                 how = ", by ssh to a private sshd"
             except FileNotFoundError as error:
-                print(f"{error}\nso the remote part runs over a plain pipe, without ssh.\n")
+                print(f"{error}\nThe RemoteExecutor is tested over a pipe instead, without ssh.\n")
                 workers = "2/:"
                 how = " (no ssh)"
         results.append(_selftest_one(f"RemoteExecutor: {workers}{how}",
@@ -5836,20 +5975,22 @@ def _selftest(workers: str, ssh_options: list[str]) -> bool:
 
 @dataclasses.dataclass
 class _Checkup:
-    """What `--check` finds out about one machine, stage by stage, until one fails.
+    """The check of one machine by `--check`, stage by stage until one fails.
 
-    It has work done by a pool of that machine alone; and by another one, with a file, for scp.
+    It uses two pools of that machine alone: the second has a file, for which it needs scp. A thread
+    of its own runs it, and nobody reads its attributes before that is done.
     """
 
     record: RemoteWorkerRecord
     ssh_options: list[str]
-    modules: Sequence[str]
-    interrupted: threading.Event
-    found: dict[str, str] = dataclasses.field(default_factory=dict)
+    modules: Sequence[str]              # to import there
+    interrupted: threading.Event        # set by the main thread after Ctrl-C
+    found: dict[str, str] = dataclasses.field(default_factory=dict)     # by stage
     failure: str = ""
 
     _STAGES = ("name", "TCP", "login", "shell", "python", "interpreter", "start", "cores", "trip",
                "MB/s", "scp")
+    # Shared by all checkups, which may log in by one jump host: its sshd refuses a crowd.
     _handshakes = threading.Semaphore(HANDSHAKES[0])
 
     def run(self) -> _Checkup:
@@ -5867,10 +6008,12 @@ class _Checkup:
     def _go_through(self, pools: contextlib.ExitStack, file: str) -> None:
         """Go through the stages. Raises what makes one fail."""
         short, long = CHECK_SECONDS
-        found, pool = self.found, self._connect(pools)
+        found = self.found
+        pool = self._connect(pools)
         found["trip"] = _seconds(min(self._ask(pool, short, os.getpid)[1] for _ in range(6)))
-        there = 4.2 / self._ask(pool, short, len, os.urandom(4 << 20))[1]
-        back = 4.2 / self._ask(pool, short, os.urandom, 4 << 20)[1]
+        size = 4 << 20
+        there = size / 1e6 / self._ask(pool, short, len, os.urandom(size))[1]
+        back = size / 1e6 / self._ask(pool, short, os.urandom, size)[1]
         found["MB/s"] = f"{there:.1f} there and {back:.1f} back"
         if self.record.machine == ":":
             found["scp"] = "-"
@@ -5881,7 +6024,7 @@ class _Checkup:
             found[f"import {module}"] = self._ask(pool, long, _version_of, module)[0]
 
     def _connect(self, pools: contextlib.ExitStack, *files: str) -> RemoteExecutor:
-        """Make a pool of the machine, and wait until it is up; a login has limits of its own."""
+        """Make a pool of the machine and wait until it is up. A login has limits of its own."""
         with self._handshakes:
             if self.interrupted.is_set():
                 raise ExecutorError("interrupted before its login")
@@ -5893,9 +6036,9 @@ class _Checkup:
 
     def _ask(self, pool: RemoteExecutor, limit: float, fn: Callable[..., Any],
              *args: Any) -> tuple[Any, float]:
-        """Have a function called; return its result and the seconds that it took.
+        """Call a function on the machine; return its result and the seconds that it took.
 
-        Raises ExecutorError if the machine is lost, after `limit` seconds, and on Ctrl-C.
+        Raises ExecutorError when the machine is lost, after `limit` seconds, and after Ctrl-C.
         """
         started = monotonic()
         future = pool.submit(fn, *args)
@@ -5912,73 +6055,77 @@ class _Checkup:
                 raise ExecutorError(f"not done after {limit:.0f} s")
 
     def lines(self, columns: int) -> list[str]:
-        """Return what each stage found and, below it, why one failed and what to do."""
-        label, lines = _label(self.record.login), []
+        """Return what each stage found and, below that, why one failed and what to do."""
+        label = _label(self.record.login)
         stages = [*self._STAGES, *(f"import {module}" for module in self.modules)]
+        # "-" is what a stage finds that `:` does not have.
         parts = [f"{stage} {_printable(self.found[stage])}" for stage in stages
-                 if self.found.get(stage, "-") != "-"]      # this machine is reached without ssh
+                 if self.found.get(stage, "-") != "-"]
+        reason: list[str] = []
         if self.failure:
             failed = next((stage for stage in stages if stage not in self.found), "end")
             parts.append(f"{failed} FAILED")
-            lines = textwrap.wrap(f"{label}: {failed}: {_printable(self.failure)}", columns,
-                                  subsequent_indent="  ", break_on_hyphens=False)
-        return _wrap(f"{label}: {', '.join(parts)}", columns) + lines
+            reason = textwrap.wrap(f"{label}: {failed}: {_printable(self.failure)}", columns,
+                                   subsequent_indent="  ", break_on_hyphens=False)
+        return _wrap(f"{label}: {', '.join(parts)}", columns) + reason
 
 
 def _version_of(module: str) -> str:
-    """Import a module; return its version, if it tells one. Raises what importing raises."""
+    """Import a module; return its version, or "ok" if it has none. Raises what importing raises."""
     return str(getattr(importlib.import_module(module), "__version__", "ok"))
 
 
 def _uncache(name: str) -> None:
-    """Remove a file of `files=` from the cache."""
+    """Remove a file of `files=` from the cache of the machine where this is called."""
     shutil.rmtree(os.path.dirname(os.path.realpath(name)))
 
 
 def _check(records: Sequence[RemoteWorkerRecord], ssh_options: list[str],
            modules: Sequence[str]) -> bool:
-    """Check machines side by side; print a paragraph for each once it is done.
+    """Check machines side by side, and print a paragraph for each as soon as it is done.
 
-    Return whether all are fit. After Ctrl-C, each thread ends its pools before this is left.
+    Return whether all can be used. After Ctrl-C, return only when each thread has ended its pools.
     """
-    is_fit, interrupted = True, threading.Event()
+    are_usable = True
+    interrupted = threading.Event()
     columns = shutil.get_terminal_size().columns - 1
     with ThreadPoolExecutor(len(records)) as threads:
         try:
-            checks = [threads.submit(_Checkup(record, ssh_options, modules, interrupted).run)
-                      for record in records]
-            for one in map(Future.result, as_completed(checks)):
-                is_fit = is_fit and not one.failure
-                print(*one.lines(columns), sep="\n", flush=True)
+            checkups = [threads.submit(_Checkup(record, ssh_options, modules, interrupted).run)
+                        for record in records]
+            for checkup in map(Future.result, as_completed(checkups)):
+                are_usable = are_usable and not checkup.failure
+                print(*checkup.lines(columns), sep="\n", flush=True)
         finally:
-            interrupted.set()       # without Ctrl-C, no thread is left to see it
-    return is_fit
+            interrupted.set()       # nobody sees it unless Ctrl-C has left threads running
+    return are_usable
 
 
 def _main(arguments: Sequence[str] | None = None) -> int:
-    """Be `python -m executors`; return the exit status."""
+    """Run `python -m executors`; return its exit status: 0, 1 if a test failed, 2 for an error."""
     import argparse
     parser = argparse.ArgumentParser(
-        prog="python -m executors", description="Try the executors on this machine, or on yours.")
+        prog="python -m executors", description="Test executors on this machine, or on yours.")
     parser.add_argument("--selftest", action="store_true",
-                        help="run real work on every executor and say what it saw")
+                        help="run real work on each kind of executor and print what it did")
     parser.add_argument("--check", action="store_true",
-                        help="log in to each worker and say what is wrong with it")
+                        help="log in to each worker and print what is wrong with it")
     parser.add_argument("--workers", metavar="TEXT[,TEXT...]", default="",
-                        help="the machines, like 8/me@bigbox,4/lab2")
+                        help="the machines, such as 8/me@bigbox,4/lab2")
     parser.add_argument("--import", dest="modules", metavar="NAME[,NAME...]", default="",
-                        help="what --check is to import on each machine, like numpy,scipy")
+                        help="what --check imports on each machine, such as numpy,scipy")
     parser.add_argument("--ssh_options", "--ssh-options", metavar="WORDS", default="",
-                        help="further arguments for ssh, like '-F my_config'")
+                        help="further arguments for ssh, such as '-F my_config'")
     options = parser.parse_args(arguments)
-    _log.addHandler(logging.NullHandler())      # what it would say is in what we print
+    _log.addHandler(logging.NullHandler())      # what would be logged is in what we print
     try:
         ssh_options = shlex.split(options.ssh_options)
         if options.check:
-            fit = _check(_parse_workers(options.workers or _default_workers()), ssh_options,
-                         [name.strip() for name in options.modules.split(",") if name.strip()])
+            modules = [name.strip() for name in options.modules.split(",") if name.strip()]
+            records = _parse_workers(options.workers or _default_workers())
+            is_fine = _check(records, ssh_options, modules)
         elif options.selftest:
-            fit = _selftest(options.workers, ssh_options)
+            is_fine = _selftest(options.workers, ssh_options)
         else:
             parser.print_help()
             return 2
@@ -5988,10 +6135,10 @@ def _main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
-    print("all is well" if fit else "NOT all is well: see above")
-    return 0 if fit else 1
+    print("all checks passed" if is_fine else "some checks FAILED: see above")
+    return 0 if is_fine else 1
 
 
 if __name__ == "__main__":
-    # So that tasks are functions of a module that workers can import, not of __main__.
+    # Import this file as a module: workers can import the tasks of one, but not those of __main__.
     sys.exit(importlib.import_module(f"{__package__ or ''}.executors".lstrip("."))._main())

@@ -19,6 +19,7 @@ import gc
 import importlib.metadata
 import importlib.util
 import inspect
+import io
 import itertools
 import json
 import logging
@@ -1334,7 +1335,7 @@ class TestDefaults:
     def test_parentheses_are_asked_for(self):
         with pytest.raises(TypeError, match="parentheses"):
             executors.parallelize(neg)
-        with pytest.raises(TypeError, match="'process' is no executor, nor a Method"):
+        with pytest.raises(TypeError, match="such as Method.PROCESS, got 'process'"):
             executors.parallelize("process")
 
     def test_no_workers_configured(self, monkeypatch, tmp_path):
@@ -1425,16 +1426,19 @@ class TestRecords:
     @pytest.mark.parametrize("workers, options, words", [
         ([5], {}, "must be a text like '8/me@bigbox' or a RemoteWorkerRecord, got 5"),
         ("eight/host", {}, "worker 'eight/host': the slot count must be a number, got 'eight'"),
-        (":", {"policy": "round"}, "policy is 'round', not a RemoteWorkerSelectionPolicy"),
-        (":", {"policy": executors.RoundRobinRemoteWorkerSelectionPolicy}, "not a Remote"),
-        (":", {"output": "yes"}, "output is 'yes'; it must be True, False, or a function"),
+        (":", {"policy": "round"}, "RoundRobinRemoteWorkerSelectionPolicy(), got 'round'"),
+        (":", {"policy": executors.RoundRobinRemoteWorkerSelectionPolicy},
+         "policy must be a RemoteWorkerSelectionPolicy, such as"),
+        (":", {"output": "yes"}, "a function of (machine, stream, line), got 'yes'"),
         (5, {}, "workers must be a list like ['8/me@bigbox', ':'], got 5"),
         (":", {"ssh_options": "-F x"}, "ssh_options must be a list, got '-F x'; write ['-F', 'x']"),
         (":", {"ssh_options": ["-F x"]}, "ssh_options: '-F x' must be two items: ['-F', 'x']"),
-        (":", {"env": ["A=1"]}, "env is ['A=1']; it must be like {'NAME': 'value'}"),
-        (":", {"bundle_timeout": "3"}, "bundle_timeout is '3'; it must be a number, more than 0"),
-        (":", {"modules": "no"}, "modules is 'no'; it must be True or False"),
-        (":", {"initializer": 5}, "initializer is 5, which cannot be called")])
+        (":", {"env": ["A=1"]}, "env must be a mapping like {'NAME': 'value'}, got ['A=1']"),
+        (":", {"bundle_timeout": "3"}, "bundle_timeout must be a number above 0, got '3'"),
+        (":", {"max_bundle_failures": False}, "must be a number above 0, got False"),
+        (":", {"max_tasks_per_child": 0}, "must be a whole number above 0, got 0"),
+        (":", {"modules": "no"}, "modules must be True or False, got 'no'"),
+        (":", {"initializer": 5}, "initializer must be a function, got 5")])
     def test_bad_arguments_are_quoted(self, workers, options, words):
         with pytest.raises(ValueError, match=re.escape(words)):
             RemoteExecutor(workers, **options)
@@ -2606,7 +2610,8 @@ class TestCommandLine:
     def test_selftest(self, tmp_path):
         done = self.run("--selftest", env={"TMPDIR": str(tmp_path)})
         assert done.returncode == 0, done.stdout + done.stderr
-        assert done.stdout.count("right\n") == 3 and done.stdout.endswith("all is well\n")
+        assert done.stdout.count("results are right\n") == 3
+        assert done.stdout.endswith("all checks passed\n")
         assert "private sshd" in done.stdout and "p95" in done.stdout
         assert "\x1b" not in done.stdout and not done.stderr
         assert not os.listdir(tmp_path)
@@ -2617,7 +2622,7 @@ class TestCommandLine:
 
     def test_selftest_fails_honestly(self):
         done = self.run("--selftest", "--workers", "no-such-host.invalid")
-        assert done.returncode == 1 and "NOT all is well" in done.stdout, done.stdout
+        assert done.returncode == 1 and "some checks FAILED" in done.stdout, done.stdout
         assert "resolve" in done.stdout
 
     # What each stage found, in one line if there is room for it.
@@ -2639,7 +2644,7 @@ class TestCommandLine:
         assert max(map(len, done.stdout.splitlines())) < columns
         words = " ".join(done.stdout.split())
         assert "name: ssh: Could not resolve hostname" in words and "check the name" in words
-        assert words.endswith("NOT all is well: see above")
+        assert words.endswith("some checks FAILED: see above")
         reached = {stage: text for stage, text in self.FOUND.items()
                    if stage not in ("name", "TCP", "login", "scp")}     # there is no ssh to here
         reached["interpreter"] = ".*"
@@ -2660,7 +2665,7 @@ class TestCommandLine:
                         env={"COLUMNS": "1000"})
         assert done.returncode == 0, done.stdout + done.stderr
         paragraph = self.paragraph("alpha", **self.FOUND)
-        assert re.fullmatch(f"{paragraph}\nall is well\n", done.stdout), done.stdout
+        assert re.fullmatch(f"{paragraph}\nall checks passed\n", done.stdout), done.stdout
         assert {*cache.glob("*")} <= before
 
     @pytest.mark.parametrize("stage, worker, options, words", [
@@ -6711,6 +6716,16 @@ class TestOutput:
         assert talker.result(PATIENCE) == "said"
         until(lambda: len(seen) == 60_000, "the last line")
 
+    def test_a_stream_that_was_closed_is_not_the_fault_of_a_machine(self, local, monkeypatch):
+        closed = io.StringIO()
+        closed.close()
+        monkeypatch.setattr(sys, "stdout", closed)
+        pool = local("1/:")
+        assert pool.submit(print, "lost").result(PATIENCE) is None
+        assert pool.submit(neg, 1).result(PATIENCE) == -1
+        status = pool.status
+        assert status.workers[0].cause == "" and not status.retried
+
     def test_a_function_that_never_returns_does_not_hold_up_the_end(self, monkeypatch):
         monkeypatch.setattr(executors, "CLOSE_SECONDS", 0.3)
         forever = threading.Event()
@@ -7615,7 +7630,7 @@ class TestCopies:
     def test_in_a_package(self, project):
         self.check(run([sys.executable, "main.py"], cwd=project))
         done = run([sys.executable, "-m", "myproj.vendor.executors", "--selftest"], cwd=project)
-        assert done.returncode == 0 and "all is well" in done.stdout, done
+        assert done.returncode == 0 and "all checks passed" in done.stdout, done
 
     def test_in_a_zip(self, project):
         with zipfile.ZipFile(project / "all.pyz", "w") as file:
