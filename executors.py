@@ -4854,7 +4854,7 @@ class RemoteExecutor(BaseExecutor):
             self.add_worker(record)
 
     def _watch(self) -> None:
-        """Have the pool end with the process, its notebook cell, or its last reference."""
+        """Register with all that may end the work of the pool, other than `shutdown`."""
         supervisor = self._supervisor
         _prepare_process()
         _supervisors.add(supervisor)
