@@ -4849,11 +4849,11 @@ class RemoteExecutor(BaseExecutor):
             _Scheduler(_checked_policy(policy), rules), self.title, [*ssh_options],
             _Baggage(cargo, modules, call, {**config, "files": cargo.keys}),
             heartbeat_seconds, _Scoreboard(show_status, output))
-        self._watch()
+        self._install_hooks()
         for record in records:
             self.add_worker(record)
 
-    def _watch(self) -> None:
+    def _install_hooks(self) -> None:
         """Register with all that may end the work of the pool, other than `shutdown`."""
         supervisor = self._supervisor
         _prepare_process()
@@ -5545,7 +5545,7 @@ class _Scoreboard:
             for line in lines:
                 self._queue.put((self._output, machine, stream, line))
         else:
-            self._queue.put((self._print, machine, stream, lines))
+            self._queue.put((self._print_lines, machine, stream, lines))
         self._queue.put((then,))
 
     def tick(self, take_status: Callable[[], RemoteExecutorStatus], is_beat: bool) -> None:
@@ -5612,7 +5612,7 @@ class _Scoreboard:
                     _log.exception("what tasks print cannot be shown")
             self._done += 1
 
-    def _print(self, machine: str, stream: str, lines: Iterable[str]) -> None:
+    def _print_lines(self, machine: str, stream: str, lines: Iterable[str]) -> None:
         """Print lines of a machine, on a terminal without what could change its settings."""
         file = getattr(sys, stream)
         if hasattr(file, "isatty") and file.isatty():
