@@ -4901,7 +4901,8 @@ class RemoteExecutor(BaseExecutor):
         """Add a machine to the pool. Raises ValueError if its text cannot be parsed."""
         record, = _parse_workers([worker])
         self._supervisor.decide(self._supervisor.scheduler.add_worker, record)
-        # Whoever asks for `slots` waits for its count; if that is given, this sets it again.
+        # Have `slots` wait until this machine has reported its count. If its record gives the
+        # count, `decide` sets the event again at once.
         self._supervisor.decide(self._supervisor.counted.clear)
 
     def remove_worker(self, worker: RemoteWorkerRecord | str) -> None:
@@ -5516,10 +5517,11 @@ class _Scoreboard:
         with contextlib.suppress(OSError, ValueError, AttributeError):  # it is closed, or no file
             if may_draw and sys.stderr.isatty():
                 self._terminal = _Terminal(sys.stderr.fileno())
-        self.quiet = False              # set by `shutdown`, in any thread: print no summary
-        # Written by the main thread, which runs cells; read by the heartbeat.
-        self.cell = 0                   # that is running, counted since the pool was made
-        self.home = 0                   # that submitted last, and so shows the status
+        self.quiet = False              # set by `shutdown`, in any thread: show no more status
+        # Cells of a notebook, counted since the pool was made. The main thread, which runs them,
+        # writes these; the heartbeat reads the second.
+        self.cell = 0                   # the one that is running, or 0
+        self.home = 0                   # the last one that submitted, where the status is shown
         # Read and written by the heartbeat alone.
         self._beats = 0
         self._line_at = monotonic()     # when a line was last printed, where there is no terminal
@@ -5549,7 +5551,7 @@ class _Scoreboard:
         self._queue.put((then,))
 
     def tick(self, take_status: Callable[[], RemoteExecutorStatus], is_beat: bool) -> None:
-        """Show the status while tasks run; at every third heartbeat, also log it.
+        """Show the status while tasks run, and log it every REPORT_BEATS heartbeats.
 
         The heartbeat thread calls this and must not wait. So while something else has yet to be
         printed, nothing is shown; the next tick will do.
