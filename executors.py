@@ -148,6 +148,7 @@ SPANS = 1 << 15                 # attempts that the trace keeps, 250 bytes each
 REPORT_BEATS = 3                # heartbeats between two progress reports in the log
 LINE_SECONDS = 60.0             # between two status lines on stderr where that is no terminal
 RATE_TICKS = 40                 # latest ticks with progress, over which the rate is measured
+UNCOUNTED = 1000                # durations that local executors keep before they count them
 CHUNK_SECONDS = 0.03            # of work in a chunk of a map that chooses its chunks itself
 CHECK_SECONDS = 60.0, 600.0     # limit for a stage of --check; for one that may copy a package
 SHARED_ARRAYS = 8               # sets of arrays, shared by joblib's calls, that a pool keeps
@@ -355,9 +356,9 @@ class BaseExecutor(Executor):
 
     @property
     def histogram(self) -> Histogram:
-        """How many seconds tasks ran; of an adopted pool, how many passed from their submission.
+        """Of slots, the seconds that attempts ran; of any other pool, from submission to outcome.
 
-        Items of a `map` that have travelled together count as one.
+        The items of a chunk count as one.
         """
         raise NotImplementedError
 
@@ -781,13 +782,19 @@ class PoolExecutor(BaseExecutor):
     def __init__(self, pool: Executor, *, title: str = "") -> None:
         super().__init__(title)
         self._pool = pool
+        # Any thread adds and removes, a step at a time, which is atomic.
         self._started: dict[Future[Any], float] = {}    # when those not yet done were submitted
-        self._lock = threading.RLock()      # guards the rest, and which pool it is; finalizers come
+        self._durations: deque[float] = deque()         # seconds, not in the histogram yet
+        # Guards the rest, and which pool it is. A finalizer may come while its thread holds it.
+        self._lock = threading.RLock()
         self._histogram = Histogram()
 
     @property
     def histogram(self) -> Histogram:
-        return self._histogram
+        with self._lock:
+            while self._durations:
+                self._histogram.add(self._durations.popleft())
+            return self._histogram
 
     @property
     def task_count(self) -> int:
@@ -800,22 +807,21 @@ class PoolExecutor(BaseExecutor):
         return self._watch(monotonic(), self._pool.submit(fn, *args, **kwargs))
 
     def _watch(self, started: float, future: Future[_T]) -> Future[_T]:
+        """Count a task until it is done. It may be done already."""
         self._started[future] = started
-        future.add_done_callback(self._count)
+        future.add_done_callback(self._on_done)
+        if len(self._durations) > UNCOUNTED:
+            _ = self.histogram      # which takes them in
         return future
 
-    def _count(self, future: Future[Any]) -> None:
-        self._add(monotonic() - self._started.pop(future))
-
-    def _add(self, seconds: float) -> None:
-        with self._lock:
-            self._histogram.add(seconds)
+    def _on_done(self, future: Future[Any]) -> None:
+        self._durations.append(monotonic() - self._started.pop(future))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False,
                  quiet: bool = False) -> None:
         known = {"cancel_futures": True} if cancel_futures else {}
         self._pool.shutdown(wait, **known)      # not every adopted pool knows that word
-        histogram = self._histogram
+        histogram = self.histogram
         if not quiet and histogram.count:
             _log.info("%s: %d tasks, %s", self.title, histogram.count, histogram._percentiles())
 
@@ -835,19 +841,6 @@ class ThreadExecutor(PoolExecutor):
     def __init__(self, max_workers: int | None = None, *, title: str = "") -> None:
         super().__init__(ThreadPoolExecutor(
             _or_environment(max_workers, "EXECUTORS_THREADPOOL_SIZE", int)), title=title)
-
-    def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
-        return self._watch(monotonic(), self._pool.submit(self._run, fn, args, kwargs))
-
-    def _run(self, fn: Callable[..., _T], args: Any, kwargs: Any) -> _T:
-        started = monotonic()
-        try:
-            return fn(*args, **kwargs)
-        finally:
-            self._add(monotonic() - started)
-
-    def _count(self, future: Future[Any]) -> None:
-        del self._started[future]
 
 
 def _require_cloudpickle() -> None:
@@ -944,17 +937,6 @@ class ProcessExecutor(PoolExecutor):
         else:
             threading.Thread(target=end, name=f"{self.title} end").start()
 
-    def _count(self, future: Future[Any]) -> None:
-        started = self._started.pop(future)
-        if future.cancelled():
-            return
-        error = future.exception()
-        seconds = wire.take_seconds(error)
-        if seconds == () and error is None:     # it had come before this callback was added
-            seconds = monotonic() - started
-        if seconds != ():       # otherwise it has not run to its end
-            self._add(seconds)
-
     def _end(self, wait: bool, cancel_futures: bool, quiet: bool) -> None:
         if not cancel_futures:
             self._drain()
@@ -971,10 +953,15 @@ class ProcessExecutor(PoolExecutor):
         if not self._is_started:
             self._replace(self._pool)
         pool = self._pool
-        with contextlib.suppress(RuntimeError):     # it is broken
-            return self._watch(monotonic(), pool.submit(*self._pack(fn, args, kwargs)))
-        self._replace(pool)
-        return self._watch(monotonic(), self._pool.submit(*self._pack(fn, args, kwargs)))
+        started = monotonic()
+        call = self._pack(fn, args, kwargs)
+        try:
+            future = pool.submit(*call)
+        except RuntimeError:        # it is broken
+            self._replace(pool)
+            # Packed anew: the processes of another pool may have other things in `__main__`.
+            future = self._pool.submit(*self._pack(fn, args, kwargs))
+        return self._watch(started, future)
 
     def _pack(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, ...]:
         if kwargs or not wire.is_plain(args) or not wire.reference(fn):

@@ -118,7 +118,7 @@ __all__ = [
     "nameless_file", "pack", "pack_apart", "pack_call", "pack_function", "pack_local",
     "pack_outcome", "pack_outward", "path_of", "pickle_definition", "process_tree", "reference",
     "run_call", "run_chunk", "run_plain", "run_shipped", "run_some", "run_with", "script",
-    "send_signal", "serve", "signal_tree", "take_seconds", "unpack", "unpack_series", "write_all",
+    "send_signal", "serve", "signal_tree", "unpack", "unpack_series", "write_all",
 ]
 
 MAX_FRAME = 1 << 20     # bytes of payload; a longer frame means that the stream is garbled
@@ -1778,19 +1778,17 @@ class _Raised(Exception):
 
 
 def run_shipped(call: Any) -> Any:
-    """Run `(function, args, kwargs)` in a process pool; let it be known there how long it ran."""
+    """Run `(function, args, kwargs)` in a process pool; plain pickle can carry what it returns."""
     function, args, kwargs = call
-    started = monotonic()
     try:
         value = function(*args, **kwargs)
     except BaseException as error:
-        vars(error)[_SECONDS] = monotonic() - started
         try:
             pickle.dumps(error)
         except Exception:       # of a class that only we can carry
             raise _Raised(error) from error
         raise
-    return _Timed(monotonic() - started, value if is_plain(value) else Shipped(value))
+    return value if is_plain(value) else Shipped(value)
 
 
 def _outline(obj: Any) -> Any:
@@ -1805,33 +1803,6 @@ def _name_or_value(path: str, outline: Any, pickled: bytes) -> Any:
     """Return what `__main__` has at a path if it has this outline, otherwise unpickle the value."""
     obj = _look_up("__main__", path)
     return obj if _outline(obj) == outline else pickle.loads(pickled)
-
-
-_SECONDS = "_executors_seconds"     # of an exception: how long it took to be raised
-
-
-class _Timed:
-    """A value on its way home. It arrives unwrapped, while its seconds stay with `take_seconds`."""
-
-    def __init__(self, *parts: Any) -> None:
-        self._parts = parts
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _unwrap_timed, self._parts
-
-
-_times: dict[int, float] = {}       # by thread, of what it has unpickled last
-
-
-def _unwrap_timed(seconds: float, value: Any) -> Any:
-    _times[_thread.get_ident()] = seconds
-    return value
-
-
-def take_seconds(error: BaseException | None) -> Any:
-    """Return how long the call ran whose outcome this thread has just unpickled, or ()."""
-    seconds = _times.pop(_thread.get_ident(), ())
-    return seconds if error is None else vars(error).pop(_SECONDS, ())
 
 
 def run_plain(function: Callable[..., Any], *args: Any) -> Any:
