@@ -124,29 +124,29 @@ __all__ = [
 
 SSH, SCP = "/usr/bin/ssh", "/usr/bin/scp"
 TICK_SECONDS = 0.25             # how often the heartbeat thread looks for stragglers and timeouts
-MISSED_BEATS = 3                # unanswered pings after which a link counts as lost
-LEASE_BEATS = 12                # heartbeats without a word from us after which a shim ends
+MISSED_HEARTBEATS = 3           # unanswered pings after which a link counts as lost
+LEASE_HEARTBEATS = 12           # heartbeats without a word from us after which a shim ends
 HELLO_SECONDS = 30.0            # from starting ssh to the shim's greeting, login files included
-COUNT_SECONDS = 5.0             # that `pool.slots` waits for machines to report their cores
+SLOT_COUNT_SECONDS = 5.0        # that `pool.slots` waits for machines to report their cores
 CLOSE_SECONDS = 3.0             # that ssh may take to end after its input was closed
-HANDSHAKES = 8, 64              # logins at once: at first (sshd starts to refuse at 10); at most
+LOGIN_WINDOW = 8, 64            # logins at once: at first (sshd starts to refuse at 10); at most
 QUARANTINE_SECONDS = 1.0, 60.0  # after the first failure of a machine; at most
 FAULT_WEIGHT = 6                # failures that a machine's own fault counts for
 GIVE_UP_SECONDS = 60.0, 600.0   # without any worker: in a new pool; once it has had results
 AHEAD_SECONDS = 0.002           # of short tasks sent to each slot before it is free
 AHEAD_RATE = 64_000             # tasks a second that a slot is assumed to do, at most
 AHEAD_BYTES = 4 << 20           # of long arguments sent to each slot before it is free
-LONG_SECONDS = 1.0              # tasks from this median on get no long arguments ahead of need
+LONG_TASK_SECONDS = 1.0         # tasks from this median on get no long arguments ahead of need
 STEADY_SECONDS = 600.0          # a machine that was up for this long is not an unsteady one
-MOST_UNASKED = 1 << 30          # bytes; a larger package is copied only if `packages=` names it
-COPY_TRIES = 1.0, 2.0, 4.0, 8.0, 0.0    # seconds to wait after each scp that sshd has refused
-KNOWN_FUNCTIONS = 256, 1 << 29  # functions that a machine keeps for us: number, bytes
+MAX_UNASKED_BYTES = 1 << 30     # bytes; a larger package is copied only if `packages=` names it
+SCP_RETRY_SECONDS = 1.0, 2.0, 4.0, 8.0, 0.0     # to wait after each scp that sshd has refused
+MAX_KNOWN_FUNCTIONS = 256, 1 << 29  # functions that a machine keeps for us: number, bytes
 BACKUP_AGE = 0.5, 1.5           # a straggler has run for more: seconds, medians of its function
 BACKUP_SHARE = 0.1              # of all slots that backups may take
 SCP_RATE = 1e5                  # bytes a second; a slower copy counts as stuck
-SPANS = 1 << 15                 # attempts that the trace keeps, 250 bytes each
-REPORT_BEATS = 3                # heartbeats between two progress reports in the log
-LINE_SECONDS = 60.0             # between two status lines on stderr where that is no terminal
+TRACE_LENGTH = 1 << 15          # attempts that the trace keeps, 250 bytes each
+REPORT_HEARTBEATS = 3           # heartbeats between two progress reports in the log
+STATUS_LINE_SECONDS = 60.0      # between two status lines on stderr where that is no terminal
 RATE_TICKS = 40                 # latest ticks with progress, over which the rate is measured
 UNCOUNTED = 10_000              # durations that local executors keep before they count them
 CHUNK_SECONDS = 0.03            # of work in a chunk of a map that chooses its chunks itself
@@ -464,8 +464,8 @@ class BaseExecutor(Executor):
         return functools.partial(self.submit, fn)
 
     def _pack_items(self, columns: list[tuple[Any, ...]]) -> Any:
-        """Return arguments of a chunk packed for `wire.run_some`; () if they are too long."""
-        packed, needs = wire.pack_outward(columns)
+        """Return arguments of a chunk packed for `wire.run_items`; () if they are too long."""
+        packed, needs = wire.pack_for_slot(columns)
         return wire.Prepacked(packed, needs) if type(packed) is bytes else ()
 
     def _release(self, submit: Callable[..., Any]) -> None:
@@ -561,9 +561,9 @@ class _ChunkedMap:
                  items: Iterator[tuple[Any, ...]]) -> None:
         self._pool = pool
         self._pid = os.getpid()
-        self._name = _name(fn)
+        self._name = _name_of_function(fn)
         self._submit_one = pool._submitter(fn, self)
-        self._submit_some = pool._submitter(functools.partial(wire.run_some, fn), self)
+        self._submit_some = pool._submitter(functools.partial(wire.run_items, fn), self)
         self._items = items
         self._changed = threading.Condition()       # guards the rest
         self._queue: deque[_Chunk] = deque()        # items that wait
@@ -758,16 +758,16 @@ class _ChunkedMap:
 
 
 def _open_results(name: str, seconds: float, found: Any, raised: bytes) -> _ChunkOutcome:
-    """Open what `wire.run_some` returned; a value that cannot be unpickled here ends the values."""
+    """Open what `wire.run_items` returned, up to a value that cannot be unpickled here."""
     number, values = len(found), found
     error: BaseException | None = None
     if type(found) is list:
         number = len(found[0])
         values, problem = wire.unpack_series(*found)
-        error = problem and _unpickling_failed(name, problem)
+        error = problem and _unpickling_error(name, problem)
     if raised:
         number += 1
-        error = error or _rebuild(name, (raised,))
+        error = error or _rebuild_exception(name, (raised,))
     return _ChunkOutcome(number, values, error, int(error is not None), max(seconds, 1e-9))
 
 
@@ -964,13 +964,13 @@ class ProcessExecutor(PoolExecutor):
         return self._watch(started, future)
 
     def _pack(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, ...]:
-        if kwargs or not wire.is_plain(args) or not wire.reference(fn):
+        if kwargs or not wire.is_plain(args) or not wire.importable_name(fn):
             return wire.run_shipped, wire.Shipped((fn, args, kwargs), self._there)
         return wire.run_plain, fn, *args
 
     def _pack_items(self, columns: list[tuple[Any, ...]]) -> Any:
-        packed = wire.pack_local(columns, self._there)
-        return packed if len(packed) <= wire.INLINE else ()
+        packed = wire.pack_for_process(columns, self._there)
+        return packed if len(packed) <= wire.MAX_INLINE else ()
 
     def _replace(self, pool: Executor) -> None:
         """Make a new pool in place of this one, unless another thread has done so."""
@@ -998,7 +998,7 @@ def _drain_at_exit() -> None:
                 pool._drain()
 
     with contextlib.suppress(RuntimeError):     # it is too late for that
-        _at_exit(drain)
+        _register_at_exit(drain)
 
 
 def _hold(maps: dict[_ChunkedMap, int], owner: _ChunkedMap, change: int, is_open: bool) -> None:
@@ -1235,11 +1235,11 @@ def _default_workers() -> list[RemoteWorkerRecord]:
 #     WARN (), words: log a warning
 # Two more are never decided here. They go to a link's queue in the order of the others:
 #     SEND link, frames; DROP link, identifier of a function
-_Act = enum.IntEnum("_Act", "CONNECT LAUNCH KILL RECALL SEND DROP LEAVE SETTLE FINISH WARN")
-_CONNECT, _LAUNCH, _KILL, _RECALL, _SEND, _DROP, _LEAVE, _SETTLE, _FINISH, _WARN = _Act
+_Action = enum.IntEnum("_Action", "CONNECT LAUNCH KILL RECALL SEND DROP LEAVE SETTLE FINISH WARN")
+_CONNECT, _LAUNCH, _KILL, _RECALL, _SEND, _DROP, _LEAVE, _SETTLE, _FINISH, _WARN = _Action
 # The state of a worker.
 _State = enum.Enum("_State", "WAITING CONNECTING UP FAILED REMOVED")
-_WAITING, _CONNECTING, _UP, _UNFIT, _REMOVED = _State
+_WAITING, _CONNECTING, _UP, _UNUSABLE, _REMOVED = _State
 # The state of the scheduler: open; closed, and everything submitted still runs; closed, and only
 # what has started still runs; closed, and everything is killed.
 _Mode = enum.Enum("_Mode", "OPEN DRAINING CANCELLING KILLING")
@@ -1420,7 +1420,7 @@ class _Worker:
         return self.state in (_UP, _CONNECTING) or self.state is _WAITING and not self.failures
 
 
-class _Tally:
+class _Statistics:
     """What is told of how things go, and of how they went."""
 
     def __init__(self) -> None:
@@ -1429,7 +1429,7 @@ class _Tally:
         self.chunks = 0         # of these, bundles that are not settled
         self.retried = 0
         self.backups = 0
-        self.spans: deque[_Span] = deque(maxlen=SPANS)
+        self.spans: deque[_Span] = deque(maxlen=TRACE_LENGTH)
         self._progress: deque[tuple[float, int]] = deque(maxlen=RATE_TICKS)
 
     def measure(self, now: float, is_busy: int) -> None:
@@ -1454,7 +1454,7 @@ class _Tally:
         return sum(self.settled.values()) - self.settled[_CANCELLED]
 
 
-class _Rules(NamedTuple):
+class _Limits(NamedTuple):
     """Limits that the user sets."""
 
     schedule_backups: bool = True
@@ -1462,7 +1462,7 @@ class _Rules(NamedTuple):
     bundle_timeout: float = math.inf        # seconds
 
 
-class _Handshakes:
+class _LoginWindow:
     """The logins under way. Their limit adapts as TCP's congestion window does (RFC 5681).
 
     It grows by one for each login that works, so it doubles in a round. It is halved when an sshd
@@ -1471,18 +1471,18 @@ class _Handshakes:
 
     def __init__(self) -> None:
         self.links: set[int] = set()        # being opened
-        self._limit = HANDSHAKES[0]
+        self._limit = LOGIN_WINDOW[0]
         self._halved = 0                    # the newest link when the limit was last halved
 
     def is_full(self) -> bool:
         return len(self.links) >= self._limit
 
-    def worked(self, link: int) -> None:
+    def on_login(self, link: int) -> None:
         """Raise the limit: a login worked."""
         self.links.discard(link)
-        self._limit = min(self._limit + 1, HANDSHAKES[1])
+        self._limit = min(self._limit + 1, LOGIN_WINDOW[1])
 
-    def refused(self, link: int) -> None:
+    def on_refusal(self, link: int) -> None:
         """Halve the limit: an sshd hung up because of too many logins at once."""
         if link > self._halved:
             self._halved = max(self.links, default=link)
@@ -1503,7 +1503,7 @@ class _Scheduler:
     The caller sets `now` before each event: monotonic seconds, which stand still meanwhile.
     """
 
-    def __init__(self, policy: RemoteWorkerSelectionPolicy, rules: _Rules,
+    def __init__(self, policy: RemoteWorkerSelectionPolicy, rules: _Limits,
                  jitter: Callable[[], float] = random.random) -> None:
         self._policy = policy
         self.rules = rules
@@ -1513,7 +1513,7 @@ class _Scheduler:
         self._idents = itertools.count(1)       # identifiers of attempts and links
         self._queues = _Queues(deque(), {}, deque())
         self.workers: list[_Worker] = []
-        self._handshakes = _Handshakes()
+        self._login_window = _LoginWindow()
         self.up: list[_Worker] = []
         self._idle: dict[_Worker, RemoteWorkerRecord] = {}      # those with a free slot
         self._ahead = 0                         # attempts waiting on workers, in all
@@ -1524,14 +1524,14 @@ class _Scheduler:
         self.waiting = 0                        # bundles without an attempt
         self.unfinished = 0                     # bundles that are not settled
         self.mode = _OPEN
-        self.tally = _Tally()
+        self.tally = _Statistics()
 
     def take_actions(self) -> list[Any]:
         """Return `(act, target, operand)` of each action decided since the last call."""
         actions, self._actions = self._actions, []
         return actions
 
-    def _act(self, verb: _Act, target: Any = (), operand: Any = ()) -> None:
+    def _decide(self, verb: _Action, target: Any = (), operand: Any = ()) -> None:
         self._actions.append((verb, target, operand))
 
     # Workers
@@ -1539,31 +1539,32 @@ class _Scheduler:
     def add_worker(self, record: RemoteWorkerRecord) -> None:
         """Add a machine to the pool."""
         self.workers.append(_Worker(record, self.now))
-        self._connect()
+        self._open_links()
 
     def remove_worker(self, record: RemoteWorkerRecord) -> bool:
         """Remove a worker and requeue what it ran. Return whether it was there."""
         for worker in self.workers:
             if worker.record == record:
-                self._act(_LEAVE, worker.link)
-                self.left(worker)
+                self._decide(_LEAVE, worker.link)
+                self.on_link_closed(worker)
                 worker.state = _REMOVED
                 self.workers.remove(worker)
-                self._fill()
+                self._place_bundles()
                 return True
         return False
 
-    def _connect(self) -> None:
+    def _open_links(self) -> None:
         for worker in () if self.is_over() else self.workers:
-            if self._handshakes.is_full():
+            if self._login_window.is_full():
                 break
             if worker.state is _WAITING and worker.retry_at <= self.now:
                 worker.state = _CONNECTING
                 worker.link = next(self._idents)
-                self._handshakes.links.add(worker.link)
-                self._act(_CONNECT, worker, worker.link)
+                self._login_window.links.add(worker.link)
+                self._decide(_CONNECT, worker, worker.link)
 
-    def hear(self, worker: _Worker, link: int, report: Callable[..., Any], *operands: Any) -> Any:
+    def on_report(self, worker: _Worker, link: int, report: Callable[..., Any],
+                  *operands: Any) -> Any:
         """Pass on a report about a link, unless the worker has another link by now.
 
         Arguments:
@@ -1572,12 +1573,12 @@ class _Scheduler:
         """
         return report(self, worker, *operands) if worker.link == link else False
 
-    def ended(self, link: int) -> None:
+    def on_link_ended(self, link: int) -> None:
         """Free a link's place among the logins, whichever worker had it: it has ended."""
-        self._handshakes.links.discard(link)
-        self._connect()
+        self._login_window.links.discard(link)
+        self._open_links()
 
-    def greeted(self, worker: _Worker, cores: int) -> None:
+    def on_greeting(self, worker: _Worker, cores: int) -> None:
         """Note a machine's number of slots, from its greeting; it may still wait for files."""
         worker.count = worker.record.count or cores
 
@@ -1589,46 +1590,46 @@ class _Scheduler:
         return self.is_over() or all(
             worker.count or worker.failures for worker in [*self.workers])
 
-    def is_up(self, worker: _Worker, cores: int) -> None:
+    def on_link_up(self, worker: _Worker, cores: int) -> None:
         """Start to use a machine: its login is complete."""
-        self._handshakes.worked(worker.link)
+        self._login_window.on_login(worker.link)
         worker.up_since = self.now
         worker.state = _UP
         worker.was_up = True
         worker.cause = ""
-        self.greeted(worker, cores)
+        self.on_greeting(worker, cores)
         worker.is_recalling = False
         worker.ahead_seconds = AHEAD_SECONDS
         self._alone = 0.0
         self.up.append(worker)
-        self._connect()
-        self._has_room(worker)
+        self._open_links()
+        self._use_free_slots(worker)
 
-    def down(self, worker: _Worker, loss: _Loss) -> bool:
+    def on_link_lost(self, worker: _Worker, loss: _Loss) -> bool:
         """Quarantine a worker whose link ended or could not be opened.
 
         Return whether the loss should be logged: nobody needs to hear of it once the pool is over.
         """
         if loss.kind is _LossKind.TOO_MANY_LOGINS:
-            self._handshakes.refused(worker.link)
-        self._handshakes.links.discard(worker.link)
+            self._login_window.on_refusal(worker.link)
+        self._login_window.links.discard(worker.link)
         # Two cases. Some losses are the machine's own fault, beyond doubt: it is left alone for
         # longer. Otherwise a task that ran there may have taken it down.
         if loss.is_the_machines_fault:
             worker.failures += FAULT_WEIGHT
         else:
             worker.failures += 1
-            self._suspect(worker, loss.cause)
-        self.left(worker)
+            self._suspect_running_tasks(worker, loss.cause)
+        self.on_link_closed(worker)
         worker.cause = loss.cause
         worker.retry_at = self.now + self._quarantine_seconds(worker.failures)
         # One that has worked may refuse logins for a while; one that never has will go on refusing.
         if loss.is_permanent and (loss.is_the_machines_fault or not worker.was_up):
-            worker.state = _UNFIT
-        self._connect()
-        self._fill()
-        if self._is_hopeless():
-            self._settle_waiting(_FAILED, self._no_workers())
+            worker.state = _UNUSABLE
+        self._open_links()
+        self._place_bundles()
+        if self._are_all_unusable():
+            self._settle_waiting(_FAILED, self._no_workers_error())
         return not self.is_over()
 
     def _quarantine_seconds(self, failures: int) -> float:
@@ -1637,7 +1638,7 @@ class _Scheduler:
         seconds: float = min(most, first * 2 ** (failures - 1))
         return seconds * (0.75 + 0.5 * self._jitter())      # not all of them at the same moment
 
-    def left(self, worker: _Worker) -> None:
+    def on_link_closed(self, worker: _Worker) -> None:
         """Requeue everything that was under way on a link that has ended."""
         running, ahead = [*worker.running.values()], [*worker.ahead.values()]
         worker.running.clear()
@@ -1650,12 +1651,12 @@ class _Scheduler:
         worker.is_reserved = False
         self._update_idle(worker)
         for attempt in reversed(ahead):
-            self._lose(attempt, has_started=False)
+            self._requeue_attempt(attempt, has_started=False)
         for attempt in reversed(running):
-            self._trace(attempt, wire.NO_SLOT, "lost")
-            self._lose(attempt)
+            self._record_span(attempt, wire.NO_SLOT, "lost")
+            self._requeue_attempt(attempt)
 
-    def _suspect(self, worker: _Worker, cause: str) -> None:
+    def _suspect_running_tasks(self, worker: _Worker, cause: str) -> None:
         """Remember what ran on a machine that was lost, and fail a task that took it down.
 
         A task that ran on machines twice when they were lost is a suspect, and runs alone from then
@@ -1678,9 +1679,9 @@ class _Scheduler:
                 of_all = sum(one.losses for one in {one for one, _ in bundle.losses})
                 is_enough = number > self.rules.max_bundle_failures
                 if was_alone and is_enough and 2 * of_all < 3 * number:
-                    self._convict(bundle)
+                    self._fail_suspect(bundle)
 
-    def _convict(self, bundle: _Bundle) -> None:
+    def _fail_suspect(self, bundle: _Bundle) -> None:
         """Fail a bundle that took machines down; these losses no longer count against them."""
         for worker, _ in bundle.losses:
             worker.losses -= 1
@@ -1690,20 +1691,20 @@ class _Scheduler:
             bundle.function.name, "took its machine down, even when it ran there alone",
             (*bundle.failures, *losses)))
 
-    def resized(self, worker: _Worker, count: int) -> None:
+    def on_slot_count(self, worker: _Worker, count: int) -> None:
         """Note that a machine has fewer slots than it said; recall what cannot start there."""
         worker.count = count
         self._update_idle(worker)
         if len(worker.running) > count:
             worker.is_recalling = True
             number = len(worker.running) - count + len(worker.ahead)
-            self._act(_RECALL, worker.link, number)
+            self._decide(_RECALL, worker.link, number)
 
-    def noticed(self, worker: _Worker, found: Mapping[str, str]) -> None:
+    def on_login_stages(self, worker: _Worker, found: Mapping[str, str]) -> None:
         """Note what the stages of a login have found."""
         worker.found = found
 
-    def measured(self, worker: _Worker, round_trip: float) -> None:
+    def on_round_trip(self, worker: _Worker, round_trip: float) -> None:
         """Note a ping's round trip in seconds: the work sent ahead must last that long.
 
         The shortest one counts: longer ones were held up by work that was sent ahead, and would
@@ -1720,10 +1721,10 @@ class _Scheduler:
         else:
             self._idle.pop(worker, None)
 
-    def _is_hopeless(self) -> bool:
-        return {worker.state for worker in self.workers} == {_UNFIT}
+    def _are_all_unusable(self) -> bool:
+        return {worker.state for worker in self.workers} == {_UNUSABLE}
 
-    def _no_workers(self) -> NoWorkersError:
+    def _no_workers_error(self) -> NoWorkersError:
         return NoWorkersError([
             (str(worker.record), worker.cause or "not reached yet")
             for worker in self.workers])
@@ -1738,8 +1739,8 @@ class _Scheduler:
         is_begun = self.mode is _DRAINING and owner in self.tally.maps
         if self.mode is not _OPEN and not is_begun:
             raise _PoolClosedError
-        if not self.up and self._is_hopeless():
-            raise self._no_workers()
+        if not self.up and self._are_all_unusable():
+            raise self._no_workers_error()
 
     def count_items(self, owner: _ChunkedMap, change: int, settled: Mapping[int, int]) -> None:
         """Count items of a map that are read, or have an outcome; see `BaseExecutor`."""
@@ -1747,7 +1748,7 @@ class _Scheduler:
         for kind, count in settled.items():
             self.tally.settled[kind] += count
         if self.is_over():
-            self._act(_FINISH)
+            self._decide(_FINISH)
 
     def count_tasks(self) -> int:
         """Return how many tasks have no outcome yet, items of maps counted each."""
@@ -1768,9 +1769,9 @@ class _Scheduler:
         self.waiting += 1
         self._queues.new.append(bundle)
         if len(self._queues.new) == 1:      # otherwise there was no room for others either
-            self._fill()
+            self._place_bundles()
         if self._backups and not bundle.attempts:       # new work takes precedence
-            self._kill(self._backups[next(reversed(self._backups))])
+            self._kill_attempt(self._backups[next(reversed(self._backups))])
 
     def cancel(self, bundle: _Bundle) -> bool:
         """Settle a bundle as cancelled and kill its attempts; return whether it was in time."""
@@ -1785,19 +1786,19 @@ class _Scheduler:
             self.mode = _KILLING if self.mode is _KILLING else _CANCELLING
             self._settle_waiting(_CANCELLED)
             for worker in self.up:
-                self._act(_RECALL, worker.link, len(worker.ahead))
+                self._decide(_RECALL, worker.link, len(worker.ahead))
         elif self.mode is _OPEN:
             self.mode = _DRAINING
         if self.is_over():
-            self._act(_FINISH)
+            self._decide(_FINISH)
 
-    def give_up(self) -> None:
+    def kill_all(self) -> None:
         """Accept no more, settle everything as cancelled, and kill what runs."""
         self.mode = _KILLING
         self.close(True)
         self._cancel_where(lambda bundle: True)
 
-    def interrupt(self, cell: int) -> None:
+    def cancel_cell(self, cell: int) -> None:
         """Cancel everything that a notebook cell has submitted."""
         self._cancel_where(lambda bundle: bundle.cell == cell)
 
@@ -1839,26 +1840,26 @@ class _Scheduler:
         for attempt in bundle.attempts:
             worker = attempt.worker
             if attempt.ident in worker.running or attempt.ident in worker.ahead:
-                self._kill(attempt)
+                self._kill_attempt(attempt)
         bundle.attempts = ()
         self.tally.settled[kind] += bundle.owner is None
         self._actions.append((_SETTLE, bundle, (kind, body)))
         if not self.unfinished and self.is_over():
-            self._act(_FINISH)
+            self._decide(_FINISH)
 
     # Placing
 
-    def _fill(self, *room: _Worker) -> None:
+    def _place_bundles(self, *room: _Worker) -> None:
         """Launch from the queues while there is room for their heads; `room`: who just got it."""
         if self._queues.suspects:
             self._place_suspects()
         for avoid, queue in [*self._queues.again.items()]:
-            self._fill_from(queue, avoid, room)
+            self._place_from(queue, avoid, room)
             if not queue:
                 del self._queues.again[avoid]
-        while self._fill_from(self._queues.new, (), room):
+        while self._place_from(self._queues.new, (), room):
             for avoid, queue in [*self._queues.again.items()]:
-                self._fill_from(queue, avoid, room)
+                self._place_from(queue, avoid, room)
         if self._ahead and self._idle:
             self._recall()
 
@@ -1885,7 +1886,7 @@ class _Scheduler:
             self.waiting -= 1
             self._launch(bundle, worker)
 
-    def _fill_from(self, queue: deque[_Bundle], avoid: Container[str],
+    def _place_from(self, queue: deque[_Bundle], avoid: Container[str],
                    room: Sequence[_Worker]) -> bool:
         """Launch from one queue while there is room.
 
@@ -1895,14 +1896,14 @@ class _Scheduler:
         while queue:
             bundle = queue[0]
             if bundle.phase is _LIVE and bundle.function.lacking and not avoid:
-                self._put_aside(bundle)
+                self._queue_with_avoidance(bundle)
                 is_aside = True
             elif bundle.phase is _LIVE:
                 worker = None
                 if self._idle:
-                    worker = self._pick_idle(avoid)
+                    worker = self._choose_idle_worker(avoid)
                 elif not avoid:
-                    worker = self._pick_ahead(bundle, room or self.up)
+                    worker = self._choose_busy_worker(bundle, room or self.up)
                 if not worker:
                     return is_aside
                 self.waiting -= 1
@@ -1910,7 +1911,7 @@ class _Scheduler:
             queue.popleft()
         return is_aside
 
-    def _pick_idle(self, avoid: Container[str]) -> _Worker | None:
+    def _choose_idle_worker(self, avoid: Container[str]) -> _Worker | None:
         """Choose a worker with a free slot; None while one that is not to be avoided may follow."""
         if len(self._idle) == 1 and not avoid:
             return next(iter(self._idle))
@@ -1919,10 +1920,10 @@ class _Scheduler:
             if any(worker.is_hopeful() for worker in self.workers if worker.machine not in avoid):
                 return None
             avoid = ()      # there is no other machine
-        index = self._choose(records, avoid)
+        index = self._ask_policy(records, avoid)
         return next(itertools.islice(self._idle, index, None))
 
-    def _choose(self, records: Sequence[RemoteWorkerRecord], avoid: Container[str]) -> int:
+    def _ask_policy(self, records: Sequence[RemoteWorkerRecord], avoid: Container[str]) -> int:
         """Ask the policy; if it fails or answers nonsense, replace it by the default one."""
         try:
             chosen = self._policy.choose(records, avoid)
@@ -1932,12 +1933,12 @@ class _Scheduler:
             return index
         except Exception as error:
             name = type(self._policy).__name__
-            self._act(_WARN, (), f"the policy {name} failed ({wire.describe(error)}) and is "
+            self._decide(_WARN, (), f"the policy {name} failed ({wire.describe(error)}) and is "
                                  "replaced by the default one")
             self._policy = WeightedRandomRemoteWorkerSelectionPolicy()
-            return self._choose(records, avoid)
+            return self._ask_policy(records, avoid)
 
-    def _pick_ahead(self, bundle: _Bundle, workers: Sequence[_Worker]) -> _Worker | None:
+    def _choose_busy_worker(self, bundle: _Bundle, workers: Sequence[_Worker]) -> _Worker | None:
         """Choose a busy worker to send a bundle to before it has a free slot.
 
         Return None if each has enough work waiting: as much as a round trip takes, by the median of
@@ -1951,7 +1952,7 @@ class _Scheduler:
         each, most, least = max(median, 1 / AHEAD_RATE), math.inf, 0
         if type(bundle.packed) is not bytes:
             most = AHEAD_BYTES // _size(bundle.packed)
-            least = int(median < LONG_SECONDS)
+            least = int(median < LONG_TASK_SECONDS)
         for turn in range(self._turn, self._turn + len(workers)):
             worker = workers[turn % len(workers)]
             depth = max(min(worker.ahead_seconds // each, most), least)
@@ -1983,22 +1984,22 @@ class _Scheduler:
         for worker in self.up:
             if worker.ahead and not worker.is_recalling and free > 0:
                 worker.is_recalling = True
-                self._act(_RECALL, worker.link, min(free, len(worker.ahead)))
+                self._decide(_RECALL, worker.link, min(free, len(worker.ahead)))
                 free -= len(worker.ahead)
 
-    def _kill(self, attempt: _Attempt) -> None:
+    def _kill_attempt(self, attempt: _Attempt) -> None:
         """Kill an attempt that no longer matters; its slot counts as taken until that is done."""
-        self._forget(attempt)
-        self._act(_KILL, attempt.worker.link, attempt.ident)
+        self._detach_attempt(attempt)
+        self._decide(_KILL, attempt.worker.link, attempt.ident)
 
-    def _forget(self, attempt: _Attempt) -> None:
+    def _detach_attempt(self, attempt: _Attempt) -> None:
         self._backups.pop(attempt.ident, None)
         bundle = attempt.bundle
         bundle.attempts = tuple(other for other in bundle.attempts if other is not attempt)
 
-    # What links report, to `hear`
+    # What links report, to `on_report`
 
-    def finish(self, worker: _Worker, results: Iterable[_Message]) -> None:
+    def on_results(self, worker: _Worker, results: Iterable[_Message]) -> None:
         """Settle the bundles of attempts that have returned or raised.
 
         Arguments:
@@ -2006,22 +2007,22 @@ class _Scheduler:
                 is `(module, whether it is here, body of the error)`.
         """
         for kind, ident, tag, body in results:
-            attempt = self._release(worker, ident)
+            attempt = self._remove_attempt(worker, ident)
             if attempt:
                 bundle = attempt.bundle
                 seconds = (tag & _MICROSECONDS) * 1e-6
                 outcome = "returned" if kind == wire.RESULT else "raised"
-                self._trace(attempt, tag >> wire.SLOT_SHIFT, outcome, seconds)
+                self._record_span(attempt, tag >> wire.SLOT_SHIFT, outcome, seconds)
                 worker.durations.add(seconds)
-                if kind == wire.MISSING:
-                    self._lacks(worker, attempt, *body)
+                if kind == wire.MISSING_MODULE:
+                    self._on_missing_module(worker, attempt, *body)
                 elif bundle.phase is _LIVE:
                     bundle.function.durations.add(seconds)
                     self._settle(bundle, kind, body)
         worker.failures = 0
-        self._has_room(worker)
+        self._use_free_slots(worker)
 
-    def _lacks(self, worker: _Worker, attempt: _Attempt, module: str, is_ours: bool,
+    def _on_missing_module(self, worker: _Worker, attempt: _Attempt, module: str, is_ours: bool,
                body: Any) -> None:
         """Run a function elsewhere, if a machine lacks a module that others have."""
         bundle = attempt.bundle
@@ -2031,48 +2032,48 @@ class _Scheduler:
                            for other in self.workers)
         if attempt in bundle.attempts and is_elsewhere and (is_ours or function.durations.count):
             if worker.machine not in function.lacking:
-                self._act(_WARN, (), f"{worker.machine} has no module {module} and gets no more "
+                self._decide(_WARN, (), f"{worker.machine} has no module {module} and gets no more "
                                      f"tasks of {function.name}")
             function.lacking = lacking
-            self._lose(attempt)
+            self._requeue_attempt(attempt)
         elif bundle.phase is _LIVE:
             self._settle(bundle, wire.ERROR, body)
 
-    def died(self, worker: _Worker, ident: int, slot: int, ending: str, words: str) -> None:
+    def on_slot_exit(self, worker: _Worker, ident: int, slot: int, ending: str, words: str) -> None:
         """Retry or fail a bundle whose slot has died, unless we meant to kill it."""
-        attempt = self._release(worker, ident)
+        attempt = self._remove_attempt(worker, ident)
         if attempt:
-            self._trace(attempt, slot, ending)
+            self._record_span(attempt, slot, ending)
             bundle = attempt.bundle
             if attempt in bundle.attempts:
                 worker.died += 1
                 bundle.failures += ((worker.machine, ending, words),)
                 if len(bundle.failures) < self.rules.max_bundle_failures:
-                    self._lose(attempt)
+                    self._requeue_attempt(attempt)
                 else:
                     self._settle(bundle, _FAILED, BundleError(
                         bundle.function.name, "killed the process that ran it", bundle.failures))
-        self._has_room(worker)
+        self._use_free_slots(worker)
 
-    def freed(self, worker: _Worker, ident: int, slot: int) -> None:
+    def on_attempt_killed(self, worker: _Worker, ident: int, slot: int) -> None:
         """Free the place of an attempt that was killed, or taken back before it started."""
-        attempt = self._release(worker, ident)
+        attempt = self._remove_attempt(worker, ident)
         if attempt:
             if slot != wire.NO_SLOT:
-                self._trace(attempt, slot, "killed")
-            self._lose(attempt)
-        self._has_room(worker)
+                self._record_span(attempt, slot, "killed")
+            self._requeue_attempt(attempt)
+        self._use_free_slots(worker)
 
-    def recalled(self, worker: _Worker, idents: Sequence[int]) -> None:
+    def on_attempts_recalled(self, worker: _Worker, idents: Sequence[int]) -> None:
         """Requeue attempts that a machine has given back before they started."""
         worker.is_recalling = False
         for ident in reversed(idents):
-            attempt = self._release(worker, ident)
+            attempt = self._remove_attempt(worker, ident)
             if attempt:
-                self._lose(attempt, has_started=False)
-        self._has_room(worker)
+                self._requeue_attempt(attempt, has_started=False)
+        self._use_free_slots(worker)
 
-    def _release(self, worker: _Worker, ident: int) -> _Attempt | None:
+    def _remove_attempt(self, worker: _Worker, ident: int) -> _Attempt | None:
         """Remove an attempt from its worker and return it, if it is there."""
         attempt = worker.running.pop(ident, None)
         if attempt is None:
@@ -2081,16 +2082,16 @@ class _Scheduler:
         self._backups.pop(ident, None)
         return attempt
 
-    def _trace(self, attempt: _Attempt, slot: int, outcome: str, ran: float = 0.0) -> None:
+    def _record_span(self, attempt: _Attempt, slot: int, outcome: str, ran: float = 0.0) -> None:
         """Add an attempt that has ended to the trace."""
         self.tally.spans.append(attempt.span(slot, outcome, self.now, ran))
 
-    def _lose(self, attempt: _Attempt, has_started: bool = True) -> None:
+    def _requeue_attempt(self, attempt: _Attempt, has_started: bool = True) -> None:
         """Requeue the bundle of an attempt that came to nothing, unless it has another attempt."""
         bundle = attempt.bundle
         if attempt not in bundle.attempts:
             return      # we killed it, since it no longer mattered
-        self._forget(attempt)
+        self._detach_attempt(attempt)
         if has_started:
             bundle.origin = attempt.ident
         if bundle.attempts:
@@ -2104,14 +2105,14 @@ class _Scheduler:
         if bundle.is_suspect():
             self._queues.suspects.append(bundle)
         elif bundle.machines_to_avoid():
-            self._put_aside(bundle)
+            self._queue_with_avoidance(bundle)
         else:
             self._queues.new.appendleft(bundle)
 
-    def _put_aside(self, bundle: _Bundle) -> None:
+    def _queue_with_avoidance(self, bundle: _Bundle) -> None:
         self._queues.again.setdefault(bundle.machines_to_avoid(), deque()).append(bundle)
 
-    def _has_room(self, worker: _Worker) -> None:
+    def _use_free_slots(self, worker: _Worker) -> None:
         """Move waiting attempts into free slots of a worker, then place more work."""
         while worker.ahead and len(worker.running) < worker.count:
             ident = next(iter(worker.ahead))
@@ -2123,7 +2124,7 @@ class _Scheduler:
         if not worker.running:
             worker.is_reserved = False
         self._update_idle(worker)
-        self._fill(worker)
+        self._place_bundles(worker)
 
     # Time
 
@@ -2137,24 +2138,24 @@ class _Scheduler:
         elapsed = max(self.now - self._ticked, 0.0)
         self._ticked = self.now
         self.tally.measure(self.now, self.unfinished)
-        self._connect()
+        self._open_links()
         late = [worker for worker in self.workers if worker.link in held_up]
         for worker in late:
             for attempt in worker.running.values():
                 attempt.since += elapsed
         running = [(self.now - attempt.since, attempt) for worker in self.up
                    for attempt in worker.running.values()]
-        self._time_out(running)
+        self._fail_timed_out(running)
         if self.rules.schedule_backups and self._idle and not self.waiting:
-            self._back_up(running)
+            self._launch_backups(running)
         is_alone = self.waiting and not self.up and not late
         self._alone = self._alone + min(elapsed, 1.0) if is_alone else 0.0
         has_worked = self.tally.settled[wire.RESULT] + self.tally.settled[wire.ERROR] > 0
         if self._alone > (GIVE_UP_SECONDS[1] if has_worked else GIVE_UP_SECONDS[0]):
             self._alone = 0.0
-            self._settle_waiting(_FAILED, self._no_workers())
+            self._settle_waiting(_FAILED, self._no_workers_error())
 
-    def _time_out(self, running: Iterable[tuple[float, _Attempt]]) -> None:
+    def _fail_timed_out(self, running: Iterable[tuple[float, _Attempt]]) -> None:
         limit = self.rules.bundle_timeout
         for age, attempt in running:
             bundle = attempt.bundle
@@ -2164,7 +2165,7 @@ class _Scheduler:
                 self._settle(bundle, _FAILED, BundleTimeoutError(
                     bundle.function.name, reason, (*bundle.failures, ending)))
 
-    def _back_up(self, running: Iterable[tuple[float, _Attempt]]) -> None:
+    def _launch_backups(self, running: Iterable[tuple[float, _Attempt]]) -> None:
         """Launch backups of stragglers, those with the longest time left first.
 
         The rules are from MapReduce (OSDI 2004), LATE (OSDI 2008), The Tail at Scale (CACM 2013).
@@ -2243,13 +2244,13 @@ _SCP_DIAGNOSES = (
 _CHANGED_KEY = (r"(?m)^@ +WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! +@$"
                 r"(?:[^\0]*?^ *(ssh-keygen -f .* -R .*)$)?")
 # Lines of ssh that give no reason: those of -v, and of a jump host, which come after the reason.
-_CHATTER = re.compile(
+_SSH_CHATTER = re.compile(
     r"debug\d: |OpenSSH_|Authenticated to |Transferred: |Bytes per second: |"
     r"Warning: Permanently added |"
     r"Connection to \S+ closed|\*\* ")
-_JUMPED = "\nstdio forwarding failed"
+_JUMP_HOST_FAILED = "\nstdio forwarding failed"
 # The stages of a login, as `ssh -v` reports them.
-_MILESTONES = {"name": r"Connecting to \S+ \[\S+\]", "TCP": "Connection established",
+_LOGIN_STAGES = {"name": r"Connecting to \S+ \[\S+\]", "TCP": "Connection established",
                "login": "Authenticated to "}
 
 # Runs on whatever Python is found there. One of another version says so and exits, and the next one
@@ -2292,18 +2293,18 @@ _NO_PYTHON = "executors: no python"
 _IMPLEMENTATION = sys.implementation.name
 _VERSION = "{}.{}".format(*sys.version_info)
 # Where a Python is looked for: on the PATH, and in places that only login shells add to it.
-_PLACES = [where.format(f"python{_VERSION}") for where in (
+_PYTHON_PLACES = [where.format(f"python{_VERSION}") for where in (
     "{}", "~/.local/bin/{}", "/usr/local/bin/{}", "/opt/homebrew/bin/{}",
     "~/.pyenv/versions/*/bin/{}", "~/.local/share/uv/python/*/bin/{}", "python3")]
 
 # Runs a command and kills it when our end of its standard input closes, at the latest when we die.
-_TIED = ["/bin/sh", "-c", (
+_TIED_TO_INPUT = ["/bin/sh", "-c", (
     'exec 3<&0; "$@" </dev/null 3<&- & p=$!; { cat <&3 >/dev/null 2>&1; kill $p; } 2>/dev/null >&2 '
     '& exec 3<&-; wait $p'), "sh"]
 
 # A race: a child that another thread forks while Popen starts a process inherits the pipe by which
 # Popen learns that exec has succeeded, so Popen would wait until that child ends. Forks therefore
-# wait for this lock; see _prepare_process.
+# wait for this lock; see _install_process_hooks.
 _spawning = threading.Lock()
 
 
@@ -2345,7 +2346,8 @@ def _login_argv(record: RemoteWorkerRecord, ssh_options: list[str], magic: str) 
     ours = _IMPLEMENTATION, *sys.version_info[:2]
     stage = base64.b64encode(
         (_FIRST_STAGE % (ours, _OTHER_PYTHON, magic)).encode()).decode()
-    script = (f'for p in {_candidates(record)}; do command -v "$p" >/dev/null 2>&1 || continue; '
+    script = (f'for p in {_candidate_pythons(record)}; do '
+              'command -v "$p" >/dev/null 2>&1 || continue; '
               f'"$p" -c "import base64,sys;exec(base64.b64decode(sys.argv[1]))" {stage}; r=$?; '
               f'test $r -eq 127 || exit $r; done; echo {_NO_PYTHON} >&2; exit 126')
     if record.machine == ":":
@@ -2354,7 +2356,7 @@ def _login_argv(record: RemoteWorkerRecord, ssh_options: list[str], magic: str) 
             record.login, f"exec sh -c '{script}'"]
 
 
-def _candidates(record: RemoteWorkerRecord) -> str:
+def _candidate_pythons(record: RemoteWorkerRecord) -> str:
     """Return the interpreters to try on a machine, as words of a shell.
 
     If our interpreter belongs to an environment, its path comes first: homes are often shared.
@@ -2365,10 +2367,10 @@ def _candidates(record: RemoteWorkerRecord) -> str:
                       or os.path.exists(os.path.join(sys.prefix, "conda-meta")))
     path = sys.executable
     if not is_environment or not _PLAIN_PATH.fullmatch(path):
-        return " ".join(_PLACES)
+        return " ".join(_PYTHON_PLACES)
     # In a shared home, it may be for machines of another kind: it is tried only if it runs. What it
     # prints at its start (sitecustomize) must not become words of this list: each word is run.
-    return " ".join((f'$({path} -c "" >/dev/null 2>&1 && echo {path})', *_PLACES))
+    return " ".join((f'$({path} -c "" >/dev/null 2>&1 && echo {path})', *_PYTHON_PLACES))
 
 
 @functools.cache
@@ -2476,12 +2478,12 @@ class _Login:
         self.over = threading.Event()
         self.is_ready = False               # tasks may come: what `files=` names is there
         self.processes: list[Any] = []      # ssh, then each scp that runs; also by copying threads
-        self._errors = wire.nameless_file()         # ssh's stderr
+        self._errors = wire.open_nameless_file()         # ssh's stderr
         self._noise = b""                   # what the login shell printed before the magic
         self._has_python = False
         self._cause = ""                    # why we cut it off, if we did; by whoever did
         self._started = monotonic()
-        self._moved = self._started         # when the current stage began; also by the heartbeat
+        self._last_progress = self._started     # when the stage began; also by the heartbeat
         # Until it is ready: the seconds that a stage may take, and what is wrong otherwise.
         self._limit = HELLO_SECONDS, f"nothing was heard for {HELLO_SECONDS:g} s"
 
@@ -2501,8 +2503,8 @@ class _Login:
         fd, out = stdin.fileno(), process.stdout.fileno()
         try:
             self._await_magic(magic.encode(), fd, out)
-            wire.enlarge(fd)
-            wire.enlarge(out)
+            wire.enlarge_pipe(fd)
+            wire.enlarge_pipe(out)
             reader = wire.MessageReader(out, is_expected)
             wire.write_all(fd, [_bootstrap()])
             self._read_hello(self._await(reader, wire.HELLO))
@@ -2515,7 +2517,7 @@ class _Login:
             told = pickle.dumps({**config, "machine": self.record.machine, "slots": slots,
                                  "nice": self.record.nice})
             wire.write_all(fd, [wire.frame(wire.CONFIG, 0, told)])
-        except (OSError, EOFError, *wire.NONSENSE) as error:
+        except (OSError, EOFError, *wire.DECODE_ERRORS) as error:
             raise self.diagnose(error) from None
         process.stdin = None        # the channel owns and closes it from here on
         return _Channel(reader, stdin, stuck)
@@ -2549,12 +2551,12 @@ class _Login:
                 os.write(stdin, b"\n")      # for a login file that reads; the first stage skips it
         self._noise = before[-2000:]
         self._has_python = True
-        self._found_shell()
+        self._record_shell()
         _, self.found["python"], self.found["interpreter"] = line.decode(
             "utf-8", "replace").strip().split(maxsplit=2)
 
-    def _found_shell(self) -> None:
-        self.found.update(dict.fromkeys(_MILESTONES, "-" if self._is_local else "ok"))
+    def _record_shell(self) -> None:
+        self.found.update(dict.fromkeys(_LOGIN_STAGES, "-" if self._is_local else "ok"))
         self.found["shell"] = "noisy" if self._noise.strip() else "quiet"
 
     def _await(self, reader: wire.MessageReader, kind: int) -> Any:
@@ -2570,7 +2572,7 @@ class _Login:
         """Set the deadline for a machine to have `files=` of `size` bytes, over a slow line."""
         seconds = _copy_seconds(size)
         self._limit = seconds, f"storing files was not done after {seconds:.0f} s"
-        self._moved = monotonic()
+        self._last_progress = monotonic()
 
     def copy(self, files: Sequence[_File], folder: str) -> None:
         """Copy files into a folder there, from any thread.
@@ -2591,9 +2593,9 @@ class _Login:
     def _scp(self, files: Sequence[_File], folder: str) -> None:
         what = f"scp of {', '.join([file.name for file in files])}"
         seconds = _copy_seconds(sum(file.size for file in files))
-        argv = _TIED + _scp_argv(self.record, self._ssh_options,
+        argv = _TIED_TO_INPUT + _scp_argv(self.record, self._ssh_options,
                                  [file.source for file in files], folder)
-        with wire.nameless_file() as errors:
+        with wire.open_nameless_file() as errors:
             copier = self._run(argv, stdout=subprocess.DEVNULL, stderr=errors)
             try:
                 copier.wait(seconds)
@@ -2608,7 +2610,7 @@ class _Login:
         if self._cause:
             raise _LinkLost(self._cause)
         if copier.returncode:
-            cause, kind = self._judge(_without_chatter(said), _SCP_DIAGNOSES)
+            cause, kind = self._match_diagnosis(_without_chatter(said), _SCP_DIAGNOSES)
             raise _LinkLost(f"{what} failed: {cause}", kind)
 
     def progress(self) -> dict[str, str]:
@@ -2620,9 +2622,9 @@ class _Login:
         """Cut off a login whose stage has taken too long; update the stages found."""
         self.words()
         if self.copies:
-            self._moved = now       # each copy has a deadline of its own
+            self._last_progress = now       # each copy has a deadline of its own
         seconds, complaint = self._limit
-        if now > self._moved + seconds:
+        if now > self._last_progress + seconds:
             login, line = self.record.login, _last_line(self._noise)
             self.abort(f"{complaint} (the last line was {line!r}) -- check that `ssh {login} "
                        f"echo hello` prints hello and ends, and that `sftp {login}` works")
@@ -2665,7 +2667,7 @@ class _Login:
             process.stdout.close()
         self._errors.close()
 
-    def abandon(self) -> None:
+    def close_in_child(self) -> None:
         """In a forked child: close our copies of the parent's pipes, and write nothing."""
         for process in self.processes:
             for pipe in filter(bool, (process.stdin, process.stdout)):
@@ -2679,7 +2681,7 @@ class _Login:
         """
         if self._cause:
             return _LinkLost(self._cause)
-        if isinstance(error, wire.NONSENSE):
+        if isinstance(error, wire.DECODE_ERRORS):
             what = f"it sent something that no shim sends: {wire.describe(error)}"
             self.abort(what)
             return _LinkLost(what, _LossKind.BROKE_PROTOCOL)
@@ -2693,9 +2695,9 @@ class _Login:
         if self._has_python:
             return _LinkLost(f"connection lost ({said or str(error) or 'the other end is gone'})")
         if status == "255":
-            return _LinkLost(*self._judge(words, _SSH_DIAGNOSES))
+            return _LinkLost(*self._match_diagnosis(words, _SSH_DIAGNOSES))
         if said == _NO_PYTHON:
-            self._found_shell()
+            self._record_shell()
             return _LinkLost(self._no_python(words), _LossKind.UNUSABLE)
         said = said or _last_line(self._noise) or "nothing was said"
         kind = _LossKind.LOST if status == "unknown" else _LossKind.UNUSABLE
@@ -2707,14 +2709,14 @@ class _Login:
         """Return which Pythons were found instead, and what to do."""
         versions = ", ".join({line.removeprefix(_OTHER_PYTHON).strip(): 0
                               for line in words.splitlines() if line.startswith(_OTHER_PYTHON)})
-        machine, looked_in = self.record.machine, self.record.python or ", ".join(_PLACES)
+        machine, looked_in = self.record.machine, self.record.python or ", ".join(_PYTHON_PLACES)
         return (f"no {_IMPLEMENTATION} {_VERSION} on {machine} (found {versions or 'none'}), and "
                 "pickled functions need the version that runs here. Install it there (`uv python "
                 f"install {_VERSION}`), or name it: '{machine} python=/path/to/python{_VERSION}'. "
                 f"Looked in: {looked_in}")
 
-    def _judge(self, words: str, diagnoses: Sequence[tuple[str, _LossKind, str]]) -> tuple[
-            str, _LossKind]:
+    def _match_diagnosis(self, words: str, diagnoses: Sequence[tuple[str, _LossKind, str]],
+                         ) -> tuple[str, _LossKind]:
         """Return the last line with a remedy, and what kind of loss it tells of.
 
         Only the last two lines are ssh's own for sure. Banners may stand before, and mention
@@ -2742,7 +2744,7 @@ class _Login:
         except ValueError:      # it has ended
             return ""
         text = data.decode("utf-8", "replace")
-        for stage, pattern in _MILESTONES.items():
+        for stage, pattern in _LOGIN_STAGES.items():
             if re.search(pattern, text):
                 self.found[stage] = "ok"
         return _without_chatter(text)
@@ -2754,8 +2756,8 @@ def _copy_seconds(size: int) -> float:
 
 
 def _without_chatter(text: str) -> str:
-    return "\n".join(line for line in text.partition(_JUMPED)[0].splitlines()
-                     if line.strip() and not _CHATTER.match(line))
+    return "\n".join(line for line in text.partition(_JUMP_HOST_FAILED)[0].splitlines()
+                     if line.strip() and not _SSH_CHATTER.match(line))
 
 
 def _last_line(words: str | bytes) -> str:
@@ -2789,8 +2791,8 @@ class _Channel:
         self._reader = reader
         self._stdin = stdin
         self._stuck = stuck
-        self.queue: deque[tuple[_Act, Any]] = deque()       # appending and popping are atomic
-        self._baton = threading.Lock()      # only ever tried; it guards the next two
+        self.queue: deque[tuple[_Action, Any]] = deque()       # appending and popping are atomic
+        self._write_baton = threading.Lock()      # only ever tried; it guards the next two
         os.set_blocking(stdin.fileno(), False)
         self._outbox = wire.Outbox(stdin.fileno())
         self._known: OrderedDict[int, _Function] = OrderedDict()    # that the machine has
@@ -2801,7 +2803,7 @@ class _Channel:
         self._reads = 0                     # reads that have returned
         self._writes = 0
         self._seen = 0, 0                   # reads and writes at the last heartbeat
-        self._asked = -1                    # reads when `is_held_up` was last called
+        self._asked = -1                    # reads when `was_reader_busy` was last called
         self._missed = 0                    # heartbeats without a sign of life
 
     def send(self, buffers: Iterable[Any]) -> None:
@@ -2811,13 +2813,13 @@ class _Channel:
 
     def pump(self) -> None:
         """Write what is queued, unless another thread does, until the pipe is full."""
-        while (self.queue or self.pipe is not _WHOLE) and self._baton.acquire(blocking=False):
+        while (self.queue or self.pipe is not _WHOLE) and self._write_baton.acquire(blocking=False):
             is_kept = False
             try:
                 is_kept = self._write()
             finally:
                 if not is_kept:
-                    self._baton.release()
+                    self._write_baton.release()
             if is_kept:
                 break
 
@@ -2849,14 +2851,14 @@ class _Channel:
             self._stdin.close()
         return self.pipe is not _WHOLE
 
-    def write_on(self) -> None:
+    def resume_writing(self) -> None:
         """In the writer thread, which has the baton, wait for room in the pipe and go on."""
         poll = select.poll()
         poll.register(self._outbox.fd, select.POLLOUT)
         while self.pipe is _WHOLE and not poll.poll(1000):
             pass        # the heartbeat decides for how long
         if not self._write():
-            self._baton.release()
+            self._write_baton.release()
             self.pump()
 
     def call(self, attempt: _Attempt) -> list[Any]:
@@ -2870,7 +2872,8 @@ class _Channel:
             return frames
         known[function.ident] = function
         size = sum(_size(one.packed) for one in known.values())
-        while len(known) > 1 and (len(known) > KNOWN_FUNCTIONS[0] or size > KNOWN_FUNCTIONS[1]):
+        max_number, max_size = MAX_KNOWN_FUNCTIONS
+        while len(known) > 1 and (len(known) > max_number or size > max_size):
             ident, oldest = known.popitem(last=False)
             size -= _size(oldest.packed)
             frames.append(wire.frame(wire.FORGET, ident))
@@ -2888,26 +2891,26 @@ class _Channel:
         """Drop the part of a result that has arrived, since the slot that sent it has died."""
         self._reader.forget(ident)
 
-    def is_held_up(self) -> bool:
+    def was_reader_busy(self) -> bool:
         """Return whether our own code has kept the reader thread busy since the last call."""
         reads = self._reads
-        is_held_up = not self._is_reading and reads == self._asked
+        was_reader_busy = not self._is_reading and reads == self._asked
         self._asked = reads
-        return is_held_up
+        return was_reader_busy
 
     def beat(self) -> bool:
-        """Ping; return whether there was a sign of life in the last MISSED_BEATS heartbeats.
+        """Ping; return whether there was a sign of life in the last MISSED_HEARTBEATS heartbeats.
 
         Bytes that move in either direction are signs of life. Heartbeats are counted, not seconds:
         a controller that was suspended must not give up every machine when it resumes.
         """
-        signs = self._reads, self._writes * self._baton.locked()
+        signs = self._reads, self._writes * self._write_baton.locked()
         self._missed += 1
         if signs != self._seen or not self._is_reading:
             self._missed = 0
         self._seen = signs
         self.send([wire.frame(wire.PING, monotonic_ns())])
-        return self._missed < MISSED_BEATS
+        return self._missed < MISSED_HEARTBEATS
 
     def quit(self) -> None:
         """Have the machine end once its slots have; they wait for threads of their tasks."""
@@ -2919,7 +2922,7 @@ class _Channel:
             self.pipe = _CLOSING
         self.pump()
 
-    def abandon(self) -> None:
+    def close_in_child(self) -> None:
         """In a forked child: close our copy of the parent's pipe, and write nothing."""
         self._stdin.close()
 
@@ -2932,7 +2935,7 @@ class _Channel:
         return [wire.frame(wire.FORGET, ident)] if self._known.pop(ident, None) else []
 
 
-_FRAMES: dict[_Act, Callable[[_Channel, Any], Iterable[Any]]] = {
+_FRAMES: dict[_Action, Callable[[_Channel, Any], Iterable[Any]]] = {
     _LAUNCH: _Channel.call,
     _KILL: lambda _channel, ident: [wire.frame(wire.KILL, ident)],
     _RECALL: lambda _channel, number: [wire.frame(wire.RECALL, number)],
@@ -3140,7 +3143,7 @@ class _Cargo:
     def _pack_distribution(self, name: str, facts: Sequence[str]) -> _File:
         one = self._known[name]
         problem = one.problem or _misfit(one.tags, facts)
-        if one.size > MOST_UNASKED and not self._names:
+        if one.size > MAX_UNASKED_BYTES and not self._names:
             problem = problem or (f"{one.size / 1e9:.3g} GB are not sent unasked: name all that is "
                                   f"to follow, packages=[{name!r}, ...]")
         if problem:
@@ -3256,7 +3259,7 @@ def _numbers(text: str) -> list[int]:
     return [*map(int, re.findall(r"\d+", text)[:2])]
 
 
-class _Baggage(NamedTuple):
+class _PoolSetup(NamedTuple):
     """What goes to each machine beside the calls."""
 
     cargo: _Cargo
@@ -3309,13 +3312,13 @@ def _tar(members: Iterable[tuple[str, str]], place: str = "content") -> Iterator
 #     frames to a machine, whether it is alive                _Channel
 #     ssh, the interpreter, all until the machine is up       _Login
 #     what is copied to machines                              _Cargo
-#     pickling a function, and what it uses of the script     _Functions, _Snapshot
+#     pickling a function, and what it uses of the script     _FunctionCache, _ScriptSnapshot
 #     what a caller does with a future                        _RemoteFuture
 #     arguments and their checks, what a caller may ask       RemoteExecutor
 #     what is shown: the status, what tasks print             RemoteExecutorStatus, _Scoreboard
 #     what happens on a worker                                Shim and _Slot, in remote_worker.py
 #
-# Every thread that wants a decision goes through one door, `_Supervisor._pass`:
+# Every thread that wants a decision goes through one door, `_Supervisor._process_events`:
 #
 #     1. take the supervisor's lock;
 #     2. have the scheduler decide;
@@ -3382,9 +3385,9 @@ class _RemoteFuture(Future):        # type: ignore[type-arg]
 
     _result, _exception = None, None
     _supervisor: Any = None     # also once it is settled
-    _shown = PENDING            # the state, if there is a condition, which guards it
-    _ending = FINISHED          # the state, if there is _NO_CONDITION
-    _LAZY: ClassVar[dict[str, Callable[[], Any]]] = {
+    _guarded_state = PENDING            # the state, if there is a condition, which guards it
+    _final_state = FINISHED          # the state, if there is _NO_CONDITION
+    _LAZY_ATTRIBUTES: ClassVar[dict[str, Callable[[], Any]]] = {
         "_condition": _Condition, "_waiters": list, "_done_callbacks": list}
 
     def __init__(self, supervisor: _Supervisor, bundle: _Bundle) -> None:
@@ -3393,18 +3396,18 @@ class _RemoteFuture(Future):        # type: ignore[type-arg]
         self._bundle = bundle
 
     def __getattr__(self, name: str) -> Any:
-        if name not in self._LAZY:
+        if name not in self._LAZY_ATTRIBUTES:
             raise AttributeError(name)
-        return self.__dict__.setdefault(name, self._LAZY[name]())
+        return self.__dict__.setdefault(name, self._LAZY_ATTRIBUTES[name]())
 
     @property
     def _state(self) -> str:
         is_free = self.__dict__.get("_condition") is _NO_CONDITION
-        return self._ending if is_free else self._shown
+        return self._final_state if is_free else self._guarded_state
 
     @_state.setter
     def _state(self, state: str) -> None:
-        self._shown = state
+        self._guarded_state = state
 
     def done(self) -> bool:
         return self._state != PENDING
@@ -3441,7 +3444,7 @@ class _RemoteFuture(Future):        # type: ignore[type-arg]
             self._result = value
             report = "add_result"
         elif kind == _CANCELLED:
-            self._ending = CANCELLED_AND_NOTIFIED
+            self._final_state = CANCELLED_AND_NOTIFIED
             report = "add_cancelled"
         else:
             self._exception = value
@@ -3450,7 +3453,7 @@ class _RemoteFuture(Future):        # type: ignore[type-arg]
         if condition is _NO_CONDITION:
             return False
         with condition:
-            self._shown = self._ending
+            self._guarded_state = self._final_state
             for waiter in self.__dict__.get("_waiters", ()):
                 getattr(waiter, report)(self)
             if condition._waiters:
@@ -3458,10 +3461,10 @@ class _RemoteFuture(Future):        # type: ignore[type-arg]
         return "_done_callbacks" in self.__dict__
 
 
-_Key = tuple[str, str]      # a module of the script, and a name in it
+_ScriptName = tuple[str, str]      # a module of the script, and a name in it
 
 
-class _Snapshot:
+class _ScriptSnapshot:
     """What names of the script stand for at this moment, each pickled separately.
 
     Data that shares mutable parts is the exception: it is pickled together.
@@ -3475,21 +3478,21 @@ class _Snapshot:
             that is short, or wire.ABSENT. In the order in which a slot binds the names.
         definitions: by version, the keys and the pickle of everything but short constants.
 
-    Raises _CannotBeSent, with the name that cannot be pickled.
+    Raises _UnpicklableError, with the name that cannot be pickled.
     """
 
-    def __init__(self, names: Iterable[_Key], pickles: _Pickles) -> None:
-        self._known = pickles
-        self.versions: dict[_Key, bytes] = {}
-        self.definitions: dict[bytes, tuple[Sequence[_Key], wire.Pickled]] = {}
-        self._pickles: dict[_Key, wire.Pickled] = {}        # all but short constants
-        self._data: dict[_Key, Any] = {}                    # what `wire.is_data`
-        self._globals_by_id: dict[int, _Key] = {}
+    def __init__(self, names: Iterable[_ScriptName], pickles: _PickleCache) -> None:
+        self._pickle_cache = pickles
+        self.versions: dict[_ScriptName, bytes] = {}
+        self.definitions: dict[bytes, tuple[Sequence[_ScriptName], wire.Pickled]] = {}
+        self._pickles: dict[_ScriptName, wire.Pickled] = {}        # all but short constants
+        self._data: dict[_ScriptName, Any] = {}                    # what `wire.is_data`
+        self._globals_by_id: dict[int, _ScriptName] = {}
         self._scanned: set[str] = set()                     # modules whose globals are in there
-        self._add(names)
+        self._add_names(names)
         for key in self._pickles:
-            self.versions[key] = self._version(key)
-        for keys in self._group():
+            self.versions[key] = self._compute_version(key)
+        for keys in self._group_by_shared_parts():
             if len(keys) == 1:
                 pickled = self._pickles[keys[0]]
             else:
@@ -3497,15 +3500,16 @@ class _Snapshot:
                 pickled = wire.pickle_definition(values, {}, keys, is_root=False)
             for key in keys:
                 self.definitions[self.versions[key]] = keys, pickled
-        self.versions = {key: self.versions[key] for key in sorted(self.versions, key=self._rank)}
+        keys = sorted(self.versions, key=self._binding_rank)
+        self.versions = {key: self.versions[key] for key in keys}
 
-    def _add(self, names: Iterable[_Key]) -> None:
+    def _add_names(self, names: Iterable[_ScriptName]) -> None:
         """Pickle what these names stand for, and all that it refers to."""
         todo = [*names]
         for key in todo:        # which grows meanwhile
             if key in self.versions:
                 continue
-            value = self._value(key)
+            value = self._current_value(key)
             self.versions[key] = wire.ABSENT
             # Three cases. A name may be missing, or be one that every module has of its own.
             if value is wire.ABSENT or key[1] in ("__builtins__", "__spec__", "__loader__"):
@@ -3520,14 +3524,14 @@ class _Snapshot:
             # Anything else may refer to more of the script.
             if wire.is_data(value):
                 self._data[key] = value
-            pickled = self._pickle(key, value)
+            pickled = self._pickle_value(key, value)
             self._pickles[key] = pickled
-            todo += pickled.names | pickled.refs
+            todo += pickled.used_globals | pickled.references
 
-    def _pickle(self, key: _Key, value: Any) -> wire.Pickled:
+    def _pickle_value(self, key: _ScriptName, value: Any) -> wire.Pickled:
         """Pickle what a name stands for, unless that is a constant."""
         # Four cases. A function or class that workers can import; a module, likewise.
-        if wire.reference(value):
+        if wire.importable_name(value):
             return wire.Pickled(pickle.dumps(value, 5))
         if _is_imported(value):
             return _pickle_module(value.__name__)
@@ -3535,11 +3539,11 @@ class _Snapshot:
         try:
             if key in self._data:
                 return wire.pickle_definition(value, {}, (key,), is_root=False)
-            return self._known.get(value, self, key)
+            return self._pickle_cache.get(value, self, key)
         except Exception as error:
-            raise _cannot_be_sent(key[1], value, error) from error
+            raise _unpicklable_error(key[1], value, error) from error
 
-    def globals_by_id(self, module: str) -> dict[int, _Key]:
+    def globals_by_id(self, module: str) -> dict[int, _ScriptName]:
         """Return the keys of the script's data by `id`, with that of one more module."""
         if module not in self._scanned:
             self._scanned.add(module)
@@ -3548,9 +3552,9 @@ class _Snapshot:
                     self._globals_by_id[id(value)] = module, name
         return self._globals_by_id
 
-    def _group(self) -> list[list[_Key]]:
+    def _group_by_shared_parts(self) -> list[list[_ScriptName]]:
         """Return the keys of all that is pickled, those together that share mutable parts."""
-        groups: list[tuple[list[_Key], set[int]]] = []      # keys, and the `id` of each part
+        groups: list[tuple[list[_ScriptName], set[int]]] = []      # keys, and the `id` of each part
         for key, pickled in self._pickles.items():
             keys, parts = [key], {*pickled.parts}
             related = []
@@ -3563,43 +3567,43 @@ class _Snapshot:
             groups.append((keys, parts))
         return [keys for keys, _ in groups]
 
-    def _version(self, key: _Key) -> bytes:
+    def _compute_version(self, key: _ScriptName) -> bytes:
         """Return a digest of what a name stands for, and of what it depends on.
 
         Two cases. The results of a cached function depend on all that it refers to or that its code
         uses. Anything else depends on what it refers to, except for classes: a class stays the same
         object in a slot, whatever its content. What its code uses is looked up when it runs.
         """
-        is_cached = type(self._value(key)) is wire.CACHED
+        is_cached = type(self._current_value(key)) is wire.CACHED_TYPE
         hashed = hashlib.sha256(repr(key).encode())
         todo = [key]
         for part in todo:       # which grows meanwhile
-            if part != key and not is_cached and isinstance(self._value(part), type):
+            if part != key and not is_cached and isinstance(self._current_value(part), type):
                 continue
             pickled = self._pickles.get(part)
             if pickled is None:
                 hashed.update(self.versions[part])
                 continue
             hashed.update(pickled.digest)
-            needed = pickled.names | pickled.refs if is_cached else pickled.refs
+            needed = pickled.used_globals | pickled.references if is_cached else pickled.references
             todo += sorted(needed.difference(todo))
         return hashed.digest()
 
-    def _rank(self, key: _Key) -> tuple[int, int]:
+    def _binding_rank(self, key: _ScriptName) -> tuple[int, int]:
         """Return what sorts names in the order in which a slot is to bind them.
 
         A name can be referred to once it is bound, even while its attributes are still to come. So
         metaclasses come first, then classes, after their bases; then functions, which instances may
         need; then data.
         """
-        value = self._value(key)
+        value = self._current_value(key)
         if isinstance(value, type):
             is_metaclass = issubclass(value, type)
             return (0 if is_metaclass else 1), len(value.__mro__)
         return (3 if key in self._data else 2), 0
 
     @staticmethod
-    def _value(key: _Key) -> Any:
+    def _current_value(key: _ScriptName) -> Any:
         """Return what a name stands for now, or wire.ABSENT."""
         return vars(sys.modules[key[0]]).get(key[1], wire.ABSENT)
 
@@ -3610,10 +3614,10 @@ def _is_imported(value: Any) -> bool:
 
 @functools.cache
 def _pickle_module(name: str) -> wire.Pickled:
-    return wire.Pickled(pickle.dumps(_Import(name), 5), module=name)
+    return wire.Pickled(pickle.dumps(_ModuleReference(name), 5), module=name)
 
 
-class _Import:
+class _ModuleReference:
     """Unpickles as the module of a name, which is imported there."""
 
     def __init__(self, name: str) -> None:
@@ -3623,7 +3627,7 @@ class _Import:
         return importlib.import_module, (self._name,)
 
 
-class _Pickles:
+class _PickleCache:
     """A cache of pickled functions, each valid while the function consists of the same objects.
 
     Only functions are cached in which nothing can change unless it is replaced: they hold no list,
@@ -3632,20 +3636,20 @@ class _Pickles:
 
     def __init__(self) -> None:
         # Threads that submit at once may both add to it: what they add is the same.
-        self._known: dict[tuple[Any, ...], tuple[list[Any], wire.Pickled]] = {}
+        self._cached: dict[tuple[Any, ...], tuple[list[Any], wire.Pickled]] = {}
 
-    def get(self, function: Any, snapshot: _Snapshot, *keys: _Key) -> wire.Pickled:
+    def get(self, function: Any, snapshot: _ScriptSnapshot, *keys: _ScriptName) -> wire.Pickled:
         """Return the pickle of a function, as `wire.pickle_definition` makes it.
 
         Arguments:
             snapshot: gives the globals that the function may refer to.
             keys: the name that the function is to be bound to, if any.
         """
-        parts = _parts_of(function)
+        parts = _parts_of_function(function)
         code_id = id(function.__code__) if parts else 0
         # Submodules that its code uses are sent along, as far as they are imported by now.
         place = (code_id, len(sys.modules), *keys)
-        known, pickled = self._known.get(place, ([], None))
+        known, pickled = self._cached.get(place, ([], None))
         if pickled and len(parts) == len(known) and all(map(operator.is_, parts, known)):
             return pickled
         globals_by_id = {}
@@ -3653,47 +3657,47 @@ class _Pickles:
         if keys or isinstance(function, types.FunctionType):
             globals_by_id = snapshot.globals_by_id(keys[0][0] if keys else "__main__")
         pickled = wire.pickle_definition(function, globals_by_id, keys, is_root=bool(keys))
-        if len(self._known) >= KNOWN_FUNCTIONS[0]:
-            self._known.clear()
-        if parts and len(pickled.data) <= wire.INLINE:
-            self._known[place] = parts, pickled
+        if len(self._cached) >= MAX_KNOWN_FUNCTIONS[0]:
+            self._cached.clear()
+        if parts and len(pickled.data) <= wire.MAX_INLINE:
+            self._cached[place] = parts, pickled
         return pickled
 
 
-def _parts_of(function: Any) -> list[Any]:
+def _parts_of_function(function: Any) -> list[Any]:
     """Return all objects that make up a function of the script; none if one of them can change."""
     if (type(function) is not types.FunctionType or function.__kwdefaults__ or function.__dict__
-            or not wire.module_of(function.__globals__)):
+            or not wire.script_module(function.__globals__)):
         return []
     values = [*(function.__defaults__ or ()), *function.__annotations__.values()]
     try:
         values += [cell.cell_contents for cell in function.__closure__ or ()]
     except ValueError:      # the cell is empty
         return []
-    if not all(wire.is_plain(value) or wire.reference(value) for value in values):
+    if not all(wire.is_plain(value) or wire.importable_name(value) for value in values):
         return []
     # Two cases. Results refer to a function that has a name: it must be the same object. A lambda
     # is another object each time it is evaluated: its code and its values must be the same.
-    module, _ = wire.path_of(function)
+    module, _ = wire.script_path(function)
     named = function if module else None
     return [named, function.__globals__, function.__code__, function.__name__,
             function.__qualname__, function.__module__, function.__doc__,
             *function.__annotations__, *values]
 
 
-class _Root(NamedTuple):
+class _SubmittedFunction(NamedTuple):
     """A function as it was submitted, and what it needs of the script."""
 
     name: str
     durations: _Durations
-    how: int                        # wire.EACH, ONCE or NAMED
-    pickled: Any                    # a wire.Pickled; if NAMED, its module and path
-    names: frozenset[_Key]          # that it uses
+    how: int                        # wire.UNPICKLE_EACH_CALL, UNPICKLE_ONCE or LOOK_UP_BY_NAME
+    pickled: Any                    # a wire.Pickled; if LOOK_UP_BY_NAME, its module and path
+    names: frozenset[_ScriptName]          # that it uses
     digest: bytes                   # two are the same function if this and all names are the same
     is_for_map: bool = False
 
 
-class _Functions:
+class _FunctionCache:
     """The functions that a pool has pickled, and how long they take.
 
     No lock guards them. A race: two threads may pickle the same function at once. It then has two
@@ -3701,13 +3705,13 @@ class _Functions:
     """
 
     def __init__(self) -> None:
-        self._idents = itertools.count(wire.INITIALIZER + 1)
+        self._idents = itertools.count(wire.INITIALIZER_ID + 1)
         self._by_name: dict[tuple[str, ...], _Function] = {}        # of installed modules
         self._by_content: Any = weakref.WeakValueDictionary()       # of the script
-        self._pickles = _Pickles()
+        self._pickles = _PickleCache()
         self._durations: dict[Any, _Durations] = {}     # by module, name and line
 
-    def get(self, fn: Callable[..., Any], names: Iterable[_Key] = (),
+    def get(self, fn: Callable[..., Any], names: Iterable[_ScriptName] = (),
             is_for_map: bool = False) -> _Function:
         """Pickle a function, unless a worker can import it by a name that was used before.
 
@@ -3715,15 +3719,16 @@ class _Functions:
             names: what the arguments need of the script.
             is_for_map: have each slot unpickle it once, whatever calls leave in it.
         """
-        key = wire.reference(fn)
+        key = wire.importable_name(fn)
         function = self._by_name.get(key)
         if function is None:
-            function = self._complete(self._take_root(fn, is_for_map), () if key else names)
+            root = self._pickle_submitted(fn, is_for_map)
+            function = self._with_needs(root, () if key else names)
             if key:
                 self._by_name[key] = function
         if is_for_map:      # each map has its own `variants`
             return dataclasses.replace(function, variants={})
-        return function if function.knows(names) else self._complete(function.root, names)
+        return function if function.knows(names) else self._with_needs(function.root, names)
 
     def get_definition(self, name: str) -> Any:
         """Return, packed, the definition that `__main__` has under a name; None if there is none.
@@ -3732,13 +3737,14 @@ class _Functions:
         """
         value = vars(sys.modules["__main__"]).get(name)
         is_type_hint = type(value).__module__ == "typing"
-        if not isinstance(value, (type, types.FunctionType, wire.CACHED)) and not is_type_hint:
+        if not isinstance(value, (type, types.FunctionType, wire.CACHED_TYPE)) and not is_type_hint:
             return None
         key = "__main__", name
-        root = _Root(name, _Durations(), wire.NAMED, key, frozenset([key]), b"")
-        return self._complete(root, ()).packed
+        root = _SubmittedFunction(
+            name, _Durations(), wire.LOOK_UP_BY_NAME, key, frozenset([key]), b"")
+        return self._with_needs(root, ()).packed
 
-    def extend(self, function: _Function, names: Iterable[_Key]) -> _Function:
+    def extend(self, function: _Function, names: Iterable[_ScriptName]) -> _Function:
         """Return the function of a map with `names` besides, which arguments need.
 
         All other names stand for what they did when the map began.
@@ -3752,66 +3758,71 @@ class _Functions:
             # snapshots have a name, the older one counts.
             versions = {**known.versions, **more.versions, **known.versions}
             definitions = {**more.definitions, **known.definitions}
-            function.variants[key] = self._make(function.root, versions, definitions)
+            function.variants[key] = self._make_function(function.root, versions, definitions)
         return function.variants[key]
 
-    def _take_root(self, fn: Callable[..., Any], is_for_map: bool) -> _Root:
+    def _pickle_submitted(self, fn: Callable[..., Any], is_for_map: bool) -> _SubmittedFunction:
         """Pickle a function by itself. Raises what pickling raises, with the culprit's name."""
-        name, inner = _name(fn), _unwrapped(fn)
+        name, inner = _name_of_function(fn), _unwrap_partials(fn)
         line = getattr(getattr(inner, "__code__", None), "co_firstlineno", 0)
         family = getattr(inner, "__module__", ""), name, line
         durations = self._durations.setdefault(family, _Durations())
         # Three cases. The script defines it at its top level; slots find it by its name.
-        module, path = wire.path_of(fn) if isinstance(fn, types.FunctionType) else (None, "")
+        module, path = wire.script_path(fn) if isinstance(fn, types.FunctionType) else (None, "")
         if module:
             needs = frozenset([(module, path.partition(".")[0])])
-            return _Root(name, durations, wire.NAMED, (module, path), needs, path.encode(),
-                         is_for_map)
+            return _SubmittedFunction(name, durations, wire.LOOK_UP_BY_NAME, (module, path), needs,
+                                      path.encode(), is_for_map)
         try:
             # An installed module defines it: its pickle is only a reference. It is kept by name,
             # and a map may use it later.
-            if wire.reference(fn):
+            if wire.importable_name(fn):
                 pickled = wire.Pickled(pickle.dumps(fn, 5))
-                return _Root(name, durations, wire.ONCE, pickled, frozenset(), pickled.digest,
-                             True)
+                return _SubmittedFunction(name, durations, wire.UNPICKLE_ONCE, pickled, frozenset(),
+                                          pickled.digest, True)
             # A lambda, a closure, a partial, ...: its pickle has all of it.
-            pickled = self._pickles.get(fn, _Snapshot((), self._pickles))
+            pickled = self._pickles.get(fn, _ScriptSnapshot((), self._pickles))
         except Exception as error:
             culprit = _find_unpicklable(inner)
             if not culprit:
                 raise
-            raise _like(error, f"{name} cannot be sent: {culprit}, which it uses, cannot be "
-                               f"pickled ({wire.describe(error)})") from error
-        names = frozenset(pickled.names | pickled.refs)
+            words = (f"{name} cannot be sent: {culprit}, which it uses, cannot be pickled "
+                     f"({wire.describe(error)})")
+            raise _pickling_error_like(error, words) from error
+        names = frozenset(pickled.used_globals | pickled.references)
         if is_for_map:      # slots keep a copy for each map: equal functions are not the same
             digest = pickled.digest + os.urandom(8)
-            return _Root(name, durations, wire.ONCE, pickled, names, digest, True)
-        return _Root(name, durations, wire.EACH, pickled, names, pickled.digest)
+            return _SubmittedFunction(
+                name, durations, wire.UNPICKLE_ONCE, pickled, names, digest, True)
+        return _SubmittedFunction(
+            name, durations, wire.UNPICKLE_EACH_CALL, pickled, names, pickled.digest)
 
-    def _take_snapshot(self, root: _Root, names: Iterable[_Key]) -> _Snapshot:
+    def _take_snapshot(self, root: _SubmittedFunction,
+                       names: Iterable[_ScriptName]) -> _ScriptSnapshot:
         """Return a snapshot of the script. Raises an error that names the function, too."""
         try:
-            return _Snapshot(names, self._pickles)
-        except _CannotBeSent as problem:
-            raise _like(problem.error, f"{root.name} cannot be sent: {problem}") from problem.error
+            return _ScriptSnapshot(names, self._pickles)
+        except _UnpicklableError as problem:
+            words = f"{root.name} cannot be sent: {problem}"
+            raise _pickling_error_like(problem.error, words) from problem.error
 
-    def _complete(self, root: _Root, names: Iterable[_Key]) -> _Function:
+    def _with_needs(self, root: _SubmittedFunction, names: Iterable[_ScriptName]) -> _Function:
         """Return the function of a root, with all that it needs of the script as it is now.
 
         Arguments:
             names: what it needs besides those of the root.
         """
         script = self._take_snapshot(root, {*root.names, *names})
-        place = root.pickled if root.how == wire.NAMED else None
+        place = root.pickled if root.how == wire.LOOK_UP_BY_NAME else None
         content = root.how, root.digest, place, frozenset(script.versions.items())
         function = self._by_content.get(content)
         if function is None:
-            function = self._make(root, script.versions, script.definitions)
+            function = self._make_function(root, script.versions, script.definitions)
             function.script = script if root.is_for_map else None
             self._by_content[content] = function
         return function     # type: ignore[no-any-return]
 
-    def _make(self, root: _Root, versions: Mapping[_Key, bytes],
+    def _make_function(self, root: _SubmittedFunction, versions: Mapping[_ScriptName, bytes],
               definitions: Mapping[bytes, Any]) -> _Function:
         """Return a new function; see `wire.pack_function` for the arguments."""
         packed = wire.pack_function(root.how, root.pickled, versions, definitions)
@@ -3821,7 +3832,7 @@ class _Functions:
                          needs=frozenset(versions), kept=kept)
 
 
-class _CannotBeSent(Exception):
+class _UnpicklableError(Exception):
     """Something that a function uses cannot be pickled.
 
     Arguments:
@@ -3834,15 +3845,15 @@ class _CannotBeSent(Exception):
         self.error = error
 
 
-def _cannot_be_sent(name: str, value: Any, error: Exception) -> _CannotBeSent:
+def _unpicklable_error(name: str, value: Any, error: Exception) -> _UnpicklableError:
     remedy = ""
     if isinstance(value, type):
         remedy = "; to use this class, move it into a module of its own and import it from there"
-    return _CannotBeSent(f"{name}, which it uses, cannot be pickled "
+    return _UnpicklableError(f"{name}, which it uses, cannot be pickled "
                          f"({wire.describe(error)}){remedy}", error)
 
 
-def _like(error: Exception, words: str) -> Exception:
+def _pickling_error_like(error: Exception, words: str) -> Exception:
     """Return an error with another message, of a type that callers of pickle expect."""
     if isinstance(error, pickle.PicklingError):
         return pickle.PicklingError(words)
@@ -3861,7 +3872,7 @@ def _find_unpicklable(fn: Any) -> str:
 
 def _is_unpicklable(value: Any) -> bool:
     try:
-        wire.pack_outward(value)
+        wire.pack_for_slot(value)
     except Exception:
         return True
     return False
@@ -3890,36 +3901,37 @@ def _blame_arguments(name: str, args: Iterable[Any], kwargs: Mapping[str, Any],
     return error
 
 
-def _name(fn: Any) -> str:
+def _name_of_function(fn: Any) -> str:
     """Return what a function is called in messages and displays."""
-    fn = _unwrapped(fn)
+    fn = _unwrap_partials(fn)
     return getattr(fn, "__qualname__", type(fn).__qualname__)
 
 
-def _unwrapped(fn: Any) -> Any:
+def _unwrap_partials(fn: Any) -> Any:
     """Return the function that a partial calls, or that a chunk of a map does."""
     while isinstance(fn, functools.partial):
-        is_ours = fn.func in (wire.run_chunk, wire.run_some)
+        is_ours = fn.func in (wire.run_chunk, wire.run_items)
         fn = fn.args[0] if is_ours else fn.func
     return fn
 
 
-_Outcome = tuple[Any, list["_RemoteFuture"]]    # an answer, or a _Refusal; futures to call back for
+# An answer, or a _DecisionFailure; and futures whose callbacks are to be called.
+_Outcome = tuple[Any, list["_RemoteFuture"]]
 # A decision that is to be made, its operands, and what is called with the outcome, without the
 # lock. If that is None, the thread that goes through the door runs the callbacks of the futures.
 _Event = tuple[Callable[..., Any], tuple[Any, ...], Callable[[_Outcome], object] | None]
-_FOREIGN = "this executor belongs to the parent process; make another one after a fork"
+_BELONGS_TO_PARENT = "this executor belongs to the parent process; make another one after a fork"
 
 
 def _decide_nothing() -> None:
     """Be the decision of an event that only wakes the heartbeat, or has a reply run there."""
 
 
-_LOOK: _Event = _decide_nothing, (), None
+_WAKE_UP: _Event = _decide_nothing, (), None
 
 
 @dataclasses.dataclass
-class _Refusal:
+class _DecisionFailure:
     """The answer to a decision that raised; `decide` raises the error in the thread that asked."""
 
     error: Exception
@@ -3935,42 +3947,42 @@ class _Supervisor:
         title: of the pool, for logs and names of threads.
         baggage: what machines are sent beside the calls.
         heartbeat_seconds: between two pings.
-        board: where output and status are shown.
+        scoreboard: where output and status are shown.
     """
 
     def __init__(self, scheduler: _Scheduler, title: str, ssh_options: list[str],
-                 baggage: _Baggage, heartbeat_seconds: float, board: _Scoreboard) -> None:
+                 setup: _PoolSetup, heartbeat_seconds: float, board: _Scoreboard) -> None:
         # These stay as they are.
         self.title = title
         self.ssh_options = ssh_options
         self.heartbeat_seconds = heartbeat_seconds
         self.pid = os.getpid()
-        self._main = threading.main_thread().ident
+        self._main_thread = threading.main_thread().ident
         # The one lock. It guards the scheduler, and the order in which decisions are put into the
         # queues of channels. It is reentrant because the garbage collector runs finalizers in any
         # thread, even in one that has the lock, and they cancel and submit.
         self._lock: Any = threading.RLock()
         self.scheduler = scheduler          # some of its methods need no lock, and say so
         # Each of these can be used by several threads at once.
-        self.baggage = baggage
-        self.board = board
-        self.functions = _Functions()
+        self.setup = setup
+        self.scoreboard = board
+        self.functions = _FunctionCache()
         self.events: SimpleQueue[_Event] = SimpleQueue()    # for the heartbeat, from any thread
-        self.ended = threading.Event()      # all is over; set by the heartbeat
-        self.counted = threading.Event()    # the scheduler is_counted(), or somebody has waited
-        self.copying = threading.Semaphore(HANDSHAKES[0])       # each scp is a login
-        # By link. `_connect` adds a login and its reader removes it; the reader adds and removes
+        self.all_ended = threading.Event()      # all is over; set by the heartbeat
+        self.slots_are_known = threading.Event()    # or somebody has waited for that in vain
+        self.scp_limit = threading.Semaphore(LOGIN_WINDOW[0])       # each scp is a login
+        # By link. `_open_link` adds a login and its reader removes it; the reader adds and removes
         # its channel. Other threads look, and iterate over a copy.
         self.logins: dict[int, _Login] = {}         # from its start to its end
         self.channels: dict[int, _Channel] = {}     # while it works
         self._threads: Any = weakref.WeakSet()      # added to by the threads that start others
-        self._lost_seconds = 0.0            # that this process was suspended; by the heartbeat
+        self._suspended_seconds = 0.0            # that this process was suspended; by the heartbeat
         # Returns the future whose callbacks are to be run, if there is one. All other decisions are
         # for channels.
-        self._performers: dict[_Act, Callable[[Any, Any], _RemoteFuture | None]] = {
-            _CONNECT: self._connect, _SETTLE: self._settle, _LEAVE: self._leave,
-            _FINISH: self._finish, _WARN: self._warn}
-        self.start_thread("heartbeat", self._keep_time)
+        self._performers: dict[_Action, Callable[[Any, Any], _RemoteFuture | None]] = {
+            _CONNECT: self._open_link, _SETTLE: self._settle_future, _LEAVE: self._close_link,
+            _FINISH: self._wake_heartbeat, _WARN: self._log_warning}
+        self.start_thread("heartbeat", self._run_heartbeat)
 
     def start_thread(self, name: str, target: Callable[..., None], *args: Any) -> threading.Thread:
         """Start a thread that belongs to this pool. Raises RuntimeError if there are too many."""
@@ -3990,14 +4002,14 @@ class _Supervisor:
         interrupts a thread with the lock, it leaves the decision to the heartbeat and returns None.
         """
         if os.getpid() != self.pid:
-            raise RuntimeError(_FOREIGN)
+            raise RuntimeError(_BELONGS_TO_PARENT)
         if self._lock._is_owned():
             self.events.put((decision, operands, None))
             return None
         outcomes: SimpleQueue[_Outcome] = SimpleQueue()
         try:
-            self._enter((decision, operands, outcomes.put))
-            answer, futures = self._await(outcomes)
+            self._route_event((decision, operands, outcomes.put))
+            answer, futures = self._await_outcome(outcomes)
         except BaseException:       # Ctrl-C: the heartbeat runs the callbacks
             def call_back(_outcome: _Outcome) -> None:
                 if not outcomes.empty():
@@ -4007,37 +4019,37 @@ class _Supervisor:
             # the queue, unless Ctrl-C came after it was taken from there.
             self.events.put((_decide_nothing, (), call_back))
             raise
-        if not self.counted.is_set() and self.scheduler.is_counted():
-            self.counted.set()
+        if not self.slots_are_known.is_set() and self.scheduler.is_counted():
+            self.slots_are_known.set()
         self._call_back(futures)
-        if isinstance(answer, _Refusal):
+        if isinstance(answer, _DecisionFailure):
             raise answer.error
         return answer
 
-    def _await(self, outcomes: SimpleQueue[_Outcome]) -> _Outcome:
-        """Wait for the outcome of an event that `_enter` was given."""
+    def _await_outcome(self, outcomes: SimpleQueue[_Outcome]) -> _Outcome:
+        """Wait for the outcome of an event that `_route_event` was given."""
         while True:
             # A race: the heartbeat ends just before this event is put. Then nobody else passes it.
-            if self.ended.is_set():
-                self._pass(self._next_events(0))
+            if self.all_ended.is_set():
+                self._process_events(self._wait_for_events(0))
             try:
                 return outcomes.get(timeout=1.0)
             except Empty:
                 pass
 
-    def _enter(self, event: _Event) -> None:
+    def _route_event(self, event: _Event) -> None:
         """Go through the door with an event, or have the heartbeat do it.
 
         Two cases in which the heartbeat does. Ctrl-C may interrupt the main thread between any two
         bytecodes, and would leave a decision half made or half carried out. And a thread that has
         the lock is in a finalizer, in the middle of another decision.
         """
-        if threading.get_ident() == self._main or self._lock._is_owned():
+        if threading.get_ident() == self._main_thread or self._lock._is_owned():
             self.events.put(event)
         else:
-            self._pass([event])
+            self._process_events([event])
 
-    def _pass(self, events: Iterable[_Event]) -> None:
+    def _process_events(self, events: Iterable[_Event]) -> None:
         """Go through the door: decide under the lock; without it, carry out and reply.
 
         Nothing that fails on the way keeps the rest from being carried out.
@@ -4077,12 +4089,12 @@ class _Supervisor:
         """
         outcomes: list[Any] = []
         channels: dict[_Channel, None] = {}
-        self.scheduler.now = monotonic() - self._lost_seconds
+        self.scheduler.now = monotonic() - self._suspended_seconds
         for decision, operands, reply in events:
             try:
                 answer = decision(*operands)
             except Exception as error:
-                answer = _Refusal(error)
+                answer = _DecisionFailure(error)
             actions = []
             for action in self.scheduler.take_actions():
                 verb, target, operand = action
@@ -4107,27 +4119,27 @@ class _Supervisor:
                 left.popleft()._invoke_callbacks()
         except BaseException:       # the standard library has logged those that are Exceptions
             self.events.put((_decide_nothing, (), lambda _: self._call_back(left)))
-            if threading.get_ident() == self._main:
+            if threading.get_ident() == self._main_thread:
                 raise
             _log.exception("%s: a callback of a future raised", self.title)
 
-    def _connect(self, worker: _Worker, link: int) -> None:
+    def _open_link(self, worker: _Worker, link: int) -> None:
         """Perform CONNECT: start the threads of a link, whose reader logs in."""
         stuck: SimpleQueue[Any] = SimpleQueue()
         try:
             self.logins[link] = _Login(worker.record, self.ssh_options)
             reader = _Reader(self, worker, link, stuck)
-            self.start_thread(f"{worker.machine} writer", _write_on, stuck)
-            self.start_thread(f"{worker.machine} reader", reader.run)
+            self.start_thread(f"{worker.machine} writer", _run_writer, stuck)
+            self.start_thread(f"{worker.machine} reader", reader._run_reader)
         except (OSError, RuntimeError) as error:
             # Too many files or threads; and Python 3.12.0 and 3.12.1 start no thread at exit.
             stuck.put(None)
             if self.logins.pop(link, None):
-                self.events.put((self.scheduler.ended, (link,), None))
+                self.events.put((self.scheduler.on_link_ended, (link,), None))
             loss = _Loss(_LossKind.LOST, wire.describe(error))
-            self.decide(self.scheduler.hear, worker, link, _Scheduler.down, loss)
+            self.decide(self.scheduler.on_report, worker, link, _Scheduler.on_link_lost, loss)
 
-    def _leave(self, link: int, _operand: Any = ()) -> None:
+    def _close_link(self, link: int, _operand: Any = ()) -> None:
         """Perform LEAVE: close a link, or give up its login."""
         # A race: the reader thread may remove them, once the link has ended by itself.
         channel, login = self.channels.get(link), self.logins.get(link)
@@ -4136,15 +4148,15 @@ class _Supervisor:
         elif login:
             login.abort("the link is no longer needed")
 
-    def _finish(self, _target: Any, _operand: Any) -> None:
+    def _wake_heartbeat(self, _target: Any, _operand: Any) -> None:
         """Perform FINISH: have the heartbeat find out that the scheduler is over."""
-        self.events.put(_LOOK)
+        self.events.put(_WAKE_UP)
 
-    def _warn(self, _target: Any, words: str) -> None:
+    def _log_warning(self, _target: Any, words: str) -> None:
         """Perform WARN."""
         _log.warning("%s: %s", self.title, words)
 
-    def _settle(self, bundle: _Bundle, ending: tuple[int, Any]) -> _RemoteFuture | None:
+    def _settle_future(self, bundle: _Bundle, ending: tuple[int, Any]) -> _RemoteFuture | None:
         """Perform SETTLE: resolve a bundle's future. May be called again if it raised.
 
         Return the future if it has callbacks to run.
@@ -4154,10 +4166,10 @@ class _Supervisor:
             if kind == wire.RESULT:
                 value = wire.unpack(value)
             elif kind == wire.ERROR:
-                value = _rebuild(bundle.function.name, value)
+                value = _rebuild_exception(bundle.function.name, value)
         except BaseException as error:
             kind = _FAILED
-            value = _unpickling_failed(bundle.function.name, error)
+            value = _unpickling_error(bundle.function.name, error)
         future: _RemoteFuture = bundle.future
         has_callbacks = future.settle(kind, value)
         bundle.packed = b""
@@ -4166,7 +4178,7 @@ class _Supervisor:
 
     # The heartbeat
 
-    def _keep_time(self) -> None:
+    def _run_heartbeat(self) -> None:
         """Run the heartbeat thread, until the scheduler is over and every link has ended."""
         period = min(TICK_SECONDS, max(0.1, self.heartbeat_seconds))
         tick_at = beat_at = 0.0
@@ -4175,17 +4187,17 @@ class _Supervisor:
         is_over = False
         leaving: dict[int, float] = {}      # by link: when to warn that it takes long to end
         while self.logins or not is_over:
-            events = self._next_events(tick_at - last)
+            events = self._wait_for_events(tick_at - last)
             now = monotonic()
             # This process was suspended: the time has passed for nobody else.
             if now - last > 1.0 + period:
-                self._lost_seconds += now - last
+                self._suspended_seconds += now - last
             last = now
             try:
-                self._pass(events)
+                self._process_events(events)
                 if self.scheduler.is_over():
                     is_over = True
-                    self._leave_all(leaving, now)
+                    self._close_links(leaving, now)
                     if self.scheduler.mode is _KILLING:
                         killed_at = min(killed_at, now)
                 if now >= tick_at:
@@ -4197,11 +4209,11 @@ class _Supervisor:
             except Exception:       # without a heartbeat, nothing would ever end
                 _log.exception("%s: unexpected error in the heartbeat thread, which goes on",
                                self.title)
-        self.baggage.cargo.cleanup()
-        self.board.finish(self.status(), self.scheduler.histogram())
-        self.ended.set()
+        self.setup.cargo.cleanup()
+        self.scoreboard.finish(self.status(), self.scheduler.histogram())
+        self.all_ended.set()
         while not self.events.empty():
-            self._pass(self._next_events(0))
+            self._process_events(self._wait_for_events(0))
 
     def _tick(self, now: float, is_beat: bool, is_late: bool) -> None:
         """Look after the links, have the scheduler look at the clock, and show how things stand.
@@ -4218,13 +4230,13 @@ class _Supervisor:
             elif not login.is_ready:
                 login.check(now)
             if channel and is_beat and not channel.beat():
-                login.abort(f"no answer to {MISSED_BEATS} heartbeats")
-        held_up = [link for link, channel in [*self.channels.items()] if channel.is_held_up()]
+                login.abort(f"no answer to {MISSED_HEARTBEATS} heartbeats")
+        held_up = [link for link, channel in [*self.channels.items()] if channel.was_reader_busy()]
         held_up += [link for link, login in [*self.logins.items()] if login.copies]
         self.decide(self.scheduler.tick, held_up)
-        self.board.tick(self.status, is_beat)
+        self.scoreboard.tick(self.status, is_beat)
 
-    def _leave_all(self, leaving: dict[int, float], now: float) -> None:
+    def _close_links(self, leaving: dict[int, float], now: float) -> None:
         """Leave all machines. May be called again, until no link is left.
 
         Arguments:
@@ -4234,7 +4246,7 @@ class _Supervisor:
             channel = self.channels.get(link)
             # Four cases. It is still being opened, or we kill: at once.
             if channel is None or not login.is_ready or self.scheduler.mode is _KILLING:
-                self._leave(link)
+                self._close_link(link)
             # It is up: its slots end as processes do, once their threads have.
             elif link not in leaving:
                 leaving[link] = now + CLOSE_SECONDS
@@ -4245,7 +4257,7 @@ class _Supervisor:
                 _log.warning("%s: %s: still waiting for threads that tasks started there; press "
                              "Ctrl-C to kill them", self.title, login.record)
 
-    def _next_events(self, patience: float) -> list[_Event]:
+    def _wait_for_events(self, patience: float) -> list[_Event]:
         """Return the events that are queued; none if there is none for `patience` seconds."""
         events = []
         try:
@@ -4271,26 +4283,26 @@ class _Supervisor:
         raises.
         """
         if os.getpid() != self.pid:
-            raise RuntimeError(_FOREIGN)
+            raise RuntimeError(_BELONGS_TO_PARENT)
         self.scheduler.check_open(owner)
         # A call belongs to the notebook's cell that is running if the main thread submits it. Other
         # threads outlive the cell that started them.
         cell = 0
-        if self.board.cell and threading.get_ident() == self._main:
-            cell = self.board.cell
-            self.board.home = cell
+        if self.scoreboard.running_cell and threading.get_ident() == self._main_thread:
+            cell = self.scoreboard.running_cell
+            self.scoreboard.status_cell = cell
         is_pickled = isinstance(fn, _Function)
         try:
             packed, names = wire.pack_call(args, kwargs)
         except Exception as error:
-            name = fn.name if is_pickled else _name(fn)
+            name = fn.name if is_pickled else _name_of_function(fn)
             blamed = _blame_arguments(name, args, kwargs, error)
             raise blamed from blamed.__cause__
         function = (self.functions.extend(fn, names) if is_pickled
                     else self.functions.get(fn, names))
         bundle = _Bundle(function, packed, owner=owner, cell=cell)
         future = bundle.future = _RemoteFuture(self, bundle)
-        self._enter((self.scheduler.submit, (bundle,), None))
+        self._route_event((self.scheduler.submit, (bundle,), None))
         return future
 
     def submit_item(self, function: _Function, owner: _ChunkedMap | None,
@@ -4298,7 +4310,7 @@ class _Supervisor:
         """Have the function of a map called, which may go on after a shutdown has begun."""
         return self.submit(function, args, {}, owner)
 
-    def drop(self, function: _Function) -> None:
+    def forget_function(self, function: _Function) -> None:
         """Have all machines forget a map's function, if it is large, and its variants."""
         if os.getpid() != self.pid:
             return
@@ -4317,14 +4329,14 @@ class _Supervisor:
         """Accept no more calls, and end when all are done; see `BaseExecutor.shutdown`."""
         if os.getpid() != self.pid:
             return
-        self.board.quiet = self.board.quiet or quiet
+        self.scoreboard.quiet = self.scoreboard.quiet or quiet
         self.decide(self.scheduler.close, cancel_futures)
         if wait and self._may_wait():
             try:
-                self.ended.wait()
+                self.all_ended.wait()
             except KeyboardInterrupt:       # the user does not want to wait for results
-                self.decide(self.scheduler.give_up)
-                self.ended.wait()
+                self.decide(self.scheduler.kill_all)
+                self.all_ended.wait()
                 raise
 
     def _may_wait(self) -> bool:
@@ -4333,39 +4345,39 @@ class _Supervisor:
         Two cases in which it may not. A thread of the pool, in a callback, would wait for itself. A
         thread that has the lock, in a finalizer, would keep all others waiting.
         """
-        is_ours = threading.current_thread() in {*self._threads, self.board.thread}
+        is_ours = threading.current_thread() in {*self._threads, self.scoreboard.thread}
         return not is_ours and not self._lock._is_owned()
 
-    def await_count(self) -> None:
-        """Wait until each machine has told its number of slots or failed, or for COUNT_SECONDS.
+    def await_slot_count(self) -> None:
+        """Wait until each machine has reported its slots or failed, or for SLOT_COUNT_SECONDS.
 
         Later calls do not wait, until another machine is added.
         """
-        if not self.counted.is_set() and os.getpid() == self.pid and self._may_wait():
-            self.counted.wait(COUNT_SECONDS)
-            self.counted.set()
+        if not self.slots_are_known.is_set() and os.getpid() == self.pid and self._may_wait():
+            self.slots_are_known.wait(SLOT_COUNT_SECONDS)
+            self.slots_are_known.set()
 
     def status(self) -> Any:
         """Return a RemoteExecutorStatus, as of now."""
         stages = {link: login.progress() for link, login in [*self.logins.items()]}
         return self.decide(_take_status, self.title, self.scheduler, stages)
 
-    def abandon(self) -> None:
+    def close_in_child(self) -> None:
         """In a forked child, close its copies of the pipes: the links are the parent's."""
         for login in self.logins.values():
-            login.abandon()
+            login.close_in_child()
         for channel in self.channels.values():
-            channel.abandon()
+            channel.close_in_child()
 
 
-def _write_on(stuck: SimpleQueue[Any]) -> None:
+def _run_writer(stuck: SimpleQueue[Any]) -> None:
     """Run the writer thread of a link: write what did not fit into the pipe at once.
 
     Arguments:
         stuck: the channel is put into it when there is something to write; None ends the thread.
     """
     for channel in iter(stuck.get, None):
-        channel.write_on()
+        channel.resume_writing()
 
 
 class _Reader:
@@ -4373,7 +4385,7 @@ class _Reader:
 
     Arguments:
         link: the number under which the supervisor finds the login and, once it is up, the channel.
-        stuck: for the link's writer thread; see `_write_on`.
+        stuck: for the link's writer thread; see `_run_writer`.
     """
 
     def __init__(self, supervisor: _Supervisor, worker: _Worker, link: int,
@@ -4381,41 +4393,42 @@ class _Reader:
         self._supervisor = supervisor
         self._worker = worker
         self._link = link
-        self._stuck = stuck
+        self._writer_queue = stuck
         self._login = supervisor.logins[link]
         # The reader thread alone uses these.
-        self._asked: set[tuple[int, str]] = set()       # what slots have asked for, by kind
+        self._questions: set[tuple[int, str]] = set()       # what slots have asked for, by kind
         self._copiers: list[threading.Thread] = []
         # Added to by copiers; if two add the same, it is logged twice.
-        self._told: set[str] = set()        # why packages do not follow
+        self._logged_refusals: set[str] = set()        # why packages do not follow
         self._copy_loss = _LossKind.UNUSABLE        # what a failure to store files is
         # By kind of message, what acts on it: on its identifier and its body.
-        self._on: dict[int, Callable[[int, Any], None]] = {
-            wire.OUTPUT: self._on_output, wire.DIED: self._on_died, wire.KILLED: self._on_killed,
-            wire.RECALLED: self._on_recalled, wire.SLOTS: self._on_slots,
-            wire.PONG: self._on_pong, wire.UNFIT: self._on_unfit,
-            wire.COPY: self._on_copy, wire.STORED: self._on_stored, wire.NAME: self._on_name}
-        finders = {wire.WANTED: self._find_module, wire.CHILDREN: self._find_children,
-                   wire.METADATA: self._find_metadata}
+        self._message_handlers: dict[int, Callable[[int, Any], None]] = {
+            wire.OUTPUT: self._on_output, wire.DIED: self._on_slot_exit,
+            wire.KILLED: self._on_attempt_killed,
+            wire.RECALLED: self._on_attempts_recalled, wire.SLOT_COUNT: self._on_slot_count,
+            wire.PONG: self._on_pong, wire.INITIALIZER_FAILED: self._on_initializer_failed,
+            wire.COPY: self._on_copy, wire.STORED: self._on_stored, wire.FIND_NAME: self._on_name}
+        finders = {wire.FIND_MODULE: self._find_module, wire.LIST_MODULES: self._find_children,
+                   wire.FIND_METADATA: self._find_metadata}
         for kind, find in finders.items():
-            self._on[kind] = functools.partial(self._on_question, kind, find)
+            self._message_handlers[kind] = functools.partial(self._on_question, kind, find)
 
-    def run(self) -> None:
+    def _run_reader(self) -> None:
         """Run the reader thread: log in, read until the link ends, and report why it did."""
         supervisor, login = self._supervisor, self._login
-        baggage = supervisor.baggage
+        setup = supervisor.setup
         try:
-            self._channel = login.open(baggage.config, self._stuck, self._is_expected)
+            self._channel = login.open(setup.config, self._writer_queue, self._is_expected)
             supervisor.channels[self._link] = self._channel
-            if baggage.initializer:
+            if setup.initializer:
                 self._channel.send(
-                    wire.message(wire.FUNCTION, wire.INITIALIZER, 0, baggage.initializer))
-            if baggage.cargo.keys:
-                self._tell(_Scheduler.greeted, login.cores)
-                login.await_files(baggage.cargo.size)
+                    wire.message(wire.FUNCTION, wire.INITIALIZER_ID, 0, setup.initializer))
+            if setup.cargo.keys:
+                self._report(_Scheduler.on_greeting, login.cores)
+                login.await_files(setup.cargo.size)
             else:
                 self._on_stored(0, b"")
-            self._work()
+            self._read_until_closed()
         except _LinkLost as lost:
             self._on_link_lost(lost.loss)
         except BaseException as error:
@@ -4425,18 +4438,18 @@ class _Reader:
         finally:
             if self._link in supervisor.channels:
                 supervisor.channels.pop(self._link).close()
-            self._stuck.put(None)
+            self._writer_queue.put(None)
             login.end()
             for thread in self._copiers:
                 thread.join()
             # In this order: the heartbeat ends when it finds no login after an event.
             del supervisor.logins[self._link]
-            supervisor.events.put((supervisor.scheduler.ended, (self._link,), None))
+            supervisor.events.put((supervisor.scheduler.on_link_ended, (self._link,), None))
 
     def _on_link_lost(self, loss: _Loss) -> None:
         """Report and log that the link ended, or could not be opened, against our will."""
-        self._tell(_Scheduler.noticed, self._login.found)
-        if not self._tell(_Scheduler.down, loss):
+        self._report(_Scheduler.on_login_stages, self._login.found)
+        if not self._report(_Scheduler.on_link_lost, loss):
             return
         if loss.is_permanent:
             self._log(logging.ERROR, loss.cause)
@@ -4448,23 +4461,23 @@ class _Reader:
     def _log(self, level: int, words: str) -> None:
         _log.log(level, "%s: %s: %s", self._supervisor.title, self._worker.record, words)
 
-    def _tell(self, report: Callable[..., Any], *operands: Any) -> Any:
+    def _report(self, report: Callable[..., Any], *operands: Any) -> Any:
         """Report something to the scheduler, with one of its methods; return its answer."""
         supervisor = self._supervisor
         return supervisor.decide(
-            supervisor.scheduler.hear, self._worker, self._link, report, *operands)
+            supervisor.scheduler.on_report, self._worker, self._link, report, *operands)
 
-    def _work(self) -> None:
+    def _read_until_closed(self) -> None:
         """Act on messages until we close the link. Raises _LinkLost if it ends otherwise."""
         while True:
             try:
                 messages = self._channel.read()
                 for kind, group in itertools.groupby(messages, operator.itemgetter(0)):
-                    self._hear(kind, [*group])
+                    self._on_messages(kind, [*group])
             except (OSError, EOFError, wire.FrameError) as error:
                 if self._channel.pipe is not _CLOSING:
                     raise self._login.diagnose(error) from None
-                self._tell(_Scheduler.left)
+                self._report(_Scheduler.on_link_closed)
                 return
 
     def _is_expected(self, kind: int, ident: int) -> bool:
@@ -4473,29 +4486,29 @@ class _Reader:
         It may be one that is to be killed. Of any other, no memory is set aside.
         """
         worker = self._worker
-        is_outcome = kind in (wire.RESULT, wire.ERROR, wire.MISSING, wire.UNFIT)
+        is_outcome = kind in (wire.RESULT, wire.ERROR, wire.MISSING_MODULE, wire.INITIALIZER_FAILED)
         return is_outcome and (ident in worker.ahead or ident in worker.running)
 
-    def _hear(self, kind: int, messages: list[_Message]) -> None:
+    def _on_messages(self, kind: int, messages: list[_Message]) -> None:
         """Act on messages of one kind. Raises FrameError for what no shim sends."""
         # Three cases. Outcomes are reported together: so they go through the door once.
         if kind in (wire.RESULT, wire.ERROR):
-            self._tell(_Scheduler.finish, messages)
+            self._report(_Scheduler.on_results, messages)
             return
         # Likewise, with what is known here about the module that is missing there.
-        if kind == wire.MISSING:
-            self._tell(_Scheduler.finish, [*map(self._look_for, messages)])
+        if kind == wire.MISSING_MODULE:
+            self._report(_Scheduler.on_results, [*map(self._find_missing_module, messages)])
             return
         # Everything else is acted on one by one.
         try:
             for _, ident, _, body in messages:
-                self._on[kind](ident, body)
-        except wire.NONSENSE as error:
+                self._message_handlers[kind](ident, body)
+        except wire.DECODE_ERRORS as error:
             raise wire.FrameError(
                 f"invalid message of kind {kind}: {wire.describe(error)}") from None
 
-    def _look_for(self, message: _Message) -> _Message:
-        """Return a MISSING message as `_Scheduler.finish` expects it: with whether we have it."""
+    def _find_missing_module(self, message: _Message) -> _Message:
+        """Add to the body of a MISSING_MODULE message whether the module is here."""
         kind, ident, tag, body = message
         name, _, pickled = bytes(body[0]).partition(b"\0")
         module = name.decode("utf-8", "replace")
@@ -4506,64 +4519,65 @@ class _Reader:
         return kind, ident, tag, (module, is_ours, (pickled,))
 
     def _on_output(self, number: int, body: bytes) -> None:
-        printed = wire.frame(wire.PRINTED, len(body))
-        self._supervisor.board.show_output(
+        printed = wire.frame(wire.OUTPUT_ACK, len(body))
+        self._supervisor.scoreboard.show_output(
             self._worker.machine, number, body, lambda: self._channel.send([printed]))
 
-    def _on_died(self, ident: int, body: bytes) -> None:
+    def _on_slot_exit(self, ident: int, body: bytes) -> None:
         self._channel.forget(ident)
         slot, status = wire.DEATH.unpack_from(body)
         words = body[wire.DEATH.size:].decode("utf-8", "replace")
-        self._tell(_Scheduler.died, ident, slot, _ending(status), words)
+        self._report(_Scheduler.on_slot_exit, ident, slot, _describe_exit(status), words)
 
-    def _on_killed(self, ident: int, body: bytes) -> None:
+    def _on_attempt_killed(self, ident: int, body: bytes) -> None:
         self._channel.forget(ident)
         slot, _ = wire.DEATH.unpack(body)
-        self._tell(_Scheduler.freed, ident, slot)
+        self._report(_Scheduler.on_attempt_killed, ident, slot)
 
-    def _on_recalled(self, _ident: int, body: bytes) -> None:
-        self._tell(_Scheduler.recalled, [ident for ident, in wire.IDENT.iter_unpack(body)])
+    def _on_attempts_recalled(self, _ident: int, body: bytes) -> None:
+        idents = [ident for ident, in wire.IDENTIFIER.iter_unpack(body)]
+        self._report(_Scheduler.on_attempts_recalled, idents)
 
     def _on_pong(self, sent_at: int, _body: bytes) -> None:
-        self._tell(_Scheduler.measured, (monotonic_ns() - sent_at) * 1e-9)
+        self._report(_Scheduler.on_round_trip, (monotonic_ns() - sent_at) * 1e-9)
 
-    def _on_slots(self, count: int, body: bytes) -> None:
+    def _on_slot_count(self, count: int, body: bytes) -> None:
         if not 0 < count <= self._worker.count:
             raise ValueError(f"{count} slots")
         self._log(logging.WARNING, f"only {count} slots: {body.decode('utf-8', 'replace')}")
-        self._tell(_Scheduler.resized, count)
+        self._report(_Scheduler.on_slot_count, count)
 
-    def _on_unfit(self, _ident: int, body: Sequence[bytes]) -> None:
+    def _on_initializer_failed(self, _ident: int, body: Sequence[bytes]) -> None:
         words = bytes(body[0]).decode("utf-8", "replace")
         raise _LinkLost(f"the initializer raised {words}", _LossKind.INITIALIZER_FAILED)
 
     def _on_question(self, kind: int, find: Callable[[str], Any], ident: int, body: bytes) -> None:
         """Answer what a slot has asked for; with None where there is nothing."""
-        name = self._ask(kind, body)
+        name = self._check_question(kind, body)
         answer = None
         try:
             answer = find(name)
         except Exception:       # import hooks of the user may raise anything; the link goes on
             _log.exception("%s: unexpected error while looking for %s", self._supervisor.title,
                            name)
-        self._answer(ident, answer)
+        self._send_answer(ident, answer)
 
     def _find_module(self, name: str) -> Any:
         """Return a module's source, or the distribution that it belongs to, or None."""
-        baggage = self._supervisor.baggage
-        source = _find_source(name) if baggage.modules else None
-        return source or baggage.cargo.offer(name, self._login.facts)
+        setup = self._supervisor.setup
+        source = _find_source(name) if setup.modules else None
+        return source or setup.cargo.offer(name, self._login.facts)
 
     def _find_children(self, name: str) -> Any:
         """Return what `pkgutil` lists in a package of the project: `(name, is a package)` each."""
-        is_ours = self._supervisor.baggage.modules and _find_source(name)
+        is_ours = self._supervisor.setup.modules and _find_source(name)
         places = _find_spec(name).submodule_search_locations if is_ours else ()
         return [(child.name, child.ispkg) for child in pkgutil.iter_modules(places)]
 
     def _find_metadata(self, name: str) -> Any:
         """Return what is installed here as distribution `name`, if it may follow, or None."""
-        baggage = self._supervisor.baggage
-        return baggage.cargo.describe(name, self._login.facts, baggage.modules)
+        setup = self._supervisor.setup
+        return setup.cargo.describe(name, self._login.facts, setup.modules)
 
     def _on_name(self, ident: int, body: bytes) -> None:
         """Send the definition that the script has under a name now; nothing, if that is data."""
@@ -4571,28 +4585,28 @@ class _Reader:
         supervisor = self._supervisor
         packed: Any = None
         try:
-            if supervisor.baggage.modules:
+            if supervisor.setup.modules:
                 packed = supervisor.functions.get_definition(name)
         except Exception:       # it cannot be pickled
             _log.debug("%s: %s cannot be sent", supervisor.title, name, exc_info=True)
         if packed is None:
-            packed = wire.NOTHING
-        self._channel.send(wire.message(wire.MODULE, ident, 0, packed))
+            packed = wire.PICKLED_NONE
+        self._channel.send(wire.message(wire.ANSWER, ident, 0, packed))
 
-    def _ask(self, kind: int, body: bytes) -> str:
+    def _check_question(self, kind: int, body: bytes) -> str:
         """Return what is asked for. Raises ValueError if it was before: slots keep answers."""
         text = body.decode()
-        if (kind, text) in self._asked:
+        if (kind, text) in self._questions:
             raise ValueError(f"{text!r} is asked for twice")
-        self._asked.add((kind, text))
+        self._questions.add((kind, text))
         return text
 
-    def _answer(self, ident: int, answer: Any) -> None:
-        self._channel.send(wire.message(wire.MODULE, ident, 0, wire.pack(answer)))
+    def _send_answer(self, ident: int, answer: Any) -> None:
+        self._channel.send(wire.message(wire.ANSWER, ident, 0, wire.pack(answer)))
 
     def _on_copy(self, ident: int, body: bytes) -> None:
         """Have what is asked for copied by a thread of its own; everything else goes on."""
-        folder, entries = json.loads(self._ask(wire.COPY, body))
+        folder, entries = json.loads(self._check_question(wire.COPY, body))
         if not _PLAIN_PATH.fullmatch(folder) or ".." in folder.split("/"):
             raise ValueError(f"a path like {folder!r}")
         names = ", ".join([name for _, name, _ in entries])
@@ -4603,7 +4617,7 @@ class _Reader:
     def _answer_copy(self, ident: int, names: str, folder: str,
                      entries: Sequence[tuple[str, str, str]]) -> None:
         """Copy entries, `(key, name, own version)`; answer how they travelled, or why not."""
-        login, cargo = self._login, self._supervisor.baggage.cargo
+        login, cargo = self._login, self._supervisor.setup.cargo
         answer: Any
         try:
             files = [cargo.find(key, name, login.facts) for key, name, _ in entries]
@@ -4619,19 +4633,19 @@ class _Reader:
             answer = str(error) or wire.describe(error)
         finally:
             del login.copies[ident]
-        is_news = f"{names} {answer}" not in self._told and not login.over.is_set()
+        is_news = f"{names} {answer}" not in self._logged_refusals and not login.over.is_set()
         if isinstance(answer, str) and is_news and login.is_ready:
-            self._told.add(f"{names} {answer}")     # other slots ask, too
+            self._logged_refusals.add(f"{names} {answer}")     # other slots ask, too
             own = ", ".join([own for _, _, own in entries])
             self._log(logging.WARNING,
                       f"{names} does not follow: {answer}; it has {own or 'none'}")
-        self._answer(ident, answer)
+        self._send_answer(ident, answer)
 
     def _copy(self, files: Sequence[_File], folder: str) -> None:
         over = self._login.over
-        for seconds in COPY_TRIES:
+        for seconds in SCP_RETRY_SECONDS:
             try:
-                with self._supervisor.copying:
+                with self._supervisor.scp_limit:
                     self._login.copy(files, folder)     # which fails if it is over
                 return
             except _LinkLost as lost:
@@ -4651,11 +4665,11 @@ class _Reader:
             raise _LinkLost(f"cannot store files: {words}", self._copy_loss)
         login.is_ready = True
         self._log(logging.INFO, f"is up: {login.cores} cores, {login.found['interpreter']}")
-        self._tell(_Scheduler.is_up, login.cores)
+        self._report(_Scheduler.on_link_up, login.cores)
         self._channel.send([wire.frame(wire.PING, monotonic_ns())])
 
 
-def _ending(status: int) -> str:
+def _describe_exit(status: int) -> str:
     """Say how a process ended, from its wait status."""
     number = os.waitstatus_to_exitcode(status)
     if number >= 0:
@@ -4669,7 +4683,7 @@ def _ending(status: int) -> str:
     return f"killed by {name}"
 
 
-def _unpickling_failed(name: str, error: BaseException) -> BundleError:
+def _unpickling_error(name: str, error: BaseException) -> BundleError:
     """Return the error of a future whose result cannot be unpickled."""
     failure = BundleError(name, f"its result cannot be unpickled here: {wire.describe(error)}")
     failure.__cause__ = error
@@ -4685,7 +4699,7 @@ _STAGES = {
 }
 
 
-def _rebuild(name: str, body: Any) -> BaseException:
+def _rebuild_exception(name: str, body: Any) -> BaseException:
     """Return the exception of an ERROR message, with the remote traceback as its cause.
 
     Arguments:
@@ -4710,11 +4724,11 @@ def _rebuild(name: str, body: Any) -> BaseException:
                        "super().__init__(), or define __reduce__")
         error = BundleError(name, reason)
     # Not by assignment: an exception may be a frozen dataclass.
-    vars(BaseException)["__cause__"].__set__(error, _RemoteTraceback(_with_lines(trace)))
+    vars(BaseException)["__cause__"].__set__(error, _RemoteTraceback(_add_source_lines(trace)))
     return error
 
 
-def _with_lines(trace: str) -> str:
+def _add_source_lines(trace: str) -> str:
     """Add lines of source to a remote traceback, from files that only this machine has.
 
     These are the script, and the cells of a notebook.
@@ -4730,7 +4744,7 @@ _supervisors: weakref.WeakSet[_Supervisor] = weakref.WeakSet()     # of all pool
 
 
 @functools.cache
-def _prepare_process() -> None:
+def _install_process_hooks() -> None:
     """Have all pools shut down at exit, and abandoned in forked children. Does so once."""
     def for_all(method: Callable[..., None], *arguments: bool) -> None:
         for supervisor in [*_supervisors]:
@@ -4738,14 +4752,14 @@ def _prepare_process() -> None:
 
     # In an exit function, it is too late for that: whoever makes a pool there must shut it down.
     with contextlib.suppress(RuntimeError):
-        _at_exit(functools.partial(for_all, _Supervisor.shutdown, True, False))
-    os.register_at_fork(after_in_child=functools.partial(for_all, _Supervisor.abandon))
+        _register_at_exit(functools.partial(for_all, _Supervisor.shutdown, True, False))
+    os.register_at_fork(after_in_child=functools.partial(for_all, _Supervisor.close_in_child))
     os.register_at_fork(before=_spawning.acquire, after_in_parent=_spawning.release,
                         after_in_child=_spawning.release)
 
 
 # While threads can still be started, unlike in functions of `atexit`.
-_at_exit = getattr(threading, "_register_atexit", atexit.register)
+_register_at_exit = getattr(threading, "_register_atexit", atexit.register)
 
 
 class RemoteExecutor(BaseExecutor):
@@ -4820,7 +4834,7 @@ class RemoteExecutor(BaseExecutor):
             raise ValueError("workers must not be empty; name a machine, or ':' for this one")
         _check_process()
         list(_parse_options(ssh_options))       # raises ValueError for an invalid one
-        rules = _rules(schedule_backups, max_bundle_failures, bundle_timeout)
+        rules = _read_rules(schedule_backups, max_bundle_failures, bundle_timeout)
         _check_limits({"max_bundle_failures": rules.max_bundle_failures,
                        "bundle_timeout": rules.bundle_timeout,
                        "heartbeat_seconds": heartbeat_seconds})
@@ -4828,13 +4842,13 @@ class RemoteExecutor(BaseExecutor):
             {"schedule_backups": schedule_backups, "modules": modules, "show_status": show_status})
         _check_output(output)
         call = _packed_initializer(initializer, initargs)
-        config = {"lease": LEASE_BEATS * heartbeat_seconds, "output": output is not False,
+        config = {"lease": LEASE_HEARTBEATS * heartbeat_seconds, "output": output is not False,
                   "env": _checked_env(env or {}), "initializer": call is not None,
-                  "max_tasks_per_child": _checked_number(max_tasks_per_child)}
+                  "max_tasks_per_child": _checked_task_limit(max_tasks_per_child)}
         cargo = _Cargo(files, packages)
         self._supervisor = _Supervisor(
             _Scheduler(_checked_policy(policy), rules), self.title, [*ssh_options],
-            _Baggage(cargo, modules, call, {**config, "files": cargo.keys}),
+            _PoolSetup(cargo, modules, call, {**config, "files": cargo.keys}),
             heartbeat_seconds, _Scoreboard(show_status, output))
         self._install_hooks()
         for record in records:
@@ -4843,9 +4857,9 @@ class RemoteExecutor(BaseExecutor):
     def _install_hooks(self) -> None:
         """Register with all that may end the work of the pool, other than `shutdown`."""
         supervisor = self._supervisor
-        _prepare_process()
+        _install_process_hooks()
         _supervisors.add(supervisor)
-        _Notebook.watch(supervisor)
+        _Notebook.watch_cells(supervisor)
         # The garbage collector may call this in any thread, even in one that has the supervisor's
         # lock. So it only leaves an event for the heartbeat.
         close = supervisor.scheduler.close, (False,), None
@@ -4862,11 +4876,11 @@ class RemoteExecutor(BaseExecutor):
         return self._supervisor.scheduler.histogram()
 
     def _await_slots(self) -> None:
-        self._supervisor.await_count()
+        self._supervisor.await_slot_count()
 
     def _count_slots(self) -> int:
         workers = [*self._supervisor.scheduler.workers]     # a copy: other threads may add one
-        usable = [worker for worker in workers if worker.state is not _UNFIT]
+        usable = [worker for worker in workers if worker.state is not _UNUSABLE]
         return max(1, sum(worker.count or 1 for worker in usable))
 
     def __repr__(self) -> str:
@@ -4890,7 +4904,7 @@ class RemoteExecutor(BaseExecutor):
         self._supervisor.decide(self._supervisor.scheduler.add_worker, record)
         # Have `slots` wait until this machine has reported its count. If its record gives the
         # count, `decide` sets the event again at once.
-        self._supervisor.decide(self._supervisor.counted.clear)
+        self._supervisor.decide(self._supervisor.slots_are_known.clear)
 
     def remove_worker(self, worker: RemoteWorkerRecord | str) -> None:
         """Remove a machine from the pool; its tasks run elsewhere.
@@ -4911,7 +4925,7 @@ class RemoteExecutor(BaseExecutor):
 
     def _give_up(self) -> None:
         """Cancel all tasks, kill those that run, and shut down."""
-        self._supervisor.decide(self._supervisor.scheduler.give_up)
+        self._supervisor.decide(self._supervisor.scheduler.kill_all)
         self.shutdown()
 
     def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
@@ -4931,7 +4945,7 @@ class RemoteExecutor(BaseExecutor):
 
     def _release(self, submit: Callable[..., Any]) -> None:
         function: _Function = submit.args[0]        # type: ignore[attr-defined]
-        self._supervisor.drop(function)
+        self._supervisor.forget_function(function)
 
     def _has_chunks(self) -> bool:
         # A chunk is one attempt, but two rules hold for each item: how long it may run, and that
@@ -4961,10 +4975,10 @@ def _check_process() -> None:
     _bootstrap()
 
 
-def _rules(schedule_backups: bool | None, max_bundle_failures: int | None,
-           bundle_timeout: float | None) -> _Rules:
+def _read_rules(schedule_backups: bool | None, max_bundle_failures: int | None,
+           bundle_timeout: float | None) -> _Limits:
     """Return the limits that the user set, here or in the environment, and defaults for others."""
-    return _Rules(
+    return _Limits(
         bool(_or_environment(
             schedule_backups, "EXECUTORS_SCHEDULE_REMOTE_BACKUPS", _boolean, True)),
         _or_environment(max_bundle_failures, "EXECUTORS_MAX_BUNDLE_FAILURES", int, 3),
@@ -4985,7 +4999,7 @@ def _check_switches(switches: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} must be True or False, got {value!r}")
 
 
-def _checked_number(value: Any) -> int:
+def _checked_task_limit(value: Any) -> int:
     """Return max_tasks_per_child, or 0 for no limit. Raises ValueError."""
     if value is None:
         return 0
@@ -5001,7 +5015,7 @@ def _packed_initializer(initializer: Any, initargs: Any) -> Any:
     if not callable(initializer):
         raise ValueError(f"initializer must be a function, got {initializer!r}; pass what it is to "
                          "be called with as initargs=(...)")
-    return _Functions().get(functools.partial(initializer, *initargs)).packed
+    return _FunctionCache().get(functools.partial(initializer, *initargs)).packed
 
 
 def _checked_policy(policy: Any) -> RemoteWorkerSelectionPolicy:
@@ -5022,7 +5036,7 @@ def _check_output(output: Any) -> None:
 
 
 # Variables that Python reads once; see `python --help-env`.
-_ONLY_AT_START = re.compile(
+_READ_AT_STARTUP = re.compile(
     "PYTHON(?!(PATH|BREAKPOINT|ASYNCIODEBUG)$)[A-Z0-9]+|PYTHON_(GIL|JIT|CPU_COUNT|FROZEN_MODULES|"
     "TLBC|CONTEXT_AWARE_WARNINGS|THREAD_INHERIT_CONTEXT)")
 
@@ -5032,7 +5046,7 @@ def _checked_env(env: Mapping[str, str]) -> dict[str, str]:
     if not isinstance(env, Mapping):
         raise ValueError(f"env must be a mapping like {{'NAME': 'value'}}, got {env!r}")
     for name, value in env.items():
-        if _ONLY_AT_START.fullmatch(str(name)):
+        if _READ_AT_STARTUP.fullmatch(str(name)):
             raise ValueError(f"env: Python reads {name} only when it starts, and slots are forked "
                              "from one that has started; set it on the machine, in a login file or "
                              "in ~/.ssh/environment")
@@ -5097,21 +5111,22 @@ class WorkerStatus:
     cause: str = ""
     found: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
-    def _parts(self) -> list[str]:
+    def _cells(self) -> list[str]:
         """Return the cells of its row after the name, the most important first."""
-        copying = _printable(self.found.get("copying", ""))
+        copying = _replace_unprintable(self.found.get("copying", ""))
         notes = [f"copying {copying}"] if copying else []
         if self.state == "up":
             busy = f"{self.busy}/{self.slots}"
             parts = [f"{busy:>5} slots", f"{self.done:>6} done", *notes]
             if self.longest:
-                parts.append(f"longest {_seconds(self.longest):>7} {_printable(self.function)}")
-            return parts + _percentiles(self, 7) + _counts(self, "backups", "died")
+                name = _replace_unprintable(self.function)
+                parts.append(f"longest {_seconds(self.longest):>7} {name}")
+            return parts + _format_percentiles(self, 7) + _format_counts(self, "backups", "died")
         if self.retry_in:
             notes.append(f"next try in {self.retry_in:.0f} s")
         text = ", ".join([self.state, *notes])
         if self.cause:
-            cause = " ".join(_printable(self.cause).split())
+            cause = " ".join(_replace_unprintable(self.cause).split())
             text = f"{text}: {cause}"
         return [text]
 
@@ -5157,7 +5172,7 @@ class RemoteExecutorStatus:
     _spans: Sequence[_Span] = dataclasses.field(default=(), repr=False, compare=False)
 
     def __str__(self) -> str:
-        return "\n".join(self._lines(1 << 20, 1 << 20))     # all of it
+        return "\n".join(self._lay_out(1 << 20, 1 << 20))     # all of it
 
     def _repr_pretty_(self, printer: Any, is_in_cycle: bool) -> None:
         """Print it as text, for the plain form of a notebook."""
@@ -5168,28 +5183,29 @@ class RemoteExecutorStatus:
         import html
         body = ""
         for worker in self.workers:
-            cells = [html.escape(part.strip()) for part in (worker.worker, *worker._parts())]
+            cells = [html.escape(part.strip()) for part in (worker.worker, *worker._cells())]
             body += "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
-        return f"<table><caption>{html.escape(self._head)}</caption>{body}</table>"
+        return f"<table><caption>{html.escape(self._summary)}</caption>{body}</table>"
 
     @property
-    def _head(self) -> str:
+    def _summary(self) -> str:
         """The line above the machines."""
         parts = [f"{self.title}: {self.done} done"]
-        parts += _counts(self, "failed", "cancelled", "retried", "backups", "running", "waiting")
+        parts += _format_counts(
+            self, "failed", "cancelled", "retried", "backups", "running", "waiting")
         if self.rate:
             parts.append(f"{self.rate:.3g}/s" if self.rate < 1000 else f"{self.rate:.0f}/s")
         if self.left is not None:
             parts.append(f"{_seconds(self.left)} left")
-        return ", ".join(parts + _percentiles(self, 0))
+        return ", ".join(parts + _format_percentiles(self, 0))
 
-    def _lines(self, columns: int, rows: int) -> list[str]:
+    def _lay_out(self, columns: int, rows: int) -> list[str]:
         """Lay it out in a rectangle: the head, then a line for each machine.
 
         A line ends with the last part that fits. Machines that do not fit are counted in the last
         line.
         """
-        lines = _wrap(self._head, columns)
+        lines = _wrap_after_commas(self._summary, columns)
         names = [worker.worker.split()[0] for worker in self.workers]
         width = min(max(map(len, names), default=0), max(8, columns // 3))
         room = rows - len(lines)
@@ -5197,7 +5213,7 @@ class RemoteExecutorStatus:
         if shown > room:
             shown = max(0, room - 1)
         for name, worker in zip(names[:shown], self.workers):
-            first, *others = worker._parts()
+            first, *others = worker._cells()
             line = f"  {name[:width]:{width}}  {first}"
             for part in others:
                 if len(line) + 2 + len(part) > columns:
@@ -5221,10 +5237,11 @@ class RemoteExecutorStatus:
             path: the file to write, JSON in Google's Trace Event Format.
         """
         with open(path, "w", encoding="utf-8") as file:
-            json.dump({"traceEvents": _trace_events(self._spans), "displayTimeUnit": "ms"}, file)
+            events = _make_trace_events(self._spans)
+            json.dump({"traceEvents": events, "displayTimeUnit": "ms"}, file)
 
 
-def _trace_events(spans: Sequence[_Span]) -> list[dict[str, Any]]:
+def _make_trace_events(spans: Sequence[_Span]) -> list[dict[str, Any]]:
     """Return spans as events of the Trace Event Format. Microseconds are its unit."""
     pids: dict[_Worker, int] = {}
     names: dict[tuple[str, int, int], str] = {}     # of processes and threads
@@ -5304,19 +5321,19 @@ def _take_worker_status(worker: _Worker, now: float, found: Mapping[str, str]) -
         retry_in=max(worker.retry_at - now, 0.0) if worker.state is _WAITING else 0.0)
 
 
-def _counts(status: Any, *kinds: str) -> list[str]:
+def _format_counts(status: Any, *kinds: str) -> list[str]:
     """Return texts like "3 failed" for those attributes that are not 0."""
     return [f"{getattr(status, kind)} {kind}" for kind in kinds if getattr(status, kind)]
 
 
-def _percentiles(status: Any, width: int) -> list[str]:
+def _format_percentiles(status: Any, width: int) -> list[str]:
     """Return the median and the 95th percentile as texts, if anything was measured."""
     if not status.p95:
         return []
     return [f"p50 {_seconds(status.p50):>{width}}", f"p95 {_seconds(status.p95):>{width}}"]
 
 
-def _wrap(text: str, columns: int) -> list[str]:
+def _wrap_after_commas(text: str, columns: int) -> list[str]:
     """Break a text into lines, only after commas."""
     # textwrap breaks at spaces, so NULs take the place of all others meanwhile.
     glued = text.replace(" ", "\0").replace(",\0", ", ")
@@ -5324,12 +5341,12 @@ def _wrap(text: str, columns: int) -> list[str]:
             for line in textwrap.wrap(glued, columns, subsequent_indent="  ")]
 
 
-def _label(machine: str) -> str:
+def _line_prefix(machine: str) -> str:
     """Return what lines about a machine begin with: its name, or "here" for `:`."""
     return "here" if machine == ":" else machine
 
 
-def _printable(text: str) -> str:
+def _replace_unprintable(text: str) -> str:
     """Return a text with a space for each character that is not printable."""
     return "".join(char if char.isprintable() else " " for char in text)
 
@@ -5344,26 +5361,26 @@ class _Terminal:
     # Make the whole screen the scrolling region again, at the same cursor; clear what is below.
     _RESET = "\x1b7\x1b[r\x1b8\x1b[J"
     # Whoever holds it draws, so that no two pools overwrite each other's lines.
-    _in_use = threading.Lock()
+    _display_lock = threading.Lock()
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         # See https://no-color.org.
-        self._head = "%s" if os.environ.get("NO_COLOR") else "\x1b[1m%s\x1b[m"
+        self._summary_format = "%s" if os.environ.get("NO_COLOR") else "\x1b[1m%s\x1b[m"
         # From here on, the scoreboard thread alone reads and writes these.
-        self._shape = 0, 0, 0           # columns, rows, and how many of the rows are ours
-        self._undertaker: Any = None    # a process, while we draw; see `_begin`
+        self._drawn_shape = 0, 0, 0           # columns, rows, and how many of the rows are ours
+        self._restorer: Any = None    # a process, while we draw; see `_acquire`
 
     def draw(self, status: RemoteExecutorStatus, cell: int = 0) -> None:
         """Show a status in place of the last one, or nothing while another pool shows its own."""
-        if self._undertaker is None and not self._begin():
+        if self._restorer is None and not self._acquire():
             return
         columns, rows = os.get_terminal_size(self._fd)
-        lines = status._lines(columns - 1, rows // 2) if columns > 10 else []
+        lines = status._lay_out(columns - 1, rows // 2) if columns > 10 else []
         count = len(lines)
         text = ""
-        if self._shape != (columns, rows, count):
-            self._shape = columns, rows, count
+        if self._drawn_shape != (columns, rows, count):
+            self._drawn_shape = columns, rows, count
             # Scroll until there is room below the cursor, and go back up.
             text = self._RESET + "\x1bD" * count
             if count:
@@ -5371,34 +5388,34 @@ class _Terminal:
         if lines:
             # Set the region each time, because a program may have reset the terminal.
             text += f"\x1b7\x1b[1;{rows - count}r\x1b8"
-            lines[0] = self._head % lines[0]
+            lines[0] = self._summary_format % lines[0]
         for row, line in enumerate(lines, rows - count + 1):
             text += f"\x1b7\x1b[{row};1H\x1b[K{line}\x1b8"
         self._write(text)
 
     def clear(self, _status: RemoteExecutorStatus) -> None:
         """Clear the lines, and let the whole screen scroll again."""
-        if self._undertaker:
+        if self._restorer:
             self._write(self._RESET)
-            self._undertaker.kill()
-            self._undertaker.communicate()
-            self._undertaker = None
-            self._shape = 0, 0, 0
-            self._in_use.release()
+            self._restorer.kill()
+            self._restorer.communicate()
+            self._restorer = None
+            self._drawn_shape = 0, 0, 0
+            self._display_lock.release()
 
-    def _begin(self) -> bool:
+    def _acquire(self) -> bool:
         """Return whether we may draw; if so, start a process that resets the terminal after us.
 
         If this process is killed, the input of that one ends.
         """
-        if not self._in_use.acquire(blocking=False):
+        if not self._display_lock.acquire(blocking=False):
             return False
         try:
-            self._undertaker = _spawn(
+            self._restorer = _spawn(
                 ["/bin/sh", "-c", 'cat >/dev/null; printf "%s" "$1"', "sh", self._RESET],
                 stdin=subprocess.PIPE, stdout=self._fd, stderr=subprocess.DEVNULL)
         except OSError:
-            self._in_use.release()
+            self._display_lock.release()
             raise
         return True
 
@@ -5413,9 +5430,9 @@ class _Notebook:
     """
 
     def __init__(self) -> None:
-        self._handle: Any = None        # IPython's, of the output; None before the first
-        self._cell = 0                  # in which that stands
-        self._drawn = 0.0               # when it was drawn last
+        self._output: Any = None        # IPython's, of the output; None before the first
+        self._output_cell = 0                  # in which that stands
+        self._drawn_at = 0.0               # when it was drawn last
 
     @staticmethod
     def find_shell() -> Any:
@@ -5425,25 +5442,25 @@ class _Notebook:
         return shell if hasattr(shell, "kernel") else None
 
     @staticmethod
-    def watch(supervisor: _Supervisor) -> None:
+    def watch_cells(supervisor: _Supervisor) -> None:
         """Cancel what a cell has submitted, and nothing else, when that cell is interrupted."""
         shell = _Notebook.find_shell()
         if not shell:
             return
-        board = supervisor.board
+        board = supervisor.scoreboard
         cells = itertools.count(1)
-        board.cell = next(cells)        # in which the pool is made
+        board.running_cell = next(cells)        # in which the pool is made
         running: list[Any] = []         # cells that have begun: `run_cell` runs one in another
 
         def begin(info: Any) -> None:
             if not running:
-                board.cell = next(cells)
+                board.running_cell = next(cells)
             running.append(info)
 
         def end(result: Any) -> None:
             while running and running.pop() is not result.info:
                 pass        # this one never ended
-            if supervisor.ended.is_set():
+            if supervisor.all_ended.is_set():
                 shell.events.unregister("pre_run_cell", begin)
                 shell.events.unregister("post_run_cell", end)
             elif not running:
@@ -5452,33 +5469,33 @@ class _Notebook:
                 while error and not _is_interrupt(error):
                     error = error.__cause__ or error.__context__
                 if error:
-                    supervisor.decide(supervisor.scheduler.interrupt, board.cell)
-                board.cell = 0
+                    supervisor.decide(supervisor.scheduler.cancel_cell, board.running_cell)
+                board.running_cell = 0
                 if not supervisor.scheduler.unfinished:
-                    board.rest(supervisor.status())
+                    board.end_display(supervisor.status())
 
         shell.events.register("pre_run_cell", begin)
         shell.events.register("post_run_cell", end)
 
     def draw(self, status: RemoteExecutorStatus, cell: int) -> None:
         """Show a status in place of the last one, or below the cell, if that is another one."""
-        if cell != self._cell:
-            self._cell = cell
-            self._handle = None
-        if self._handle and monotonic() - self._drawn < 1.0:
+        if cell != self._output_cell:
+            self._output_cell = cell
+            self._output = None
+        if self._output and monotonic() - self._drawn_at < 1.0:
             return
         display: Any = importlib.import_module("IPython.display").display
-        self._drawn = monotonic()
-        if self._handle:
-            self._handle.update(status)
+        self._drawn_at = monotonic()
+        if self._output:
+            self._output.update(status)
         else:
-            self._handle = display(status, display_id=True)
+            self._output = display(status, display_id=True)
 
     def clear(self, status: RemoteExecutorStatus) -> None:
         """Leave a last status where it stands; the next one is shown in a new place."""
-        if self._handle:
-            self._handle.update(status)
-            self._handle = None
+        if self._output:
+            self._output.update(status)
+            self._output = None
 
 
 class _Scoreboard:
@@ -5495,7 +5512,7 @@ class _Scoreboard:
                            r"(?:\x07|\x1b\\)?|\x1b[ -/]*[0-~]?|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
     def __init__(self, show: bool | None, output: bool | Callable[[str, str, str], object]) -> None:
-        self._show = show
+        self._show_status = show
         self._output = output
         self._terminal: _Terminal | _Notebook | None = None
         if show is not False and _Notebook.find_shell():
@@ -5507,16 +5524,16 @@ class _Scoreboard:
         self.quiet = False              # set by `shutdown`, in any thread: show no more status
         # Cells of a notebook, counted since the pool was made. The main thread, which runs them,
         # writes these; the heartbeat reads the second.
-        self.cell = 0                   # the one that is running, or 0
-        self.home = 0                   # the last one that submitted, where the status is shown
+        self.running_cell = 0                   # the one that is running, or 0
+        self.status_cell = 0                # the last one that submitted; the status is shown there
         # Read and written by the heartbeat alone.
-        self._beats = 0
-        self._line_at = monotonic()     # when a line was last printed, where there is no terminal
+        self._heartbeat_count = 0
+        self._line_printed_at = monotonic()     # the last status line, where there is no terminal
         self._has_printed = False       # whether one was
         # What the scoreboard thread is to call: functions, each with its arguments; None ends it.
         self._queue: SimpleQueue[tuple[Any, ...] | None] = SimpleQueue()
-        self._done = 0                  # calls that it has made; others only read this
-        self.thread = threading.Thread(target=self._run, name="scoreboard", daemon=True)
+        self._calls_done = 0                  # calls that it has made; others only read this
+        self.thread = threading.Thread(target=self._run_scoreboard, name="scoreboard", daemon=True)
         self.thread.start()             # now, because at exit it may be too late
 
     def show_output(self, machine: str, number: int, data: bytes,
@@ -5538,15 +5555,16 @@ class _Scoreboard:
         self._queue.put((then,))
 
     def tick(self, take_status: Callable[[], RemoteExecutorStatus], is_beat: bool) -> None:
-        """Show the status while tasks run, and log it every REPORT_BEATS heartbeats.
+        """Show the status while tasks run, and log it every REPORT_HEARTBEATS heartbeats.
 
         The heartbeat thread calls this and must not wait. So while something else has yet to be
         printed, nothing is shown; the next tick will do.
         """
         if is_beat:
-            self._beats += 1
-        is_report_due = is_beat and self._beats % REPORT_BEATS == 0
-        is_line_due = self._show is not False and monotonic() - self._line_at > LINE_SECONDS
+            self._heartbeat_count += 1
+        is_report_due = is_beat and self._heartbeat_count % REPORT_HEARTBEATS == 0
+        age = monotonic() - self._line_printed_at
+        is_line_due = self._show_status is not False and age > STATUS_LINE_SECONDS
         if self.quiet or not (is_report_due or is_line_due or self._terminal):
             return
         status = take_status()
@@ -5556,39 +5574,39 @@ class _Scoreboard:
         if not self._queue.empty():
             return
         if self._terminal and is_busy:
-            self._queue.put((self._terminal.draw, status, self.home))
+            self._queue.put((self._terminal.draw, status, self.status_cell))
         elif self._terminal:
-            self.rest(status)
+            self.end_display(status)
         elif not is_busy:
-            self._line_at = monotonic()
-        elif self._show and is_report_due:
+            self._line_printed_at = monotonic()
+        elif self._show_status and is_report_due:
             self._queue.put((self._write, "stderr", f"{status}\n"))
         elif is_line_due:       # perhaps into a file, or read by nobody: so not the whole status
-            self._line_at = monotonic()
+            self._line_printed_at = monotonic()
             self._has_printed = True
-            self._queue.put((self._write, "stderr", f"{status._head}\n"))
+            self._queue.put((self._write, "stderr", f"{status._summary}\n"))
 
-    def rest(self, status: RemoteExecutorStatus) -> None:
+    def end_display(self, status: RemoteExecutorStatus) -> None:
         """End the display, on a terminal by clearing it, in a notebook with this status."""
         if self._terminal:
             self._queue.put((self._terminal.clear, status))
 
     def finish(self, status: RemoteExecutorStatus, histogram: Histogram) -> None:
         """Print a summary and end the thread."""
-        self.rest(status)
+        self.end_display(status)
         if not self.quiet and status.done + status.failed:
-            _log.info("%s", status._head)
-            if self._terminal or self._show or self._has_printed:
+            _log.info("%s", status._summary)
+            if self._terminal or self._show_status or self._has_printed:
                 counted = f"{histogram}\n" if status.done else ""
-                self._queue.put((self._write, "stderr", f"{status._head}\n{counted}"))
+                self._queue.put((self._write, "stderr", f"{status._summary}\n{counted}"))
         self._queue.put(None)
         # Wait as long as it makes progress.
         done = -1
-        while self.thread.is_alive() and done < self._done:
-            done = self._done
+        while self.thread.is_alive() and done < self._calls_done:
+            done = self._calls_done
             self.thread.join(CLOSE_SECONDS)
 
-    def _run(self) -> None:
+    def _run_scoreboard(self) -> None:
         """Run the scoreboard thread: make the calls that are queued, whatever one raises."""
         for function, *arguments in iter(self._queue.get, None):
             try:
@@ -5599,14 +5617,14 @@ class _Scoreboard:
                 # Otherwise the user closed or replaced the stream, or its disk is full.
                 elif not isinstance(error, (OSError, ValueError, AttributeError)):
                     _log.exception("what tasks print cannot be shown")
-            self._done += 1
+            self._calls_done += 1
 
     def _print_lines(self, machine: str, stream: str, lines: Iterable[str]) -> None:
         """Print lines of a machine, on a terminal without what could change its settings."""
         file = getattr(sys, stream)
         if hasattr(file, "isatty") and file.isatty():
             lines = [self._CONTROLS.sub(lambda match: match[1] or "", line) for line in lines]
-        self._write(stream, "".join(f"{_label(machine)}: {line}\n" for line in lines))
+        self._write(stream, "".join(f"{_line_prefix(machine)}: {line}\n" for line in lines))
 
     def _write(self, stream: str, text: str) -> None:
         file = getattr(sys, stream)
@@ -5666,7 +5684,7 @@ class DefaultExecutors:
                 pool.shutdown()
 
     def _get(self, method: Method, make: Callable[..., BaseExecutor]) -> BaseExecutor:
-        _shut_down_at_exit()
+        _shut_down_defaults_at_exit()
         key = os.getpid(), method
         with self._lock:
             if key not in self._pools:
@@ -5675,19 +5693,19 @@ class DefaultExecutors:
 
 
 @functools.cache
-def _shut_down_at_exit() -> None:
+def _shut_down_defaults_at_exit() -> None:
     # What is registered last runs first. Remote pools must outlive the threads that use them.
-    _prepare_process()
-    _at_exit(DefaultExecutors().shutdown)
+    _install_process_hooks()
+    _register_at_exit(DefaultExecutors().shutdown)
 
 
 if TYPE_CHECKING:
-    class _Promise(Future[_T], Any):        # type: ignore[misc]
+    class _FutureArgument(Future[_T], Any):        # type: ignore[misc]
         """A future that may stand for its value among arguments, whatever their type."""
 
 
 def parallelize(method: Method | Executor = Method.THREAD) -> Callable[
-        [Callable[_P, _T]], Callable[_P, _Promise[_T]]]:
+        [Callable[_P, _T]], Callable[_P, _FutureArgument[_T]]]:
     """Return a decorator that makes calls of a function return futures.
 
     If futures are among the arguments, the call is submitted once they are done, with their
@@ -5704,7 +5722,7 @@ def parallelize(method: Method | Executor = Method.THREAD) -> Callable[
     >>> sum(wait_all(total(shard) for shard in shards))
     4950
     """
-    def decorate(fn: Callable[_P, _T]) -> Callable[_P, _Promise[_T]]:
+    def decorate(fn: Callable[_P, _T]) -> Callable[_P, _FutureArgument[_T]]:
         def submit(*args: Any, **kwargs: Any) -> Future[_T]:
             executor: Any = method
             if isinstance(method, Method):
@@ -5718,7 +5736,7 @@ def parallelize(method: Method | Executor = Method.THREAD) -> Callable[
             if not awaited:
                 return submit(*args, **kwargs)
             outer: Future[_T] = Future()
-            _when_done(awaited, lambda: _submit_into(outer, submit, args, kwargs))
+            _call_when_done(awaited, lambda: _submit_and_forward(outer, submit, args, kwargs))
             return outer
         return call     # type: ignore[return-value]
 
@@ -5731,16 +5749,16 @@ def parallelize(method: Method | Executor = Method.THREAD) -> Callable[
     return decorate
 
 
-def _when_done(futures: Iterable[Future[Any]], then: Callable[[], None]) -> None:
+def _call_when_done(futures: Iterable[Future[Any]], then: Callable[[], None]) -> None:
     """Call `then` once all of these futures are done: now, or in the thread that ends the last."""
     for future in futures:
         if not future.done():
-            future.add_done_callback(lambda _: _when_done(futures, then))
+            future.add_done_callback(lambda _: _call_when_done(futures, then))
             return
     then()
 
 
-def _submit_into(outer: Future[_T], submit: Callable[..., Future[_T]], args: Iterable[Any],
+def _submit_and_forward(outer: Future[_T], submit: Callable[..., Future[_T]], args: Iterable[Any],
                  kwargs: Mapping[str, Any]) -> None:
     """Submit a call with the results of futures for the futures; `outer` gets its outcome."""
     def value(arg: Any) -> Any:
@@ -5778,7 +5796,7 @@ def wait_all(futures: Iterable[Future[_T]]) -> list[_T]:
 # ────────────────────────────────────────── integrations ──────────────────────────────────────────
 
 
-class _SharingCalls:
+class _SharedArrayCalls:
     """Submit the calls of one joblib `Parallel`; send the large arrays that they share once.
 
     On a RemoteExecutor, calls that share arrays are calls of one function, which carries these.
@@ -5794,15 +5812,15 @@ class _SharingCalls:
 
     def submit(self, call: Callable[[], Any]) -> Future[Any]:
         is_remote = isinstance(self._pool, RemoteExecutor)
-        future = self._share(call) if is_remote else self._pool.submit(call)
+        future = self._submit_sharing(call) if is_remote else self._pool.submit(call)
         self._futures.add(future)
         return future
 
-    def _share(self, call: Callable[[], Any]) -> Future[Any]:
-        pickled, arrays = wire.pack_apart(call)
+    def _submit_sharing(self, call: Callable[[], Any]) -> Future[Any]:
+        pickled, arrays = wire.pack_without_arrays(call)
         key = tuple(arrays)
         if key not in self._submitters:
-            submit = self._pool._submitter(functools.partial(wire.run_with, arrays))
+            submit = self._pool._submitter(functools.partial(wire.run_with_arrays, arrays))
             # The arrays are kept, too: otherwise others could get the same identities.
             self._submitters[key] = submit, arrays
             if len(self._submitters) > SHARED_ARRAYS:
@@ -5812,12 +5830,12 @@ class _SharingCalls:
         future: Future[Any] = submit(pickled)
         return future
 
-    def cancel(self) -> None:
+    def cancel_all(self) -> None:
         """Cancel all calls that are not done."""
         for future in [*self._futures]:
             future.cancel()
 
-    def end(self) -> None:
+    def release_arrays(self) -> None:
         """Have all machines drop the arrays; all calls must be done."""
         for submit, _ in self._submitters.values():
             self._pool._release(submit)
@@ -5857,7 +5875,7 @@ def joblib_backend(pool: BaseExecutor) -> Any:
             return max(2, pool.slots + 1 + number)
 
         def start_call(self) -> None:
-            self._calls = _SharingCalls(pool)
+            self._calls = _SharedArrayCalls(pool)
 
         def submit(self, func: Callable[[], Any], callback: Any = None) -> Future[Any]:
             future = self._calls.submit(func)
@@ -5868,10 +5886,10 @@ def joblib_backend(pool: BaseExecutor) -> Any:
             return out.result()
 
         def abort_everything(self, ensure_ready: bool = True) -> None:
-            self._calls.cancel()
+            self._calls.cancel_all()
 
         def stop_call(self) -> None:
-            self._calls.end()
+            self._calls.release_arrays()
             del self._calls
             self.reset_batch_stats()
 
@@ -5918,7 +5936,7 @@ def _count_primes(limit: int) -> tuple[int, str, int]:
     return len(primes), os.uname().nodename, os.getpid()
 
 
-def _selftest_one(label: str, pool: BaseExecutor) -> bool:
+def _test_executor(label: str, pool: BaseExecutor) -> bool:
     """Run real work on an executor, print what it did, and return whether all was right."""
     limits = range(1000, 9000, 200)
     offset = 1
@@ -5944,8 +5962,8 @@ def _selftest_one(label: str, pool: BaseExecutor) -> bool:
 
 def _selftest(workers: str, ssh_options: list[str]) -> bool:
     """Test each kind of executor, the remote one on these workers. Return whether all passed."""
-    results = [_selftest_one("ThreadExecutor", ThreadExecutor(2)),
-               _selftest_one("ProcessExecutor", ProcessExecutor(2))]
+    results = [_test_executor("ThreadExecutor", ThreadExecutor(2)),
+               _test_executor("ProcessExecutor", ProcessExecutor(2))]
     with contextlib.ExitStack() as stack:
         how = ""
         if not workers:
@@ -5957,13 +5975,13 @@ def _selftest(workers: str, ssh_options: list[str]) -> bool:
                 print(f"{error}\nThe RemoteExecutor is tested over a pipe instead, without ssh.\n")
                 workers = "2/:"
                 how = " (no ssh)"
-        results.append(_selftest_one(f"RemoteExecutor: {workers}{how}",
+        results.append(_test_executor(f"RemoteExecutor: {workers}{how}",
                                      RemoteExecutor(workers, ssh_options=ssh_options)))
     return all(results)
 
 
 @dataclasses.dataclass
-class _Checkup:
+class _MachineCheck:
     """The check of one machine by `--check`, stage by stage until one fails.
 
     It uses two pools of that machine alone: the second has a file, for which it needs scp. A thread
@@ -5980,50 +5998,51 @@ class _Checkup:
     _STAGES = ("name", "TCP", "login", "shell", "python", "interpreter", "start", "cores", "trip",
                "MB/s", "scp")
     # Shared by all checkups, which may log in by one jump host: its sshd refuses a crowd.
-    _handshakes = threading.Semaphore(HANDSHAKES[0])
+    _login_window = threading.Semaphore(LOGIN_WINDOW[0])
 
-    def run(self) -> _Checkup:
+    def run_checks(self) -> _MachineCheck:
         """Go through the stages; return itself once one has failed or all have passed."""
         try:
             with contextlib.ExitStack() as pools, tempfile.NamedTemporaryFile() as file:
                 file.write(os.urandom(1000))
                 file.flush()
-                self._go_through(pools, file.name)
+                self._run_stages(pools, file.name)
         except Exception as error:
             notes = getattr(error, "__notes__", ())
             self.failure = "\n".join([str(error) or wire.describe(error), *notes])
         return self
 
-    def _go_through(self, pools: contextlib.ExitStack, file: str) -> None:
+    def _run_stages(self, pools: contextlib.ExitStack, file: str) -> None:
         """Go through the stages. Raises what makes one fail."""
         short, long = CHECK_SECONDS
         found = self.found
-        pool = self._connect(pools)
-        found["trip"] = _seconds(min(self._ask(pool, short, os.getpid)[1] for _ in range(6)))
+        pool = self._open_pool(pools)
+        found["trip"] = _seconds(min(self._call_there(pool, short, os.getpid)[1] for _ in range(6)))
         size = 4 << 20
-        there = size / 1e6 / self._ask(pool, short, len, os.urandom(size))[1]
-        back = size / 1e6 / self._ask(pool, short, os.urandom, size)[1]
+        there = size / 1e6 / self._call_there(pool, short, len, os.urandom(size))[1]
+        back = size / 1e6 / self._call_there(pool, short, os.urandom, size)[1]
         found["MB/s"] = f"{there:.1f} there and {back:.1f} back"
         if self.record.machine == ":":
             found["scp"] = "-"
         else:
-            self._ask(self._connect(pools, file), short, _uncache, os.path.basename(file))
+            pool = self._open_pool(pools, file)
+            self._call_there(pool, short, _remove_cached_file, os.path.basename(file))
             found["scp"] = "ok"
         for module in self.modules:
-            found[f"import {module}"] = self._ask(pool, long, _version_of, module)[0]
+            found[f"import {module}"] = self._call_there(pool, long, _import_version, module)[0]
 
-    def _connect(self, pools: contextlib.ExitStack, *files: str) -> RemoteExecutor:
+    def _open_pool(self, pools: contextlib.ExitStack, *files: str) -> RemoteExecutor:
         """Make a pool of the machine and wait until it is up. A login has limits of its own."""
-        with self._handshakes:
+        with self._login_window:
             if self.interrupted.is_set():
                 raise ExecutorError("interrupted before its login")
             pool = RemoteExecutor([self.record], ssh_options=[*self.ssh_options, "-v"],
                                   files=files, show_status=False, output=False)
             pools.callback(pool._give_up)
-            self._ask(pool, math.inf, os.getpid)
+            self._call_there(pool, math.inf, os.getpid)
         return pool
 
-    def _ask(self, pool: RemoteExecutor, limit: float, fn: Callable[..., Any],
+    def _call_there(self, pool: RemoteExecutor, limit: float, fn: Callable[..., Any],
              *args: Any) -> tuple[Any, float]:
         """Call a function on the machine; return its result and the seconds that it took.
 
@@ -6045,31 +6064,32 @@ class _Checkup:
 
     def lines(self, columns: int) -> list[str]:
         """Return what each stage found and, below that, why one failed and what to do."""
-        label = _label(self.record.login)
+        label = _line_prefix(self.record.login)
         stages = [*self._STAGES, *(f"import {module}" for module in self.modules)]
         # "-" is what a stage finds that `:` does not have.
-        parts = [f"{stage} {_printable(self.found[stage])}" for stage in stages
+        parts = [f"{stage} {_replace_unprintable(self.found[stage])}" for stage in stages
                  if self.found.get(stage, "-") != "-"]
         reason: list[str] = []
         if self.failure:
             failed = next((stage for stage in stages if stage not in self.found), "end")
             parts.append(f"{failed} FAILED")
-            reason = textwrap.wrap(f"{label}: {failed}: {_printable(self.failure)}", columns,
-                                   subsequent_indent="  ", break_on_hyphens=False)
-        return _wrap(f"{label}: {', '.join(parts)}", columns) + reason
+            why = _replace_unprintable(self.failure)
+            reason = textwrap.wrap(f"{label}: {failed}: {why}", columns, subsequent_indent="  ",
+                                   break_on_hyphens=False)
+        return _wrap_after_commas(f"{label}: {', '.join(parts)}", columns) + reason
 
 
-def _version_of(module: str) -> str:
+def _import_version(module: str) -> str:
     """Import a module; return its version, or "ok" if it has none. Raises what importing raises."""
     return str(getattr(importlib.import_module(module), "__version__", "ok"))
 
 
-def _uncache(name: str) -> None:
+def _remove_cached_file(name: str) -> None:
     """Remove a file of `files=` from the cache of the machine where this is called."""
     shutil.rmtree(os.path.dirname(os.path.realpath(name)))
 
 
-def _check(records: Sequence[RemoteWorkerRecord], ssh_options: list[str],
+def _check_machines(records: Sequence[RemoteWorkerRecord], ssh_options: list[str],
            modules: Sequence[str]) -> bool:
     """Check machines side by side, and print a paragraph for each as soon as it is done.
 
@@ -6080,8 +6100,9 @@ def _check(records: Sequence[RemoteWorkerRecord], ssh_options: list[str],
     columns = shutil.get_terminal_size().columns - 1
     with ThreadPoolExecutor(len(records)) as threads:
         try:
-            checkups = [threads.submit(_Checkup(record, ssh_options, modules, interrupted).run)
-                        for record in records]
+            checks = [_MachineCheck(record, ssh_options, modules, interrupted)
+                      for record in records]
+            checkups = [threads.submit(check.run_checks) for check in checks]
             for checkup in map(Future.result, as_completed(checkups)):
                 are_usable = are_usable and not checkup.failure
                 print(*checkup.lines(columns), sep="\n", flush=True)
@@ -6112,7 +6133,7 @@ def _main(arguments: Sequence[str] | None = None) -> int:
         if options.check:
             modules = [name.strip() for name in options.modules.split(",") if name.strip()]
             records = _parse_workers(options.workers or _default_workers())
-            is_fine = _check(records, ssh_options, modules)
+            is_fine = _check_machines(records, ssh_options, modules)
         elif options.selftest:
             is_fine = _selftest(options.workers, ssh_options)
         else:

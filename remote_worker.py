@@ -42,7 +42,7 @@ in network byte order):
     │ kind 1 │ identifier 8 │ length 8 │ payload, at most MAX_FRAME │
     └────────┴──────────────┴──────────┴────────────────────────────┘
 
-*Messages.* Some kinds (see `_MESSAGES`) carry a pickle, of any length. The first frame of
+*Messages.* Some kinds (see `_MESSAGE_KINDS`) carry a pickle, of any length. The first frame of
 such a message has a tag and a count at the start of its payload:
 
     ┌────────┬───────┬─────────┬────────────────────────────────────┐
@@ -112,80 +112,81 @@ if TYPE_CHECKING:       # importing typing would take a tenth of the time to the
 
 __version__ = "0.2.0"      # of executors, which this file belongs to
 __all__ = [
-    "ABSENT", "EACH", "NAMED", "NONSENSE", "ONCE", "FrameError", "FrameReader", "MessageReader",
-    "Outbox", "PackageLoader", "Pickled", "Prepacked", "Script", "Shipped", "describe",
-    "digest_file", "enlarge", "frame", "is_data", "is_plain", "main", "message", "module_of",
-    "nameless_file", "pack", "pack_apart", "pack_call", "pack_function", "pack_local",
-    "pack_outcome", "pack_outward", "path_of", "pickle_definition", "process_tree", "reference",
-    "run_call", "run_chunk", "run_plain", "run_shipped", "run_some", "run_with", "script",
-    "send_signal", "serve", "signal_tree", "unpack", "unpack_series", "write_all",
+    "ABSENT", "DECODE_ERRORS", "LOOK_UP_BY_NAME", "UNPICKLE_EACH_CALL", "UNPICKLE_ONCE",
+    "FrameError", "FrameReader", "MessageReader", "Outbox", "PackageLoader", "Pickled", "Prepacked",
+    "Script", "Shipped", "describe", "digest_file", "enlarge_pipe", "frame", "importable_name",
+    "is_data", "is_plain", "main", "message", "open_nameless_file", "pack", "pack_call",
+    "pack_for_process", "pack_for_slot", "pack_function", "pack_outcome", "pack_without_arrays",
+    "pickle_definition", "process_tree", "run_call", "run_chunk", "run_items", "run_plain",
+    "run_shipped", "run_with_arrays", "script", "script_module", "script_path", "send_signal",
+    "serve", "signal_tree", "unpack", "unpack_series", "write_all",
 ]
 
 MAX_FRAME = 1 << 20     # bytes of payload; a longer frame means that the stream is garbled
 # Bytes. A longer pickle is sent in PARTs; a buffer of at least this size leaves its pickle.
-INLINE = 1 << 16
+MAX_INLINE = 1 << 16
 READ_SIZE = 1 << 16     # bytes requested by one read, which may bring many small frames
-SLOT_DEPTH = 64         # calls in a slot, the running one too: busy until our next turn
-BACKLOG = 4 << 20       # bytes queued for one descriptor; while there are more, we stop reading
+MAX_CALLS_IN_SLOT = 64  # calls in a slot, the running one too: busy until our next turn
+MAX_BACKLOG = 4 << 20   # bytes queued for one descriptor; while there are more, we stop reading
 TERM_SECONDS = 0.5      # between SIGTERM and SIGKILL
-STATE_SECONDS = 1.0     # between two states of a progress bar that are passed on
-LAST_WORDS = 2000       # bytes of stderr kept to explain a slot's death
-SHARED_CACHES = 64      # cached functions without a name that a slot keeps
+PROGRESS_SECONDS = 1.0  # between two states of a progress bar that are passed on
+STDERR_TAIL = 2000      # bytes of stderr kept to explain a slot's death
+MAX_SHARED_CACHES = 64  # cached functions without a name that a slot keeps
 NEVER = float("inf")
 
 HEADER = struct.Struct("!BQQ")      # kind, identifier, length
-HEAD = HEADER.size
-TAG = struct.Struct("!QB")          # tag and count, behind the header of a message's first frame
-SHORT = struct.Struct("!BQQQB")     # HEADER and TAG of a message that is a single frame
-BODY_AT = SHORT.size        # where the pickle, or the lengths, begin in the first frame
-COUNT_AT = BODY_AT - 1
-IDENT = struct.Struct("!Q")         # an identifier
+HEADER_SIZE = HEADER.size
+TAG = struct.Struct("!QB")              # tag and count, behind a message's first header
+SINGLE_FRAME = struct.Struct("!BQQQB")  # HEADER and TAG of a message that is a single frame
+BODY_START = SINGLE_FRAME.size          # where the pickle, or the lengths, begin in the first frame
+COUNT_INDEX = BODY_START - 1
+IDENTIFIER = struct.Struct("!Q")    # an identifier
 GREETING = struct.Struct("!IQQ")    # number of cores, process IDs of shim and guardian
 DEATH = struct.Struct("!qi")        # number of a slot, or NO_SLOT, and its wait status
 NO_SLOT = -1
 SLOT_SHIFT = 48         # the tag of a result is (slot number << SLOT_SHIFT) + microseconds
 
-# Identifiers. Attempts count from 1, functions from INITIALIZER + 1, a shim's questions from
-# FIRST_MODULE.
-INITIALIZER = 1 << 62
-FIRST_MODULE = 1 << 63
+# Identifiers. Attempts count from 1, functions from INITIALIZER_ID + 1, a shim's questions from
+# FIRST_QUESTION_ID.
+INITIALIZER_ID = 1 << 62
+FIRST_QUESTION_ID = 1 << 63
 
 # Kinds of frames from the controller to the shim. Slots are sent CALL and FORGET.
-CONFIG = 1          # pickled settings of the pool
-CALL = 2            # a message: the pickled arguments
-FUNCTION = 3        # a message: see `pack_function`
-FORGET = 4          # drop a function
-KILL = 5            # end an attempt; answered by KILLED, unless its result comes first
-RECALL = 6          # return up to `identifier` calls that have not started
+CONFIG = 1      # pickled settings of the pool
+CALL = 2        # a message: the pickled arguments
+FUNCTION = 3    # a message: see `pack_function`
+FORGET = 4      # drop a function
+KILL = 5        # end an attempt; answered by KILLED, unless its result comes first
+RECALL = 6      # return up to `identifier` calls that have not started
 PING = 7
-MODULE = 8          # a message: the answer to one of QUESTIONS
-PRINTED = 9         # `identifier` bytes of OUTPUT have been printed
-QUIT = 10           # let every slot exit the way a process does, then exit
+ANSWER = 8      # a message: the answer to one of QUESTIONS
+OUTPUT_ACK = 9  # `identifier` bytes of OUTPUT have been printed
+QUIT = 10       # let every slot exit the way a process does, then exit
 
 # Kinds of frames from the shim to the controller, most of which it passes on from a slot. PARTs go
 # both ways.
-HELLO = 32          # GREETING, then the lines of `platform_facts`
-RESULT = 33         # a message: the pickled return value
-ERROR = 34          # a message: see `pack_outcome`
-DIED = 35           # DEATH and the end of stderr: a slot died while it ran this attempt
-KILLED = 36         # DEATH: the answer to KILL
-RECALLED = 37       # IDENT of each call that is returned
-PONG = 38           # the answer to PING
-WANTED = 39         # a question: a module, by name
-OUTPUT = 40         # text that a call printed; the identifier is 1 for stdout, 2 for stderr
-STORED = 41         # from the first slot: `files=` are there; or why they are not
-SLOTS = 42          # no more than `identifier` slots can be forked, and why
-UNFIT = 43          # a message: what the pool's initializer raised
-COPY = 44           # a question: copy entries of the cache into a folder, as JSON
-PART = 45           # bytes of the message with this identifier
-MISSING = 46        # a message like ERROR, after the name of a module that could not be imported
-NAME = 47           # a question: a definition in the controller's `__main__`, by name
-METADATA = 48       # a question: the metadata of a distribution, by name
-CHILDREN = 49       # a question: the modules in a package, by name
-RETIRED = 50        # from a slot to the shim only: it has run as many calls as it may
+HELLO = 32                  # GREETING, then the lines of `platform_facts`
+RESULT = 33                 # a message: the pickled return value
+ERROR = 34                  # a message: see `pack_outcome`
+DIED = 35                   # DEATH and the end of stderr: a slot died while it ran this attempt
+KILLED = 36                 # DEATH: the answer to KILL
+RECALLED = 37               # IDENTIFIER of each call that is returned
+PONG = 38                   # the answer to PING
+FIND_MODULE = 39            # a question: a module, by name
+OUTPUT = 40                 # text that a call printed; the identifier is 1 for stdout, 2 for stderr
+STORED = 41                 # from the first slot: `files=` are there; or why they are not
+SLOT_COUNT = 42             # no more than `identifier` slots can be forked, and why
+INITIALIZER_FAILED = 43     # a message: what the pool's initializer raised
+COPY = 44                   # a question: copy entries of the cache into a folder, as JSON
+PART = 45                   # bytes of the message with this identifier
+MISSING_MODULE = 46         # a message like ERROR, after the name of a module that is not there
+FIND_NAME = 47              # a question: a definition in the controller's `__main__`, by name
+FIND_METADATA = 48          # a question: the metadata of a distribution, by name
+LIST_MODULES = 49           # a question: the modules in a package, by name
+RETIRED = 50                # from a slot to the shim only: it has run as many calls as it may
 
-QUESTIONS = WANTED, COPY, NAME, METADATA, CHILDREN
-_MESSAGES = {CALL, FUNCTION, MODULE, RESULT, ERROR, MISSING, UNFIT}
+QUESTIONS = FIND_MODULE, COPY, FIND_NAME, FIND_METADATA, LIST_MODULES
+_MESSAGE_KINDS = {CALL, FUNCTION, ANSWER, RESULT, ERROR, MISSING_MODULE, INITIALIZER_FAILED}
 
 
 # ──────────────────────────────────────────── frames ──────────────────────────────────────────────
@@ -196,7 +197,7 @@ class FrameError(Exception):
 
 
 # What reading and decoding invalid frames may raise.
-NONSENSE = FrameError, struct.error, ValueError, LookupError, ArithmeticError, TypeError
+DECODE_ERRORS = FrameError, struct.error, ValueError, LookupError, ArithmeticError, TypeError
 
 
 def frame(kind: int, ident: int = 0, payload: bytes = b"") -> bytes:
@@ -211,7 +212,7 @@ def message(kind: int, ident: int, tag: int, packed: Packed) -> list[Buffer]:
         packed: what `pack` returned. Its buffers are not copied.
     """
     if type(packed) is bytes:
-        return [SHORT.pack(kind, ident, TAG.size + len(packed), tag, 0) + packed]
+        return [SINGLE_FRAME.pack(kind, ident, TAG.size + len(packed), tag, 0) + packed]
     lengths, segments = packed
     head = struct.pack("!QB%dQ" % len(lengths), tag, len(lengths), *lengths)
     buffers: list[Buffer] = [frame(kind, ident, head)]
@@ -223,12 +224,12 @@ def message(kind: int, ident: int, tag: int, packed: Packed) -> list[Buffer]:
     return buffers
 
 
-def _lengths(data: Buffer) -> tuple[int, ...]:
+def _segment_lengths(data: Buffer) -> tuple[int, ...]:
     """Return the lengths of the segments that follow a message's first frame, in PARTs."""
-    return struct.unpack_from("!%dQ" % data[COUNT_AT], data, BODY_AT)
+    return struct.unpack_from("!%dQ" % data[COUNT_INDEX], data, BODY_START)
 
 
-_CUT_OFF = "the stream ended inside a frame: expected %d bytes, got %d"
+_CUT_OFF_MESSAGE = "the stream ended inside a frame: expected %d bytes, got %d"
 
 
 class FrameReader:
@@ -242,12 +243,12 @@ class FrameReader:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        # The start of a frame whose rest has not come. Never long: see `_begin`.
-        self._rest = b""
+        # The start of a frame whose rest has not come. Never long: see `_begin_long_frame`.
+        self._incomplete_frame = b""
         # A long frame, (kind, identifier, data), and the part of its buffer that is still to be
         # filled, if any.
-        self._long: Any = None
-        self._view = memoryview(b"")
+        self._long_frame: Any = None
+        self._unfilled = memoryview(b"")
 
     def read(self) -> list[Any]:
         """Read once. Return the frames that this completed: `(kind, identifier, data)` of each.
@@ -255,60 +256,60 @@ class FrameReader:
         `data` is the whole frame, with its header. Raises EOFError if the stream ended between
         frames, FrameError if it ended inside one, and OSError.
         """
-        if self._view:
+        if self._unfilled:
             return self._read_in_place()
         chunk = os.read(self.fd, READ_SIZE)
-        data = self._rest + chunk
+        data = self._incomplete_frame + chunk
         frames = []
         start = 0
         length = len(data)
         size = 0        # of the payload that is incomplete; 0 if not even its header is complete
         unpack_from = HEADER.unpack_from
-        while length - start >= HEAD:
+        while length - start >= HEADER_SIZE:
             kind, ident, size = unpack_from(data, start)
             if size > MAX_FRAME:
                 raise FrameError(
                     "a frame of kind %d announces %d bytes, more than %d" % (kind, size, MAX_FRAME))
-            end = start + HEAD + size
+            end = start + HEADER_SIZE + size
             if end > length:
                 break
             frames.append((kind, ident, data[start:end]))
             start = end
             size = 0
-        self._rest = data[start:]
+        self._incomplete_frame = data[start:]
         if not chunk:
             if data:
-                raise FrameError(_CUT_OFF % (HEAD + size, length))
+                raise FrameError(_CUT_OFF_MESSAGE % (HEADER_SIZE + size, length))
             raise EOFError
-        # Before `_begin`: these frames may open the message that the long frame is a PART of.
-        complete = self._complete(frames)
-        if size > INLINE:
-            self._begin(kind, ident, size, self._rest)
-            self._rest = b""
+        # Before `_begin_long_frame`: these frames may open the message that it is a PART of.
+        complete = self._handle_frames(frames)
+        if size > MAX_INLINE:
+            self._begin_long_frame(kind, ident, size, self._incomplete_frame)
+            self._incomplete_frame = b""
         return complete
 
-    def _begin(self, kind: int, ident: int, size: int, start: bytes) -> None:
+    def _begin_long_frame(self, kind: int, ident: int, size: int, start: bytes) -> None:
         """Have the rest of a long frame read straight into its buffer, so it is not copied again.
 
         Arguments:
             size: of the frame's payload, in bytes.
             start: what has been read of the frame, its header included.
         """
-        data = bytearray(HEAD + size)
+        data = bytearray(HEADER_SIZE + size)
         data[:len(start)] = start
-        self._long = kind, ident, data
-        self._view = memoryview(data)[len(start):]
+        self._long_frame = kind, ident, data
+        self._unfilled = memoryview(data)[len(start):]
 
     def _read_in_place(self) -> list[Any]:
-        count = os.readv(self.fd, [self._view])
+        count = os.readv(self.fd, [self._unfilled])
         if not count:
-            raise FrameError(_CUT_OFF % (len(self._view), 0))
-        self._view = self._view[count:]
-        if self._view:
+            raise FrameError(_CUT_OFF_MESSAGE % (len(self._unfilled), 0))
+        self._unfilled = self._unfilled[count:]
+        if self._unfilled:
             return []
-        return self._complete([self._long])
+        return self._handle_frames([self._long_frame])
 
-    def _complete(self, frames: list[Any]) -> list[Any]:
+    def _handle_frames(self, frames: list[Any]) -> list[Any]:
         """Return what `read` is to return for these frames; MessageReader makes messages of them.
         """
         return frames
@@ -336,18 +337,18 @@ class MessageReader(FrameReader):
         """Drop what has been received of a message whose sender is gone."""
         self._unfinished.pop(ident, None)
 
-    def _begin(self, kind: int, ident: int, size: int, start: bytes) -> None:
+    def _begin_long_frame(self, kind: int, ident: int, size: int, start: bytes) -> None:
         """Have a long PART read straight into its segment; see FrameReader."""
         if kind == PART and ident in self._unfinished:
-            place = self._place(ident, size)
-            count = len(start) - HEAD
-            place[:count] = start[HEAD:]
-            self._long = kind, ident, b""       # no data: `_add_part` has nothing to copy
-            self._view = place[count:]
+            place = self._next_place(ident, size)
+            count = len(start) - HEADER_SIZE
+            place[:count] = start[HEADER_SIZE:]
+            self._long_frame = kind, ident, b""       # no data: `_add_part` has nothing to copy
+            self._unfilled = place[count:]
         else:
-            super()._begin(kind, ident, size, start)
+            super()._begin_long_frame(kind, ident, size, start)
 
-    def _complete(self, frames: list[Any]) -> list[Any]:
+    def _handle_frames(self, frames: list[Any]) -> list[Any]:
         messages = []
         for kind, ident, data in frames:
             # Four cases: a PART of a message; a frame that is not a message; the first frame of a
@@ -357,19 +358,19 @@ class MessageReader(FrameReader):
                 if finished:
                     messages.append(finished)
                 continue
-            if kind not in _MESSAGES:
-                messages.append((kind, ident, 0, data[HEAD:]))
+            if kind not in _MESSAGE_KINDS:
+                messages.append((kind, ident, 0, data[HEADER_SIZE:]))
                 continue
-            if len(data) < BODY_AT:
+            if len(data) < BODY_START:
                 raise FrameError("a message of kind %d has only %d bytes" % (kind, len(data)))
             if not self.is_expected(kind, ident):
                 raise FrameError("unexpected message of kind %d, identifier %d" % (kind, ident))
-            tag = IDENT.unpack_from(data, HEAD)[0]
-            if data[COUNT_AT]:
-                segments, views = _segments(data)
+            tag = IDENTIFIER.unpack_from(data, HEADER_SIZE)[0]
+            if data[COUNT_INDEX]:
+                segments, views = _make_segments(data)
                 self._unfinished[ident] = (kind, ident, tag, segments), views
             else:
-                messages.append((kind, ident, tag, (data[BODY_AT:],)))
+                messages.append((kind, ident, tag, (data[BODY_START:],)))
         return messages
 
     def _add_part(self, ident: int, data: bytes) -> Any:
@@ -377,14 +378,14 @@ class MessageReader(FrameReader):
         if ident not in self._unfinished:       # `forget` has dropped the message
             return None
         if data:        # otherwise it was read in place
-            self._place(ident, len(data) - HEAD)[:] = data[HEAD:]
+            self._next_place(ident, len(data) - HEADER_SIZE)[:] = data[HEADER_SIZE:]
         finished, views = self._unfinished[ident]
         if views:
             return None
         del self._unfinished[ident]
         return finished
 
-    def _place(self, ident: int, size: int) -> memoryview:
+    def _next_place(self, ident: int, size: int) -> memoryview:
         """Return the memory that the next PART of a message fills, `size` bytes."""
         views = self._unfinished[ident][1]
         view: Any = views.pop(0)
@@ -399,7 +400,7 @@ class MessageReader(FrameReader):
         return place
 
 
-def _segments(data: Buffer) -> tuple[Any, list[Any]]:
+def _make_segments(data: Buffer) -> tuple[Any, list[Any]]:
     """Make room for the segments of a message.
 
     Return the buffers and a view of each. If there is no memory for them, return a MemoryError and
@@ -408,22 +409,22 @@ def _segments(data: Buffer) -> tuple[Any, list[Any]]:
     Arguments:
         data: the first frame of the message.
     """
-    if len(data) < BODY_AT + 8 * data[COUNT_AT]:
+    if len(data) < BODY_START + 8 * data[COUNT_INDEX]:
         raise FrameError("the first frame of a message with %d segments has only %d bytes" % (
-            data[COUNT_AT], len(data)))
-    lengths = _lengths(data)
+            data[COUNT_INDEX], len(data)))
+    lengths = _segment_lengths(data)
     total = sum(lengths)
     if total >> 48:
         raise FrameError("a message announces %d bytes" % total)
     try:
-        segments = [*map(_segment, lengths)]
+        segments = [*map(_make_segment, lengths)]
         return segments, [memoryview(segment) for segment in segments]
     except (MemoryError, OSError):
         error = MemoryError("no memory for a message of %d bytes" % total)
         return error, [range(length) for length in lengths]
 
 
-def _segment(size: int) -> Any:
+def _make_segment(size: int) -> Any:
     """Return a buffer to read into. A long one is mapped, which saves filling it with zeros."""
     if size < MAX_FRAME:
         return bytearray(size)
@@ -459,7 +460,7 @@ class Outbox:
                 batch.append(buffer)
                 size += len(buffer)
             try:
-                if size <= INLINE:      # copying this little is faster than writev
+                if size <= MAX_INLINE:      # copying this little is faster than writev
                     batch = [b"".join(batch)]
                     wrote = os.write(self.fd, batch[0])
                 else:
@@ -504,10 +505,10 @@ def write_all(fd: int, buffers: Iterable[Buffer]) -> None:
 # the pickle goes. Each has a subclass of _Reducers:
 #
 #     to a slot       By name; what the name stands for goes along, as a *definition*.
-#                     A pickle that holds `clip` says `_find("__main__", "clip")`. With it go the
-#                     definitions of `clip` and of LIMIT, which `clip` uses. Each is pickled by
-#                     itself, and has a *version*: a digest of its content. The slot binds both in
-#                     a `__main__` of its own (see Script), and unpickles each version once. When
+#                     A pickle that holds `clip` says `_find_in_script("__main__", "clip")`. With
+#                     it go the definitions of `clip` and of LIMIT, which it uses. Each is pickled
+#                     by itself, and has a *version*: a digest of its content. The slot binds both
+#                     in a `__main__` of its own (see Script), and unpickles each version once. When
 #                     LIMIT changes, `clip` stays the object that it is.
 #
 #     to a process    By name if that process has the same definition, otherwise by value.
@@ -516,18 +517,18 @@ def write_all(fd: int, buffers: Iterable[Buffer]) -> None:
 #
 #     back            By token.
 #                     When Point is sent, a random token goes along. A result that holds a Point
-#                     says `_come_home(token)`, which returns the controller's own class. So a
+#                     says `_find_original(token)`, which returns the controller's own class. So a
 #                     result never changes a function or a class of the controller.
 #
 # Lambdas, closures and classes that a function makes have no name that leads to them. cloudpickle
 # carries them by value.
 
 # Types that pickle carries as they are. The first are usually short, though an int can be long.
-_SHORT = {int, float, complex, bool, type(None)}
-_PLAIN = _SHORT | {str, bytes}
-CACHED = type(functools.lru_cache(len))
-_DEFINITIONS = types.FunctionType, type, CACHED
-NOTHING = pickle.dumps(None, 5)     # the answer to a question that has none
+_SCALARS = {int, float, complex, bool, type(None)}
+_PLAIN_TYPES = _SCALARS | {str, bytes}
+CACHED_TYPE = type(functools.lru_cache(len))
+_DEFINITION_TYPES = types.FunctionType, type, CACHED_TYPE
+PICKLED_NONE = pickle.dumps(None, 5)     # the answer to a question that has none
 
 
 class _Absent(bytes):
@@ -542,24 +543,24 @@ ABSENT = _Absent()      # the version of a name that the script does not have; f
 
 def is_plain(obj: object) -> bool:
     """Return whether `pickle` alone can carry `obj`: nothing in it can refer to the script."""
-    return type(obj) in _PLAIN or (
-        type(obj) is tuple and (_PLAIN.issuperset(map(type, obj)) or all(map(is_plain, obj))))
+    return type(obj) in _PLAIN_TYPES or (
+        type(obj) is tuple and (_PLAIN_TYPES.issuperset(map(type, obj)) or all(map(is_plain, obj))))
 
 
-def reference(obj: Any) -> tuple[str, ...]:
+def importable_name(obj: Any) -> tuple[str, ...]:
     """Return `(module, name)` if another machine can import a function or class by these.
 
     Return `()` for everything else, and for what the script defines.
     """
-    if not isinstance(obj, (types.FunctionType, types.BuiltinFunctionType, type, CACHED)):
+    if not isinstance(obj, (types.FunctionType, types.BuiltinFunctionType, type, CACHED_TYPE)):
         return ()
     module = getattr(obj, "__module__", "")
     name = getattr(obj, "__qualname__", "")     # a cached callable need not have one
     is_there = getattr(sys.modules.get(module), name, None) is obj
-    return (module, name) if is_there and not _goes_by_value(module) else ()
+    return (module, name) if is_there and not _is_script_module(module) else ()
 
 
-def _goes_by_value(module: object) -> bool:
+def _is_script_module(module: object) -> bool:
     """Return whether a module, by name, belongs to the script."""
     if module == "__main__":
         return True
@@ -578,11 +579,11 @@ def _look_up(module: object, path: str) -> Any:
         return ABSENT
 
 
-def path_of(obj: Any) -> tuple[Any, str]:
+def script_path(obj: Any) -> tuple[Any, str]:
     """Return the module and the dotted path of a definition of the script, or `(None, "")`."""
     module = getattr(obj, "__module__", None)
     path = getattr(obj, "__qualname__", None)
-    if type(path) is str and "<" not in path and _goes_by_value(module) and (
+    if type(path) is str and "<" not in path and _is_script_module(module) and (
             _look_up(module, path) is obj):
         return module, path
     return None, ""
@@ -591,19 +592,19 @@ def path_of(obj: Any) -> tuple[Any, str]:
 # A token identifies a definition in pickles that go back to where it came from. None of these
 # tables keeps a definition alive.
 _tokens: Any = weakref.WeakKeyDictionary()          # definition -> token
-_by_token: Any = weakref.WeakValueDictionary()      # token -> definition
-_arrived: Any = weakref.WeakSet()       # definitions that were received, not made in this process
-_attributes_of: Any = weakref.WeakKeyDictionary()   # received class -> attribute names
+_definitions_by_token: Any = weakref.WeakValueDictionary()      # token -> definition
+_received: Any = weakref.WeakSet()       # definitions that were received, not made in this process
+_received_attributes: Any = weakref.WeakKeyDictionary()   # received class -> attribute names
 
 
 def _token_of(obj: Any) -> bytes:
     """Return the token of a definition, which it gets here if it has none."""
     token: bytes = _tokens.setdefault(obj, os.urandom(8))
-    _by_token[token] = obj
+    _definitions_by_token[token] = obj
     return token
 
 
-def _arrive(make: Callable[..., Any], args: Any, token: bytes, *key: str) -> Any:
+def _make_received(make: Callable[..., Any], args: Any, token: bytes, *key: str) -> Any:
     """Make a function or class that another process sent, and bind it to its name, if it has one.
 
     Its attributes, defaults and so on are set after this. They may refer to it by name: a method of
@@ -614,29 +615,29 @@ def _arrive(make: Callable[..., Any], args: Any, token: bytes, *key: str) -> Any
         token: the object's token in the process that it comes from.
         key: `module, name` of the script, or nothing.
     """
-    known = _by_token.get(token)
+    known = _definitions_by_token.get(token)
     try:
         obj = make(*args)
     except Exception as error:
         name = args[1] if type(args[1]) is str else "a function"
-        raise _refuse(error, name) from error
+        raise _cannot_recreate(error, name) from error
     # `make` returns the very object that this process has for the token, or a new one. What was
     # defined in this process has a token too, and must not be taken for something received.
     if obj is not known:
         _tokens[obj] = token
-        _by_token[token] = obj
-        _arrived.add(obj)
+        _definitions_by_token[token] = obj
+        _received.add(obj)
     if key:
         script.bind(key, obj)
     return obj
 
 
-def _come_home(token: bytes, path: str) -> Any:
+def _find_original(token: bytes, path: str) -> Any:
     """Return the definition that this process sent with a token, or what a path leads to from it.
 
     Raises UnpicklingError if it has been deleted here.
     """
-    obj = _by_token.get(token)
+    obj = _definitions_by_token.get(token)
     if obj is None:
         raise pickle.UnpicklingError(
             "the pickle refers to a function or class that has been deleted in this process; keep "
@@ -644,7 +645,7 @@ def _come_home(token: bytes, path: str) -> Any:
     return operator.attrgetter(path)(obj) if path else obj
 
 
-def _set_class(cls: Any, state: Any) -> None:
+def _set_class_attributes(cls: Any, state: Any) -> None:
     """Set the attributes of a class that was received, and delete those it no longer has.
 
     A class that was defined in this process is left as it is.
@@ -652,26 +653,26 @@ def _set_class(cls: Any, state: Any) -> None:
     Arguments:
         state: cloudpickle's setter, and the attributes to pass to it.
     """
-    if cls not in _arrived:
+    if cls not in _received:
         return
     set_state, attributes = state
     try:
-        for name in _attributes_of.get(cls, ()):
+        for name in _received_attributes.get(cls, ()):
             if name in vars(cls) and name not in attributes[0]:
                 delattr(cls, name)
         set_state(cls, attributes)
     except Exception as error:
-        raise _refuse(error, cls.__name__) from error
-    _attributes_of[cls] = {*attributes[0]}
+        raise _cannot_recreate(error, cls.__name__) from error
+    _received_attributes[cls] = {*attributes[0]}
 
 
-def _refuse(error: Exception, name: str) -> TypeError:
+def _cannot_recreate(error: Exception, name: str) -> TypeError:
     return TypeError(
         "cannot recreate %s, which the script defines, in another process (%s: %s). To fix, move "
         "it to a module of its own, which is sent as a file" % (name, type(error).__name__, error))
 
 
-def _make_class(
+def _make_class_without_hooks(
         make: Callable[..., Any], meta: Any, name: str, bases: Any, *args: Any) -> Any:
     """Make a class without the hooks that the script defines: they ran when it was first made.
 
@@ -683,7 +684,7 @@ def _make_class(
         origin = getattr(base, "__origin__", base)      # of a generic alias
         hooks += [(owner, "__init_subclass__") for owner in getattr(origin, "__mro__", ())]
     hidden = {(owner, hook): vars(owner)[hook] for owner, hook in hooks
-              if owner in _arrived and hook in vars(owner)}
+              if owner in _received and hook in vars(owner)}
     for owner, hook in hidden:
         delattr(owner, hook)
     try:
@@ -697,20 +698,20 @@ def _make_cached(settings: dict[str, Any], function: Any) -> Any:
     return functools.lru_cache(**settings)(function)
 
 
-_caches: dict[bytes, Any] = {}      # cached functions without a name, by digest
+_shared_caches: dict[bytes, Any] = {}      # cached functions without a name, by digest
 
 
 def _share_cached(digest: bytes, settings: dict[str, Any], function: Any) -> Any:
     """Return the one cached function with this digest, so that its cache outlives a call."""
-    if digest not in _caches:
-        _caches[digest] = _make_cached(settings, function)
-    while len(_caches) > SHARED_CACHES:
-        oldest = next(iter(_caches))
-        del _caches[oldest]
-    return _caches[digest]
+    if digest not in _shared_caches:
+        _shared_caches[digest] = _make_cached(settings, function)
+    while len(_shared_caches) > MAX_SHARED_CACHES:
+        oldest = next(iter(_shared_caches))
+        del _shared_caches[oldest]
+    return _shared_caches[digest]
 
 
-def _remake(make: Callable[..., Any], args: Any, attributes: Mapping[str, Any]) -> Any:
+def _make_named(make: Callable[..., Any], args: Any, attributes: Mapping[str, Any]) -> Any:
     """Make an object by value whose own `__reduce__` would have returned its name."""
     obj = make(*args)
     for name, value in attributes.items():
@@ -722,14 +723,14 @@ def _remake(make: Callable[..., Any], args: Any, attributes: Mapping[str, Any]) 
 
 
 class _Reducers:
-    """What our picklers have in common. `_pickler` adds this to cloudpickle's Pickler."""
+    """What our picklers have in common. `_pickler_class` adds this to cloudpickle's Pickler."""
 
-    def refer(self, obj: Any, module: Any, path: str) -> Any:
+    def reduce_to_reference(self, obj: Any, module: Any, path: str) -> Any:
         """Return how a pickle refers to a definition. None means: carry it by value.
 
         Arguments:
             obj: the definition.
-            module, path: where the script has it, as `path_of` returns them.
+            module, path: where the script has it, as `script_path` returns them.
 
         Returns what `__reduce__` may return.
         """
@@ -740,11 +741,11 @@ class _Reducers:
         kind: Any = type(obj)
         # Functions, classes and cached functions. cloudpickle returns six values for those that it
         # carries by value; anything else is a name, which another machine can import.
-        if isinstance(obj, _DEFINITIONS):
-            name = self.refer(obj, *path_of(obj))
+        if isinstance(obj, _DEFINITION_TYPES):
+            name = self.reduce_to_reference(obj, *script_path(obj))
             if name is not None:
                 return name
-            if kind is CACHED:
+            if kind is CACHED_TYPE:
                 return self.reduce_cached(obj)
             made = super().reducer_override(obj)        # type: ignore[misc]
             if type(made) is not tuple or len(made) != 6:
@@ -757,15 +758,15 @@ class _Reducers:
                 getattr(obj.__self__, obj.__name__, None) == obj):
             return obj.__reduce__()
         # A constant of a library, such as dataclasses.MISSING.
-        name = _constants_of(kind).get(id(obj))
+        name = _names_of_constants(kind).get(id(obj))
         if name and _look_up(kind.__module__, name) is obj:
             return name
-        return self.reduce_named(obj) if _may_be_a_name(kind) else NotImplemented
+        return self.reduce_named(obj) if _may_reduce_to_name(kind) else NotImplemented
 
     def reduce_cached(self, cached: Any) -> Any:
         """Carry a cached function by value, with its settings, unless it can be imported."""
         module, path = getattr(cached, "__module__", None), getattr(cached, "__qualname__", "")
-        if module and not _goes_by_value(module) and _look_up(module, path) is cached:
+        if module and not _is_script_module(module) and _look_up(module, path) is cached:
             return path
         return _share_cached, (
             _digest_cached(cached), cached.cache_parameters(), cached.__wrapped__)
@@ -777,7 +778,7 @@ class _Reducers:
     def reduce_class(self, cls: Any, made: tuple[Any, ...], key: Any = ()) -> Any:
         """Complete what cloudpickle returns for a class that it carries by value.
 
-        Three things are added: the class's `__slots__`; a token (see `_arrive`); and our own
+        Three things are added: the class's `__slots__`; a token (see `_make_received`); and our own
         setter of its attributes, which spares classes that were defined where the pickle arrives.
 
         Arguments:
@@ -801,9 +802,9 @@ class _Reducers:
             hidden = {"__slots__", *names, *(private + name for name in names)}
             state = {name: value for name, value in state.items() if name not in hidden}
         if not is_enum:
-            make, args = _make_class, (make, *args)
-        return (_arrive, (make, args, _token_of(cls), *key), (set_state, (state, others)),
-                None, None, _set_class)
+            make, args = _make_class_without_hooks, (make, *args)
+        return (_make_received, (make, args, _token_of(cls), *key), (set_state, (state, others)),
+                None, None, _set_class_attributes)
 
     def reduce_named(self, obj: Any) -> Any:
         """Reduce an object that may say that its pickle is a name.
@@ -817,9 +818,9 @@ class _Reducers:
         module: Any = getattr(obj, "__module__", None)
         if _look_up(module, made) is not obj:
             module = "__main__"
-        if not _goes_by_value(module) or _look_up(module, made) is not obj:
+        if not _is_script_module(module) or _look_up(module, made) is not obj:
             return made
-        name = self.refer(obj, module, made)
+        name = self.reduce_to_reference(obj, module, made)
         if name is not None:
             return name
         # By value. Three cases: cloudpickle has a reducer for a TypeVar; a ParamSpec is made from
@@ -834,18 +835,18 @@ class _Reducers:
             made = kind.__new__, (kind,)
             slots = copyreg._slotnames(kind)        # type: ignore[attr-defined]
             attributes.update((slot, getattr(obj, slot)) for slot in slots if hasattr(obj, slot))
-        return _remake, (*made, attributes)
+        return _make_named, (*made, attributes)
 
 
 @functools.lru_cache(1000)
-def _constants_of(kind: Any) -> dict[int, str]:
+def _names_of_constants(kind: Any) -> dict[int, str]:
     """Return the names, by `id`, of the stateless instances that the module of a class defines.
 
     Code compares them by identity, for example with dataclasses.MISSING. So a pickle must refer to
     them, not copy them.
     """
     module = kind.__module__
-    if module == "builtins" or _goes_by_value(module) or _reduces_itself(kind):
+    if module == "builtins" or _is_script_module(module) or _has_own_reduce(kind):
         return {}
     loaded = sys.modules.get(module)
     if loaded is None:
@@ -861,7 +862,7 @@ def _constants_of(kind: Any) -> dict[int, str]:
 
 
 @functools.lru_cache(1000)
-def _may_be_a_name(kind: Any) -> bool:
+def _may_reduce_to_name(kind: Any) -> bool:
     """Return whether the pickle of an instance may be the name that the script has it under."""
     if kind.__module__ == "typing":
         return kind.__name__ in ("NewType", "ParamSpec", "TypeVar", "TypeVarTuple")
@@ -873,24 +874,24 @@ def _may_be_a_name(kind: Any) -> bool:
                for reducer in (kind.__reduce_ex__, kind.__reduce__))
 
 
-def _reduces_itself(kind: Any) -> bool:
+def _has_own_reduce(kind: Any) -> bool:
     """Return whether a class defines how its instances are pickled."""
     return (kind.__reduce_ex__ is not object.__reduce_ex__
             or kind.__reduce__ is not object.__reduce__)
 
 
-class _HomeReducers(_Reducers):
+class _ResultReducers(_Reducers):
     """For results: refer to the definitions that came from where the result goes."""
 
-    def refer(self, obj: Any, module: Any, path: str) -> Any:
+    def reduce_to_reference(self, obj: Any, module: Any, path: str) -> Any:
         # Four cases. A definition that was received, unless a function made it: by its token.
-        if obj in _arrived and "<" not in getattr(obj, "__qualname__", "<"):
-            return _come_home, (_token_of(obj), "")
+        if obj in _received and "<" not in getattr(obj, "__qualname__", "<"):
+            return _find_original, (_token_of(obj), "")
         # Something inside a class that was received, say a method: by the token of the class.
         first, _, rest = path.partition(".")
         owner = _look_up(module, first) if rest else ABSENT
-        if owner is not ABSENT and owner in _arrived:
-            return _come_home, (_token_of(owner), rest)
+        if owner is not ABSENT and owner in _received:
+            return _find_original, (_token_of(owner), rest)
         # Something that this process of a ProcessExecutor has from its parent: by its name.
         is_inherited = first in _inherited and _inherited[first] is _look_up(module, first)
         if module == "__main__" and is_inherited:
@@ -903,41 +904,41 @@ class _HomeReducers(_Reducers):
         return obj.__reduce_ex__(5)
 
 
-class _LocalReducers(_Reducers):
+class _ProcessReducers(_Reducers):
     """For a process of a ProcessExecutor: refer by name to what that process has in `__main__`.
 
     Attributes:
-        there: what it has for certain, by name; None if only the process itself can say.
+        known_names: what it has for certain, by name; None if only the process itself can say.
     """
 
-    there: Mapping[str, object] | None = None
+    known_names: Mapping[str, object] | None = None
 
-    def refer(self, obj: Any, module: Any, path: str) -> Any:
+    def reduce_to_reference(self, obj: Any, module: Any, path: str) -> Any:
         if module != "__main__":
             return None
         # Two cases. A process that imports the script decides for itself: it is sent the name, and
         # also the value, in case the name stands for something else there.
         first = path.partition(".")[0]
-        if self.there is None:
+        if self.known_names is None:
             try:
                 pickled = _dumps(obj, _Reducers)
             except Exception:       # then the process must have it
                 return path
-            return _name_or_value, (path, _outline(obj), pickled)
+            return _look_up_or_unpickle, (path, _definition_outline(obj), pickled)
         # A process that was forked has what `__main__` had at that time.
-        is_there = first in self.there and self.there[first] is _look_up(module, first)
+        is_there = first in self.known_names and self.known_names[first] is _look_up(module, first)
         return path if is_there else None
 
 
-class _OutwardReducers(_Reducers):
+class _SlotReducers(_Reducers):
     """For a slot: refer by name to everything that the script defines at its top level.
 
     A pickle of `(clip, 12)` refers to `clip` by name. A pickle that defines `clip` has the name as
-    its `key`, holds the code, and has LIMIT among its `names`. Keys are `(module, name)`.
+    its `key`, holds the code, and has LIMIT among its `used_globals`. Keys are `(module, name)`.
 
     Attributes:
-        names: keys of the globals that functions in the pickle use.
-        refs: keys that the pickle itself refers to: they must be bound for it to be unpickled.
+        used_globals: keys of the globals that functions in the pickle use.
+        references: keys that the pickle itself refers to; they are bound before it is unpickled.
         root: the object that the pickle defines, which is therefore carried by value; or None.
         key: the key to bind `root` to, or ().
         defining: keys of all that the pickle defines, which it does not refer to.
@@ -949,21 +950,21 @@ class _OutwardReducers(_Reducers):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.names: set[Any] = set()
-        self.refs: set[Any] = set()
+        self.used_globals: set[Any] = set()
+        self.references: set[Any] = set()
 
     def reducer_override(self, obj: Any) -> Any:
         if type(obj) is Prepacked:
-            self.refs.update(obj.needs)
+            self.references.update(obj.needs)
             return bytes, (obj.data,)
         return super().reducer_override(obj)
 
-    def refer(self, obj: Any, module: Any, path: str) -> Any:
+    def reduce_to_reference(self, obj: Any, module: Any, path: str) -> Any:
         key = module, path.partition(".")[0]
         if module is None or key in self.defining:
             return None
-        self.refs.add(key)
-        return _find, (module, path)
+        self.references.add(key)
+        return _find_in_script, (module, path)
 
     def reduce_function(self, function: Any, made: tuple[Any, ...]) -> Any:
         """Make a function use the globals of the slot's `__main__`, and note which it needs.
@@ -971,27 +972,27 @@ class _OutwardReducers(_Reducers):
         cloudpickle would send copies of the globals along.
         """
         make, args, (state, others), *rest = made
-        module = module_of(function.__globals__)
+        module = script_module(function.__globals__)
         if module:
             code = function.__code__
-            used = {*_names_in(code)}
+            used = {*_global_names(code)}
             # Code that mentions "__main__" may ask it for any attribute that it mentions.
             if "__main__" in (*code.co_names, *code.co_consts):
                 used.update(code.co_names)
-            self.names.update((module, name) for name in used)
+            self.used_globals.update((module, name) for name in used)
             self._add_annotations(function, module)
             others = {**others, "__globals__": {}}
-            args = (args[0], _Space(module), *args[2:])
+            args = (args[0], _NamespaceReference(module), *args[2:])
         if function is self.root:
             args = make, args, _token_of(function), *self.key
-            make = _arrive
+            make = _make_received
         return make, args, (state, others), *rest
 
     def reduce_cached(self, cached: Any) -> Any:
         if cached is not self.root:
             return super().reduce_cached(cached)
         args = cached.cache_parameters(), cached.__wrapped__
-        return _arrive, (_make_cached, args, _token_of(cached), *self.key)
+        return _make_received, (_make_cached, args, _token_of(cached), *self.key)
 
     def reduce_class(self, cls: Any, made: tuple[Any, ...], key: Any = ()) -> Any:
         """Reduce a class; if it is what the pickle defines, bind it to its key."""
@@ -1005,8 +1006,8 @@ class _OutwardReducers(_Reducers):
         else:
             annotations = obj.__annotations__
         for text in annotations.values():
-            if type(text) is str and _goes_by_value(module):
-                self.names.update((module, name) for name in _names_in_text(text)
+            if type(text) is str and _is_script_module(module):
+                self.used_globals.update((module, name) for name in _annotation_names(text)
                                   if hasattr(sys.modules[module], name))
 
 
@@ -1014,15 +1015,15 @@ class _DigestReducers(_Reducers):
     """For the digest of a cached function: by value, but cached functions in it become numbers.
 
     Attributes:
-        found: the cached functions, in the order of their numbers; grows.
+        cached_functions: the cached functions, in the order of their numbers; grows.
     """
 
-    found: list[Any]
+    cached_functions: list[Any]
 
     def reduce_cached(self, cached: Any) -> Any:
-        if cached not in self.found:
-            self.found.append(cached)
-        return int, (self.found.index(cached),)
+        if cached not in self.cached_functions:
+            self.cached_functions.append(cached)
+        return int, (self.cached_functions.index(cached),)
 
 
 def _digest_cached(cached: Any) -> bytes:
@@ -1031,11 +1032,13 @@ def _digest_cached(cached: Any) -> bytes:
     functions, hashed = [cached], hashlib.sha256()
     for function in functions:      # which grows: pickling one may find others
         settings = function.cache_parameters()
-        hashed.update(_dumps((function.__wrapped__, settings), _DigestReducers, found=functions))
+        pickled = _dumps(
+            (function.__wrapped__, settings), _DigestReducers, cached_functions=functions)
+        hashed.update(pickled)
     return hashed.digest()
 
 
-class _DefinitionReducers(_OutwardReducers):
+class _DefinitionReducers(_SlotReducers):
     """For definitions: refer also to data of the script, by key.
 
     In `def draw(rng=rng)`, say, the default is an object that a global stands for, too. In the slot
@@ -1052,29 +1055,29 @@ class _DefinitionReducers(_OutwardReducers):
         key = self.globals.get(id(obj))
         if key is None or key in self.defining:
             return None
-        self.refs.add(key)
+        self.references.add(key)
         return key
 
 
-class _Space:
+class _NamespaceReference:
     """Stands for the globals of a function. In a slot it becomes those of the slot's module."""
 
     def __init__(self, module: str) -> None:
         self._module = module
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _space, (self._module,)
+        return _script_namespace, (self._module,)
 
 
-def module_of(space: dict[str, Any]) -> Any:
+def script_module(space: dict[str, Any]) -> Any:
     """Return the name of the script's module that these globals belong to, or None."""
     name = space.get("__name__")
-    if not isinstance(name, str) or not _goes_by_value(name):
+    if not isinstance(name, str) or not _is_script_module(name):
         return None
     return name if getattr(sys.modules.get(name), "__dict__", None) is space else None
 
 
-def _names_in(code: types.CodeType) -> Iterable[str]:
+def _global_names(code: types.CodeType) -> Iterable[str]:
     """Return the names of the globals that code uses, with those of functions in it."""
     from cloudpickle import cloudpickle
     names: Iterable[str] = cloudpickle._extract_code_globals(code)
@@ -1082,16 +1085,16 @@ def _names_in(code: types.CodeType) -> Iterable[str]:
 
 
 @functools.lru_cache(1000)
-def _names_in_text(text: str) -> Iterable[str]:
+def _annotation_names(text: str) -> Iterable[str]:
     """Return the names of the globals that an annotation uses."""
     try:
-        return _names_in(compile("lambda: " + text, "", "eval"))
+        return _global_names(compile("lambda: " + text, "", "eval"))
     except SyntaxError:
         return ()
 
 
 @functools.cache
-def _pickler(reducers: Any) -> Any:
+def _pickler_class(reducers: Any) -> Any:
     """Return a subclass of cloudpickle's Pickler that reduces as a subclass of _Reducers says."""
     import cloudpickle
     default_table = cloudpickle.CloudPickler.dispatch_table
@@ -1144,13 +1147,13 @@ class Script:
         # too. Loading a definition may ask for another, so the lock is reentrant.
         self._lock: Any = _thread.RLock()
         self._modules: dict[str, Any] = {}      # name -> module of the script, except `__main__`
-        self._bound: dict[Any, bytes] = {}      # key -> the version that it is bound to
-        self._aside: dict[Any, Any] = {}        # (key, version) -> object bound before
-        self._pending: dict[Any, Any] = {}      # key -> (version, function that needs it)
-        self._kept: set[Any] = set()            # keys that an initializer has set: never rebound
-        self._large: set[bytes] = set()         # long versions, not kept without need
-        self._missing: set[str] = set()         # names that the controller does not have either
-        self._current: Any = None               # the function whose needs are all bound, if any
+        self._bound_versions: dict[Any, bytes] = {}      # key -> the version that it is bound to
+        self._set_aside: dict[Any, Any] = {}        # (key, version) -> object bound before
+        self._pending_keys: dict[Any, Any] = {}      # key -> (version, function that needs it)
+        self._initialized_keys: set[Any] = set()    # set by an initializer, and never rebound
+        self._large_versions: set[bytes] = set()         # long versions, not kept without need
+        self._unknown_names: set[str] = set()       # that the controller does not have either
+        self._bound_for: Any = None               # the function whose needs are all bound, if any
 
     def namespace(self, module: str) -> dict[str, Any]:
         """Return the globals of a module of the script, which is made if it does not exist yet."""
@@ -1166,99 +1169,100 @@ class Script:
         module, name = key
         self.namespace(module)[name] = obj
 
-    def enter(self, function: _Function) -> None:
+    def bind_needs(self, function: _SlotFunction) -> None:
         """Bind all that a function needs, in the versions that it was submitted with.
 
         Raises whatever unpickling these raises.
         """
-        if function is self._current:
+        if function is self._bound_for:
             return
         # Import before taking our lock. Another thread may be importing one of these modules, and
         # in doing so ask us for a name: it would wait for our lock, and we for its import.
         for module in function.modules:
             __import__(module)
         with self._lock:
-            self._missing.clear()
-            self._current = None
-            self._bind(function, {key: version for key, version in function.needs.items()
-                                  if self._bound.get(key, ABSENT) != version})
-            self._current = function
+            self._unknown_names.clear()
+            self._bound_for = None
+            self._bind_versions(function, {key: version for key, version in function.needs.items()
+                                  if self._bound_versions.get(key, ABSENT) != version})
+            self._bound_for = function
 
-    def add(self, function: _Function) -> None:
+    def bind_missing_needs(self, function: _SlotFunction) -> None:
         """Bind those of a function's needs that have no value here yet; leave the others alone."""
         with self._lock:
-            self._bind(function, {key: version for key, version in function.needs.items()
+            self._bind_versions(function, {key: version for key, version in function.needs.items()
                                   if version and key[1] not in self.namespace(key[0])})
 
-    def _bind(self, function: _Function, versions: Mapping[Any, bytes]) -> None:
+    def _bind_versions(self, function: _SlotFunction, versions: Mapping[Any, bytes]) -> None:
         """Bind keys to other versions, which a function has."""
-        is_outermost = not self._pending
+        is_outermost = not self._pending_keys
         for key, version in versions.items():
-            if key not in self._kept:
+            if key not in self._initialized_keys:
                 self._put_aside(key)
                 if version:     # otherwise the script does not have that name, and nor shall we
-                    self._pending[key] = version, function
+                    self._pending_keys[key] = version, function
         try:
-            while self._pending:
-                self._load(next(iter(self._pending)))
+            while self._pending_keys:
+                self._load_definition(next(iter(self._pending_keys)))
         except BaseException:
-            # If this runs inside another `_load`, the definition that is being loaded may handle
-            # the error, and what else is pending there is still needed.
+            # If this runs inside another `_load_definition`, what is loaded there may handle the
+            # error, and what else is pending there is still needed.
             if is_outermost:
-                self._pending.clear()
+                self._pending_keys.clear()
             raise
 
     def _put_aside(self, key: Any) -> None:
         """Unbind a key, and keep what it was bound to."""
         module, name = key
         value = self.namespace(module).pop(name, ABSENT)
-        version = self._bound.pop(key, ABSENT)
+        version = self._bound_versions.pop(key, ABSENT)
         # A class is one object in all its versions: loading a version sets its attributes.
         if version and value is not ABSENT and not isinstance(value, type):
-            self._aside[key, version] = value
+            self._set_aside[key, version] = value
 
-    def _load(self, key: Any) -> None:
+    def _load_definition(self, key: Any) -> None:
         """Bind a pending key, from what is put aside or by unpickling its definition."""
-        version, function = self._pending.pop(key)
+        version, function = self._pending_keys.pop(key)
         # Unless unpickling fails, the key counts as bound from here: its value may refer to it.
-        self._bound[key] = version
-        if (key, version) in self._aside:
-            self.bind(key, self._aside.pop((key, version)))
+        self._bound_versions[key] = version
+        if (key, version) in self._set_aside:
+            self.bind(key, self._set_aside.pop((key, version)))
             return
         try:
-            keys, size, values = function.load(version)
+            keys, size, values = function.load_definition(version)
         except BaseException:
-            del self._bound[key]
+            del self._bound_versions[key]
             raise
         # Data that have parts in common are one definition: two lists, say, that hold the same
         # object. All of them are bound now, so that they go on to share it, except those that are
         # bound to another version or are kept as an initializer has set them.
         for other, value in zip(keys or (key,), values):
             version = function.needs[other]
-            is_pending = other in self._pending
-            is_bound = self._bound.get(other) == version and other not in self._kept
+            is_pending = other in self._pending_keys
+            is_bound = (self._bound_versions.get(other) == version
+                        and other not in self._initialized_keys)
             if other != key and not is_pending and not is_bound:
                 continue
             if other != key:
-                self._pending.pop(other, None)
-            self._aside.pop((other, version), None)
-            self._bound[other] = version
+                self._pending_keys.pop(other, None)
+            self._set_aside.pop((other, version), None)
+            self._bound_versions[other] = version
             self.bind(other, value)
             if size > MAX_FRAME:
-                self._large.add(version)
+                self._large_versions.add(version)
 
-    def find(self, module: str, path: str) -> Any:
+    def find_object(self, module: str, path: str) -> Any:
         """Return what a dotted path leads to in the script. Raises AttributeError."""
         first, _, rest = path.partition(".")
         with self._lock:
-            if (module, first) in self._pending:
-                self._load((module, first))
+            if (module, first) in self._pending_keys:
+                self._load_definition((module, first))
         space = self.namespace(module)
         if first not in space:
             raise AttributeError("module %r of the script has no attribute %r" % (module, first))
         return operator.attrgetter(rest)(space[first]) if rest else space[first]
 
-    def ask(self, pull: Callable[[int, bytes], Any], name: str) -> Any:
+    def find_or_ask(self, pull: Callable[[int, bytes], Any], name: str) -> Any:
         """Return what the controller's `__main__` has under a name. Raises AttributeError.
 
         Code asks when it looks up an attribute of `__main__` by itself, as `pickle.loads` does. The
@@ -1268,58 +1272,58 @@ class Script:
             pull: sends a question to the controller and returns the segments of the answer.
         """
         with self._lock:
-            if ("__main__", name) in self._pending:
-                self._load(("__main__", name))
+            if ("__main__", name) in self._pending_keys:
+                self._load_definition(("__main__", name))
         space = self.namespace("__main__")
-        if name not in space and name not in self._missing and not name.startswith("__"):
-            self._missing.add(name)
+        if name not in space and name not in self._unknown_names and not name.startswith("__"):
+            self._unknown_names.add(name)
             try:
-                segments = pull(NAME, name.encode())
-                if bytes(segments[0]) != NOTHING:
-                    self.add(_Function(segments))
+                segments = pull(FIND_NAME, name.encode())
+                if bytes(segments[0]) != PICKLED_NONE:
+                    self.bind_missing_needs(_SlotFunction(segments))
             except EOFError:        # this process may not ask
                 pass
         if name not in space:
             raise AttributeError("module '__main__' has no attribute %r" % name)
         return space[name]
 
-    def forget(self, functions: Iterable[_Function]) -> None:
+    def drop_unneeded(self, functions: Iterable[_SlotFunction]) -> None:
         """Drop what none of these functions needs, if it is put aside, or bound and large."""
         needed = {need for function in functions for need in function.needs.items()}
         with self._lock:
-            self._current = None
-            self._aside = {
-                need: value for need, value in self._aside.items() if need in needed}
-            for key, version in [*self._bound.items()]:
-                if version in self._large and (key, version) not in needed:
+            self._bound_for = None
+            self._set_aside = {
+                need: value for need, value in self._set_aside.items() if need in needed}
+            for key, version in [*self._bound_versions.items()]:
+                if version in self._large_versions and (key, version) not in needed:
                     self._put_aside(key)
-                    self._aside.pop((key, version), None)
-            self._large.intersection_update(self._bound.values())
+                    self._set_aside.pop((key, version), None)
+            self._large_versions.intersection_update(self._bound_versions.values())
 
-    def initialize(self, function: _Function) -> None:
+    def run_initializer(self, function: _SlotFunction) -> None:
         """Call the pool's initializer, and keep what it sets: no later version replaces it.
 
         That is each global that it binds, each class of the script whose attributes it sets, and
         all data that it uses, since it may have changed these in place.
         """
-        self.enter(function)
+        self.bind_needs(function)
         modules = {"__main__", *(module for module, _ in function.needs)}
         spaces = {module: self.namespace(module) for module in modules}
-        before = {module: {name: (value, _attributes(value)) for name, value in space.items()}
+        before = {module: {name: (value, _class_attributes(value)) for name, value in space.items()}
                   for module, space in spaces.items()}
-        function.get()()
+        function.get_function()()
         for module, space in spaces.items():
             for name, value in space.items():
                 old_value, old_attributes = before[module].get(name, (ABSENT, None))
-                is_set = value is not old_value or _attributes(value) != old_attributes
+                is_set = value is not old_value or _class_attributes(value) != old_attributes
                 is_used = (module, name) in function.needs and is_data(value)
                 if is_set or is_used:
-                    self._kept.add((module, name))
+                    self._initialized_keys.add((module, name))
 
 
-def _attributes(value: object) -> Any:
+def _class_attributes(value: object) -> Any:
     """Return the attributes of a class of the script, None of anything else."""
-    return {**vars(value)} if isinstance(value, type) and value in _arrived else None
+    return {**vars(value)} if isinstance(value, type) and value in _received else None
 
 
 def is_data(value: object) -> bool:
@@ -1329,27 +1333,27 @@ def is_data(value: object) -> bool:
 
 def is_definition(value: object) -> bool:
     """Return whether an object is a function, a class or a module."""
-    return isinstance(value, (*_DEFINITIONS, types.BuiltinFunctionType, types.ModuleType))
+    return isinstance(value, (*_DEFINITION_TYPES, types.BuiltinFunctionType, types.ModuleType))
 
 
 script = Script()
 
 
-# What pickles for a slot refer to, see _OutwardReducers.
+# What pickles for a slot refer to, see _SlotReducers.
 
 
-def _find(module: str, path: str) -> Any:
-    return script.find(module, path)
+def _find_in_script(module: str, path: str) -> Any:
+    return script.find_object(module, path)
 
 
-def _space(module: str) -> dict[str, Any]:
+def _script_namespace(module: str) -> dict[str, Any]:
     return script.namespace(module)
 
 
 # ────────────────────────────────────────── running a call ────────────────────────────────────────
 
 
-class _Chunks(list["Any"]):
+class _BufferList(list["Any"]):
     """A file for a pickler to write to, which keeps large objects as they are, without a copy."""
 
     def write(self, data: Any) -> None:
@@ -1361,24 +1365,24 @@ def pack_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Packed, An
 
     Return what `pack` returns, and the keys `(module, name)` of what they need of the script.
     """
-    if not kwargs and _SHORT.issuperset(map(type, args)):
+    if not kwargs and _SCALARS.issuperset(map(type, args)):
         data = pickle.dumps((args, None), 5)
-        if len(data) <= INLINE:
+        if len(data) <= MAX_INLINE:
             return data, ()
-    return pack_outward((args, kwargs or None))
+    return pack_for_slot((args, kwargs or None))
 
 
-def pack_outward(obj: object) -> tuple[Packed, Any]:
+def pack_for_slot(obj: object) -> tuple[Packed, Any]:
     """Pickle for a slot. Return what `pack` returns, and the keys of what it needs of the script.
     """
     if is_plain(obj):
         return pack(obj), ()
-    chunks, large, pickler = _dump(obj, _OutwardReducers)
-    return _packed(chunks, large), pickler.names | pickler.refs
+    chunks, large, pickler = _dump(obj, _SlotReducers)
+    return _pack_buffers(chunks, large), pickler.used_globals | pickler.references
 
 
 class Prepacked:
-    """Arguments that `pack_outward` has packed. As arguments of another call they arrive as bytes.
+    """Arguments that `pack_for_slot` has packed. As arguments of another call they arrive as bytes.
 
     Attributes:
         data: the pickle.
@@ -1390,11 +1394,11 @@ class Prepacked:
         self.needs = needs
 
 
-def _is_long(obj: object) -> bool:
+def _has_long_string(obj: object) -> bool:
     """Return whether there is a long text, or long bytes, in what is plain."""
     if isinstance(obj, tuple):
-        return any(map(_is_long, obj))
-    return isinstance(obj, (bytes, str)) and len(obj) > INLINE
+        return any(map(_has_long_string, obj))
+    return isinstance(obj, (bytes, str)) and len(obj) > MAX_INLINE
 
 
 def pack(obj: object) -> Packed:
@@ -1405,19 +1409,19 @@ def pack(obj: object) -> Packed:
     that of a large buffer (a NumPy array), which is not copied.
     """
     # Cloudpickle's pickler is slower, but does not copy what is long.
-    if is_plain(obj) and not _is_long(obj):
+    if is_plain(obj) and not _has_long_string(obj):
         data = pickle.dumps(obj, 5)
-        if len(data) <= INLINE:
+        if len(data) <= MAX_INLINE:
             return data
         return [len(data)], [data]
-    chunks, large, _ = _dump(obj, _HomeReducers)
-    return _packed(chunks, large)
+    chunks, large, _ = _dump(obj, _ResultReducers)
+    return _pack_buffers(chunks, large)
 
 
-def _packed(chunks: list[Any], large: list[Any]) -> Packed:
+def _pack_buffers(chunks: list[Any], large: list[Any]) -> Packed:
     """Return what `pack` returns, for a pickle in pieces and large buffers beside it."""
     length = sum(map(len, chunks))
-    if length <= INLINE and not large:
+    if length <= MAX_INLINE and not large:
         return b"".join(chunks)
     return [length, *map(len, large)], chunks + large
 
@@ -1437,20 +1441,21 @@ def _dump(obj: object, reducers: Any, most: int = 254, **settings: Any) -> tuple
 
 
 def _open_pickle(reducers: Any, most: int) -> tuple[Any, Any, Any]:
-    chunks = _Chunks()
-    large = _Chunks()
+    chunks = _BufferList()
+    large = _BufferList()
 
     def stays_in_band(buffer: pickle.PickleBuffer) -> bool:
         raw = buffer.raw()
-        if raw.nbytes < INLINE or len(large) == most:
+        if raw.nbytes < MAX_INLINE or len(large) == most:
             return True
         large.append(raw)
         return False
 
-    return chunks, large, _pickler(reducers)(chunks, protocol=5, buffer_callback=stays_in_band)
+    pickler = _pickler_class(reducers)(chunks, protocol=5, buffer_callback=stays_in_band)
+    return chunks, large, pickler
 
 
-def _dumps(obj: object, reducers: Any = _HomeReducers, **settings: Any) -> bytes:
+def _dumps(obj: object, reducers: Any = _ResultReducers, **settings: Any) -> bytes:
     """Pickle in one piece; see `_dump`."""
     chunks, _, _ = _dump(obj, reducers, 0, **settings)
     return b"".join(chunks)
@@ -1462,8 +1467,8 @@ class Pickled:
     Attributes:
         data: the pickle.
         buffers: its out-of-band buffers.
-        names: keys `(module, name)` of the globals that its code uses.
-        refs: keys that it refers to.
+        used_globals: keys `(module, name)` of the globals that its code uses.
+        references: keys that it refers to.
         parts: of data, the mutable objects in it by `id`; other data may have some in common.
         module: the name of the module that it imports where it is unpickled, or "".
     """
@@ -1473,8 +1478,8 @@ class Pickled:
                  module: str = "") -> None:
         self.data = data
         self.buffers = buffers
-        self.names = names
-        self.refs = refs
+        self.used_globals = names
+        self.references = refs
         self.parts = parts
         self.module = module
 
@@ -1501,14 +1506,14 @@ def pickle_definition(obj: object, globals_by_id: Mapping[int, Any], keys: Any =
     root = {"root": obj, "key": keys[0]} if is_root and keys else {}
     # With `persistent_id`, the pickler calls us for each part of an object. For large data that
     # takes several times as long as pickling it.
-    reducers = _DefinitionReducers if globals_by_id else _OutwardReducers
+    reducers = _DefinitionReducers if globals_by_id else _SlotReducers
     chunks, large, pickler = _dump(
         obj, reducers, 100, globals=globals_by_id, defining=keys, **root)
     parts = {}
     if keys and not root:
         parts = {number: part for number, (_, part) in pickler.memo.copy().items()
                  if _can_be_shared(part)}
-    return Pickled(b"".join(chunks), large, pickler.names, pickler.refs, parts)
+    return Pickled(b"".join(chunks), large, pickler.used_globals, pickler.references, parts)
 
 
 def _can_be_shared(part: Any) -> bool:
@@ -1531,7 +1536,7 @@ def _can_be_shared(part: Any) -> bool:
 
 # How a slot gets the function of a call. It unpickles it for each call, so that no call sees what
 # another did to it; or once; or looks it up by its name in the script.
-EACH, ONCE, NAMED = range(3)
+UNPICKLE_EACH_CALL, UNPICKLE_ONCE, LOOK_UP_BY_NAME = range(3)
 
 
 def pack_function(how: int, root: Pickled | tuple[str, str], needs: Mapping[Any, bytes],
@@ -1539,8 +1544,8 @@ def pack_function(how: int, root: Pickled | tuple[str, str], needs: Mapping[Any,
     """Return the payload of FUNCTION: all by which a slot knows a function.
 
     Arguments:
-        how: EACH, ONCE or NAMED.
-        root: the pickled function; if NAMED, its module and path.
+        how: UNPICKLE_EACH_CALL, UNPICKLE_ONCE or LOOK_UP_BY_NAME.
+        root: the pickled function; if LOOK_UP_BY_NAME, its module and path.
         needs: the version of each key that it uses, by key.
         definitions: `(keys, Pickled)` of each definition, by version. A version without one is the
             pickle of a short constant.
@@ -1552,7 +1557,7 @@ def pack_function(how: int, root: Pickled | tuple[str, str], needs: Mapping[Any,
         # Three cases. A short pickle goes into the head. A long one, or one with buffers, becomes
         # segments, from a start to an end. It goes into the head after all, as a list, if there
         # would be more segments than a message can have.
-        if len(pickled.data) < INLINE and not pickled.buffers:
+        if len(pickled.data) < MAX_INLINE and not pickled.buffers:
             return pickled.data
         parts = [pickled.data, *pickled.buffers]
         start = len(segments)
@@ -1565,7 +1570,7 @@ def pack_function(how: int, root: Pickled | tuple[str, str], needs: Mapping[Any,
     places = {version: (keys, add(pickled)) for version, (keys, pickled) in definitions.items()}
     modules = [pickled.module for _, pickled in definitions.values() if pickled.module]
     head = pickle.dumps((how, place, dict(needs), places, modules), 5)
-    return _packed([head], segments)
+    return _pack_buffers([head], segments)
 
 
 def unpack(segments: Sequence[Any]) -> Any:
@@ -1575,7 +1580,7 @@ def unpack(segments: Sequence[Any]) -> Any:
     return pickle.loads(segments[0], buffers=segments[1:])
 
 
-def _unpack_own(packed: Packed) -> Any:
+def _unpack_packed(packed: Packed) -> Any:
     """Unpickle what `pack` has just returned."""
     if type(packed) is bytes:
         return unpack((packed,))
@@ -1606,7 +1611,7 @@ def run_chunk(function: Callable[..., Any], chunk: Iterable[tuple[Any, ...]]) ->
     return values
 
 
-def run_some(function: Callable[..., Any], packed: bytes, seconds: float) -> tuple[Any, ...]:
+def run_items(function: Callable[..., Any], packed: bytes, seconds: float) -> tuple[Any, ...]:
     """Call a function on the items of a chunk, in order, until one raises or the time is up.
 
     This is what `map` sends that chooses its chunks itself.
@@ -1651,7 +1656,7 @@ def pack_series(values: Sequence[Any]) -> tuple[list[Any], Packed]:
     Return what `unpack_series` takes, up to the first value that cannot be pickled, or not be
     unpickled here; and what that raised, as ERROR has it, or b"".
     """
-    chunks, large, pickler = _open_pickle(_HomeReducers, sys.maxsize)
+    chunks, large, pickler = _open_pickle(_ResultReducers, sys.maxsize)
     pickles: list[bytes] = []
     stage, problem = "result", None
     try:
@@ -1687,8 +1692,8 @@ def unpack_series(pickles: Sequence[bytes],
     return found, None
 
 
-class _ApartReducers(_OutwardReducers):
-    """For `pack_apart`.
+class _ArrayReducers(_SlotReducers):
+    """For `pack_without_arrays`.
 
     Attributes:
         arrays: the large arrays in the pickle, by number; grows.
@@ -1707,19 +1712,19 @@ class _ApartReducers(_OutwardReducers):
         return number
 
 
-def pack_apart(obj: object) -> tuple[Prepacked, dict[int, Any]]:
+def pack_without_arrays(obj: object) -> tuple[Prepacked, dict[int, Any]]:
     """Pickle a callable for a slot, but leave out the large NumPy arrays in it.
 
-    Return the pickle and the arrays by number, to be passed to `run_with`.
+    Return the pickle and the arrays by number, to be passed to `run_with_arrays`.
     """
     arrays: dict[int, Any] = {}
     array_type = getattr(sys.modules.get("numpy"), "ndarray", ())
-    chunks, _, pickler = _dump(obj, _ApartReducers, 0, arrays=arrays, array_type=array_type)
-    return Prepacked(b"".join(chunks), pickler.names | pickler.refs), arrays
+    chunks, _, pickler = _dump(obj, _ArrayReducers, 0, arrays=arrays, array_type=array_type)
+    return Prepacked(b"".join(chunks), pickler.used_globals | pickler.references), arrays
 
 
-def run_with(arrays: Mapping[int, Any], pickled: bytes) -> Any:
-    """Call what `pack_apart` has pickled, and return its value."""
+def run_with_arrays(arrays: Mapping[int, Any], pickled: bytes) -> Any:
+    """Call what `pack_without_arrays` has pickled, and return its value."""
     class Unpickler(pickle.Unpickler):
         def persistent_load(self, number: int) -> Any:
             return arrays[number]
@@ -1736,13 +1741,13 @@ def begin_process() -> None:
     _inherited.update(vars(sys.modules["__main__"]))
 
 
-def pack_local(obj: object, there: Mapping[str, object] | None) -> bytes:
+def pack_for_process(obj: object, there: Mapping[str, object] | None) -> bytes:
     """Pickle for a process of a ProcessExecutor.
 
     Arguments:
         there: what it has in `__main__`, by name; None if only the process itself can say.
     """
-    return _dumps(obj, _LocalReducers, there=there)
+    return _dumps(obj, _ProcessReducers, known_names=there)
 
 
 _OUR_PARENT: Any = object()
@@ -1760,7 +1765,7 @@ class Shipped:
         if there is _OUR_PARENT:
             self._data = _dumps(obj)
         else:
-            self._data = pack_local(obj, there)
+            self._data = pack_for_process(obj, there)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return pickle.loads, (self._data,)
@@ -1791,7 +1796,7 @@ def run_shipped(call: Any) -> Any:
     return value if is_plain(value) else Shipped(value)
 
 
-def _outline(obj: Any) -> Any:
+def _definition_outline(obj: Any) -> Any:
     """Return a value that is equal in two processes if they have imported the same definition."""
     if isinstance(obj, type):
         return sorted(vars(obj))
@@ -1799,10 +1804,10 @@ def _outline(obj: Any) -> Any:
     return type(obj).__name__, code and (code.co_firstlineno, code.co_code)
 
 
-def _name_or_value(path: str, outline: Any, pickled: bytes) -> Any:
+def _look_up_or_unpickle(path: str, outline: Any, pickled: bytes) -> Any:
     """Return what `__main__` has at a path if it has this outline, otherwise unpickle the value."""
     obj = _look_up("__main__", path)
-    return obj if _outline(obj) == outline else pickle.loads(pickled)
+    return obj if _definition_outline(obj) == outline else pickle.loads(pickled)
 
 
 def run_plain(function: Callable[..., Any], *args: Any) -> Any:
@@ -1828,16 +1833,16 @@ def pack_outcome(ok: bool, value: Any, stage: str = "run") -> tuple[int, Packed]
             # this slot and not in the controller.
             stage = "round trip"
             if not is_plain(value):
-                _unpack_own(packed)
+                _unpack_packed(packed)
             return RESULT, packed
         except BaseException as error:
             value = error
     import traceback
     kind = type(value)
-    for explain in _explanations:
+    for explain in _explainers:
         explain(value)
     try:
-        trace = _below(value.__traceback__)
+        trace = _skip_own_frames(value.__traceback__)
         text = "".join(traceback.format_exception(kind, value, trace))
     except BaseException as error:      # a __str__ or __repr__ that raises
         text = "(no traceback: formatting it raised %s)\n" % type(error).__name__
@@ -1848,14 +1853,14 @@ def pack_outcome(ok: bool, value: Any, stage: str = "run") -> tuple[int, Packed]
             pickled = data
     except BaseException:       # for instance, its constructor does not accept its args
         pass
-    return ERROR, pack((stage, pickled, kind.__name__, _text(value), text))
+    return ERROR, pack((stage, pickled, kind.__name__, _error_text(value), text))
 
 
 # Functions that add to an exception what this slot knows about it.
-_explanations: list[Callable[[BaseException], object]] = []
+_explainers: list[Callable[[BaseException], object]] = []
 
 
-def _text(value: object) -> str:
+def _error_text(value: object) -> str:
     """Return the text of an exception, with its notes."""
     try:
         return "\n".join([str(value), *getattr(value, "__notes__", ())])
@@ -1865,10 +1870,10 @@ def _text(value: object) -> str:
 
 def describe(error: BaseException) -> str:
     """Return the type and the text of an exception, even if its `__str__` raises."""
-    return "%s: %s" % (type(error).__name__, _text(error))
+    return "%s: %s" % (type(error).__name__, _error_text(error))
 
 
-def _below(trace: Any) -> Any:
+def _skip_own_frames(trace: Any) -> Any:
     """Return a traceback without the frames of this file at its top, which tell users nothing."""
     while trace and trace.tb_next and trace.tb_frame.f_globals.get("run_call") is run_call:
         trace = trace.tb_next
@@ -1887,7 +1892,7 @@ class ModuleFinder:
     .dist-info, key of its content)`, as `_Packages` takes them.
 
     Arguments:
-        pull: asks the shim, see `_Pull`.
+        pull: asks the shim, see `_ShimClient`.
         folder: the directory that slots run in. Packages that `files=` has put there are left to
             the usual import, for they may have data files and extension modules.
     """
@@ -1898,33 +1903,33 @@ class ModuleFinder:
     def __init__(self, pull: Callable[[int, bytes], Any], folder: str) -> None:
         self._pull = pull
         # Written by any thread that imports. Two that ask the same question get the same answer.
-        self._known: dict[str, Any] = {}        # by module, the controller's answer
+        self._answers: dict[str, Any] = {}        # by module, the controller's answer
         self._metadata: dict[str, Any] = {}     # by distribution, likewise
-        self._folders: dict[str, str] = {}      # by folder, the project's package there
-        self._saved = os.path.join(folder, ".modules")
+        self._package_folders: dict[str, str] = {}      # by folder, the project's package there
+        self._modules_folder = os.path.join(folder, ".modules")
         self._packages = _Packages(pull, folder)
-        self._left = {*sys.stdlib_module_names}     # names that are left to the usual import
+        self._local_names = {*sys.stdlib_module_names}     # names that are left to the usual import
         if not os.path.isdir(folder):
             return
         for name in os.listdir(folder):
             is_package = os.path.exists(os.path.join(folder, name, "__init__.py"))
             if is_package or name.endswith((".py", ".so")):
-                self._left.add(name.partition(".")[0])
+                self._local_names.add(name.partition(".")[0])
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         """Find a module; see `importlib.abc.MetaPathFinder`."""
         top = name.partition(".")[0]
         parent = name.rpartition(".")[0]
-        if top in self._left:
+        if top in self._local_names:
             return None
         # A package that is not of the project has its modules in its folder on this machine.
         if parent:
-            parent_answer = self._known.get(parent)
+            parent_answer = self._answers.get(parent)
             if not parent_answer or parent_answer[0] == self.INSTALLED:
                 return None
-        if name not in self._known:
-            self._known[name] = self._ask(WANTED, name)
-        answer = self._known[name]
+        if name not in self._answers:
+            self._answers[name] = self._ask_controller(FIND_MODULE, name)
+        answer = self._answers[name]
 
         # Three cases. The controller does not send the module; it may send the distribution that
         # the module is in; or it has sent the module's source.
@@ -1948,18 +1953,18 @@ class ModuleFinder:
         if is_package:
             folder = os.path.dirname(filename)
             spec.submodule_search_locations.append(folder)
-            self._folders[folder] = name
-        self._save(name, source, is_package)
+            self._package_folders[folder] = name
+        self._save_module(name, source, is_package)
         return spec
 
-    def _ask(self, kind: int, name: str) -> Any:
+    def _ask_controller(self, kind: int, name: str) -> Any:
         """Return the controller's answer to a question, or None if nobody answers."""
         try:
             return unpack(self._pull(kind, name.encode()))
         except EOFError:
             return None
 
-    def _save(self, name: str, source: str, has_init: bool) -> None:
+    def _save_module(self, name: str, source: str, has_init: bool) -> None:
         """Write a module to where child processes look for modules, as they cannot ask for it.
 
         If that fails, only they go without it.
@@ -1967,7 +1972,7 @@ class ModuleFinder:
         parts = name.split(".")
         if has_init:
             parts.append("__init__")
-        path = os.path.join(self._saved, *parts) + ".py"
+        path = os.path.join(self._modules_folder, *parts) + ".py"
         try:
             os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
             with open(path, "w", encoding="utf-8") as file:
@@ -1982,14 +1987,14 @@ class ModuleFinder:
         AttributeError if the controller has no script.
         """
         import ast
-        answer = self._ask(WANTED, "__main__")
+        answer = self._ask_controller(FIND_MODULE, "__main__")
         if not answer:
             raise AttributeError("module '__main__' has no attribute '__file__'")
         source = answer[1]
-        self._save("__main__", source, False)
+        self._save_module("__main__", source, False)
         # This module is imported already, so the loop below would not save it.
         loader: Any = vars(sys.modules[__name__])["__loader__"]
-        self._save(__name__, loader.get_source(__name__), False)
+        self._save_module(__name__, loader.get_source(__name__), False)
         for node in ast.walk(ast.parse(source)):
             names: list[str] = []
             if isinstance(node, ast.Import):
@@ -2001,17 +2006,17 @@ class ModuleFinder:
                     __import__(name)        # which saves it
                 except Exception:           # the script may import it in a `try`
                     pass
-        return os.path.join(self._saved, "__main__.py")
+        return os.path.join(self._modules_folder, "__main__.py")
 
-    def list_children(self, folder: str) -> Any:
+    def get_child_finder(self, folder: str) -> Any:
         """Return what lists the modules of a package that was sent; for `sys.path_hooks`.
 
         Raises ImportError for any other folder.
         """
-        if folder not in self._folders or os.path.isdir(folder):
+        if folder not in self._package_folders or os.path.isdir(folder):
             raise ImportError(folder)
-        ask = functools.partial(self._ask, CHILDREN, self._folders[folder])
-        return _Children(self.find_spec, ask)
+        ask = functools.partial(self._ask_controller, LIST_MODULES, self._package_folders[folder])
+        return _ChildFinder(self.find_spec, ask)
 
     def find_distributions(self, context: Any) -> Iterator[Any]:
         """Find the metadata of a distribution whose modules come from the controller.
@@ -2023,7 +2028,7 @@ class ModuleFinder:
         from importlib import metadata
         name = str(context.name).replace("_", "-").lower()
         if name not in self._metadata:
-            self._metadata[name] = self._ask(METADATA, name)
+            self._metadata[name] = self._ask_controller(FIND_METADATA, name)
         if not self._metadata[name]:
             return
         version, key, texts = self._metadata[name]
@@ -2042,10 +2047,10 @@ class ModuleFinder:
 
         yield Distribution()
 
-    def why_not(self, name: str) -> str:
+    def explain_missing_module(self, name: str) -> str:
         """Return why the distribution with a module was not copied; "" if there is no reason."""
         for part in (name, name.partition(".")[0]):
-            answer = self._known.get(part)
+            answer = self._answers.get(part)
             if answer and answer[0] == self.INSTALLED:
                 distribution = answer[1][0]
                 return self._packages.problems.get(distribution, "")
@@ -2097,7 +2102,7 @@ class _Packages:
             return ""
         at = [n for n, one in enumerate(sys.path) if one.endswith("-packages") or one == folder]
         sys.path.insert((*at, len(sys.path))[0], place)
-        _tell_children(place)
+        _prepend_to_pythonpath(place)
         return place
 
 
@@ -2146,7 +2151,7 @@ class PackageLoader:
         """Do nothing: by now, the spec names the loader that executes the module."""
 
 
-class _Children:
+class _ChildFinder:
     """Find and list the modules of a package that was sent, in place of a folder; for pkgutil.
 
     Arguments:
@@ -2184,7 +2189,7 @@ class SourceLoader:
     def exec_module(self, module: types.ModuleType) -> None:
         """Execute the source in a module."""
         if "numba" in self._source:
-            _teach_numba()
+            _register_numba_locator()
         code = compile(self._source, self.path, "exec", dont_inherit=True)
         exec(code, module.__dict__)
 
@@ -2251,7 +2256,7 @@ class _NumbaLocator:
 
 
 @functools.cache
-def _teach_numba() -> None:
+def _register_numba_locator() -> None:
     """Add our locator to those that numba tries; do nothing without numba."""
     try:
         caching: Any = __import__("numba.core.caching", fromlist=["caching"])
@@ -2262,7 +2267,7 @@ def _teach_numba() -> None:
         pass
 
 
-def _why_no_data(error: FileNotFoundError) -> str:
+def _explain_missing_file(error: FileNotFoundError) -> str:
     """Return what to do about a missing file that lies beside code on the controller.
 
     Return "" if the missing file is of any other kind.
@@ -2304,13 +2309,13 @@ def _why_no_data(error: FileNotFoundError) -> str:
 # ────────────────────────────────────────────── slot ──────────────────────────────────────────────
 
 # The descriptors of a slot, besides stdin, stdout and stderr. The file's docstring draws them.
-_CALLS, _RESULTS, _PERMITS, _QUESTIONS, _ANSWERS = range(3, 8)
-_THREADS = [library + "_THREADS" for library in (
+_CALLS_FD, _RESULTS_FD, _PERMITS_FD, _QUESTIONS_FD, _ANSWERS_FD = range(3, 8)
+_THREAD_VARIABLES = [library + "_THREADS" for library in (
     "OMP_NUM", "MKL_NUM", "OPENBLAS_NUM", "NUMBA_NUM", "BLIS_NUM", "NUMEXPR_NUM", "POLARS_MAX",
     "VECLIB_MAXIMUM")]
 
 
-class _Pull:
+class _ShimClient:
     """Ask the shim for what a slot lacks, from any of the slot's threads.
 
     Of the threads that wait for answers, one reads for all: answers come in any order.
@@ -2318,12 +2323,12 @@ class _Pull:
 
     def __init__(self) -> None:
         import threading
-        self._reader = MessageReader(_ANSWERS)      # used by the thread that reads
+        self._reader = MessageReader(_ANSWERS_FD)      # used by the thread that reads
         self._numbers = itertools.count(1)          # of questions; each `next` is atomic
         self._owner = os.getpid()
         # Guards the attributes below; notified when a thread has read.
         self._changed = threading.Condition()
-        self._reading = 0       # identifier of the thread that reads, or 0
+        self._reading_thread = 0       # identifier of the thread that reads, or 0
         self._answers: dict[int, Any] = {}      # segments, by the number of the question
 
     def __call__(self, kind: int, payload: bytes) -> Any:
@@ -2339,39 +2344,39 @@ class _Pull:
         try:
             number = next(self._numbers)
             # A question is short enough for one atomic write, so threads need no lock for it.
-            write_all(_QUESTIONS, (frame(kind, number, payload),))
-            return self._wait_for(number)
+            write_all(_QUESTIONS_FD, (frame(kind, number, payload),))
+            return self._wait_for_answer(number)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
-    def _wait_for(self, number: int) -> Any:
+    def _wait_for_answer(self, number: int) -> Any:
         me = _thread.get_ident()
         with self._changed:
             while number not in self._answers:
                 # Three cases. Nobody reads: this thread does. Another thread reads: wait until it
                 # has. This thread reads already, and a finalizer that ran meanwhile imports: read.
-                if self._reading in (0, me):
-                    self._read(me)
+                if self._reading_thread in (0, me):
+                    self._read_answers(me)
                 else:
                     self._changed.wait()
             return self._answers.pop(number)
 
-    def _read(self, me: int) -> None:
+    def _read_answers(self, me: int) -> None:
         """Read once, with the lock released, and keep the answers that came for all threads."""
-        reading_before = self._reading
-        self._reading = me
+        reading_before = self._reading_thread
+        self._reading_thread = me
         self._changed.release()
         try:
             messages = self._reader.read()
         finally:
             self._changed.acquire()
-            self._reading = reading_before
+            self._reading_thread = reading_before
             self._changed.notify_all()
         for _kind, number, _tag, segments in messages:
             self._answers[number] = segments
 
 
-class _Function:
+class _SlotFunction:
     """A function as a slot knows it, with the definitions that it uses; see `pack_function`.
 
     Large buffers are kept in a nameless file, and mapped privately for each unpickling: a call may
@@ -2386,30 +2391,30 @@ class _Function:
         head, *buffers = segments
         self._how, self._root, self.needs, self._definitions, self.modules = pickle.loads(head)
         self._places: list[slice] = []      # where each buffer lies in the file
-        self._object: Any = ABSENT          # the function, if it is unpickled only once
+        self._unpickled: Any = ABSENT          # the function, if it is unpickled only once
         if not buffers:
             return
-        self._file = nameless_file()
+        self._file = open_nameless_file()
         for buffer in buffers:
             padding = -self._file.tell() % 64       # align arrays
             start = self._file.seek(padding, os.SEEK_CUR)
             self._places.append(slice(start, start + self._file.write(buffer)))
         self._file.flush()
 
-    def get(self) -> Any:
+    def get_function(self) -> Any:
         """Return the function. May raise anything: unpickling runs code that the pickle names."""
-        script.enter(self)
+        script.bind_needs(self)
         # Three cases: it is looked up in the script, unpickled for each call, or unpickled once.
-        if self._how == NAMED:
-            return script.find(*self._root)
-        if self._object is not ABSENT:
-            return self._object
+        if self._how == LOOK_UP_BY_NAME:
+            return script.find_object(*self._root)
+        if self._unpickled is not ABSENT:
+            return self._unpickled
         function = _unpickle_definition(self._segments(self._root))
-        if self._how == ONCE:
-            self._object = function
+        if self._how == UNPICKLE_ONCE:
+            self._unpickled = function
         return function
 
-    def load(self, version: bytes) -> tuple[Any, int, Any]:
+    def load_definition(self, version: bytes) -> tuple[Any, int, Any]:
         """Unpickle a definition.
 
         Return its keys `(module, name)`, its size in bytes, and the value of each key. For a short
@@ -2441,14 +2446,14 @@ class _Unpickler(pickle.Unpickler):
     """Unpickle a definition, which refers to other globals of the script by their keys."""
 
     def persistent_load(self, key: Any) -> Any:
-        return script.find(*key)
+        return script.find_object(*key)
 
 
 def _unpickle_definition(segments: Sequence[Any]) -> Any:
     return _Unpickler(io.BytesIO(segments[0]), buffers=segments[1:]).load()
 
 
-def nameless_file() -> Any:
+def open_nameless_file() -> Any:
     """Return an open file that has no name, and that lies in memory where the platform can."""
     if hasattr(os, "memfd_create"):
         return os.fdopen(os.memfd_create("executors"), "r+b")
@@ -2487,7 +2492,7 @@ class _Slot:
         config: what CONFIG brought.
     """
 
-    def __init__(self, number: int, pull: _Pull, finder: ModuleFinder,
+    def __init__(self, number: int, pull: _ShimClient, finder: ModuleFinder,
                  config: Mapping[str, Any]) -> None:
         self._machine = config["machine"]
         self._number = number
@@ -2495,23 +2500,23 @@ class _Slot:
         self._finder = finder
         self._is_ready = not config["initializer"]      # whether no initializer is left to run
         _Budget.left = config["max_tasks_per_child"] or NEVER
-        self._functions: dict[int, _Function] = {}      # by identifier, as calls name them
+        self._functions: dict[int, _SlotFunction] = {}      # by identifier, as calls name them
         self._permit = b""      # read already, of a call that has still to come
 
     def run(self) -> None:
         """Serve until the pipe of calls ends, or as many calls have run as one process may run."""
-        reader = FrameReader(_CALLS)
+        reader = FrameReader(_CALLS_FD)
         try:
             while True:
                 for kind, ident, data in reader.read():
                     if kind == FORGET:
                         self._functions.pop(ident, None)
-                        script.forget(self._functions.values())
-                    elif self._may_start(ident):
-                        self._serve(ident, data)
+                        script.drop_unneeded(self._functions.values())
+                    elif self._read_permit(ident):
+                        self._execute_call(ident, data)
                         _Budget.left -= 1
                         if _Budget.left <= 0:       # the shim takes back the calls that wait here
-                            write_all(_RESULTS, (frame(RETIRED),))
+                            write_all(_RESULTS_FD, (frame(RETIRED),))
                             return
         except EOFError:
             pass
@@ -2520,7 +2525,7 @@ class _Slot:
                              "call close file descriptors 3 to 7?\n" % error)
             os._exit(1)
 
-    def _may_start(self, ident: int) -> bool:
+    def _read_permit(self, ident: int) -> bool:
         """Read the permit of a call. Return whether there is one: the call was not taken back.
 
         Permits come in the order of their calls, and the shim removes those of calls that it takes
@@ -2528,53 +2533,54 @@ class _Slot:
         """
         if not self._permit:
             try:
-                self._permit = os.read(_PERMITS, IDENT.size)
+                self._permit = os.read(_PERMITS_FD, IDENTIFIER.size)
             except BlockingIOError:
                 return False
-        if self._permit != IDENT.pack(ident):
+        if self._permit != IDENTIFIER.pack(ident):
             return False
         self._permit = b""
         return True
 
-    def _serve(self, ident: int, data: bytes) -> None:
+    def _execute_call(self, ident: int, data: bytes) -> None:
         """Run a call and send its result."""
         if not self._is_ready:
-            self._initialize(ident)
+            self._run_initializer(ident)
         started = monotonic()
-        kind, packed = self._outcome(ident, data)
+        kind, packed = self._compute_outcome(ident, data)
         _end_lines()
         microseconds = int((monotonic() - started) * 1e6)
         tag = (self._number << SLOT_SHIFT) + microseconds
-        write_all(_RESULTS, message(kind, ident, tag, packed))
+        write_all(_RESULTS_FD, message(kind, ident, tag, packed))
 
-    def _initialize(self, ident: int) -> None:
+    def _run_initializer(self, ident: int) -> None:
         """Run the pool's initializer, before the first call, `ident`.
 
         If it raises, report that in place of the call's result, and run no call until the shim
         closes the pipe. Raises EOFError then.
         """
         try:
-            script.initialize(_Function(self._pull(FUNCTION, IDENT.pack(INITIALIZER))))
+            segments = self._pull(FUNCTION, IDENTIFIER.pack(INITIALIZER_ID))
+            script.run_initializer(_SlotFunction(segments))
             self._is_ready = True
         except BaseException as error:
             import traceback
             *_, place = traceback.extract_tb(error.__traceback__)
             words = "%s (%s, line %s, in %s)" % (
-                describe(self.explain(error)), place.filename, place.lineno, place.name)
-            packed = words.encode("utf-8", "replace")[:LAST_WORDS]
-            write_all(_RESULTS, message(UNFIT, ident, 0, packed))
-            while os.read(_CALLS, READ_SIZE):
+                describe(self.add_remedy(error)), place.filename, place.lineno, place.name)
+            packed = words.encode("utf-8", "replace")[:STDERR_TAIL]
+            write_all(_RESULTS_FD, message(INITIALIZER_FAILED, ident, 0, packed))
+            while os.read(_CALLS_FD, READ_SIZE):
                 pass
             raise EOFError from None
 
-    def _outcome(self, ident: int, data: bytes) -> tuple[int, Packed]:
+    def _compute_outcome(self, ident: int, data: bytes) -> tuple[int, Packed]:
         """Run a call. Return the kind and the packed body of its result, as `pack_outcome` does."""
-        tag, is_long = TAG.unpack_from(data, HEAD)
+        tag, is_long = TAG.unpack_from(data, HEADER_SIZE)
         try:
             if tag not in self._functions:
-                self._functions[tag] = _Function(self._pull(FUNCTION, IDENT.pack(ident)))
-            function = self._functions[tag].get()
-            body = self._pull(CALL, IDENT.pack(ident)) if is_long else (data[BODY_AT:],)
+                self._functions[tag] = _SlotFunction(self._pull(FUNCTION, IDENTIFIER.pack(ident)))
+            function = self._functions[tag].get_function()
+            body = self._pull(CALL, IDENTIFIER.pack(ident)) if is_long else (data[BODY_START:],)
             args, kwargs = unpack(body)
             del body
         except BaseException as error:
@@ -2590,20 +2596,20 @@ class _Slot:
             return pack_outcome(True, value)
         return _pack_failure(value)
 
-    def explain(self, error: BaseException) -> BaseException:
+    def add_remedy(self, error: BaseException) -> BaseException:
         """Add to an error about a missing file or module what to do about it. Return the error."""
         try:
-            self._explain(error)
+            self._add_remedy(error)
         except Exception:       # attributes of users' modules and errors may raise anything
             pass
         return error
 
-    def _explain(self, error: BaseException) -> None:
+    def _add_remedy(self, error: BaseException) -> None:
         note = ""
         if isinstance(error, FileNotFoundError) and error.filename is not None:
-            note = _why_no_data(error)
+            note = _explain_missing_file(error)
         if isinstance(error, ModuleNotFoundError) and error.name:
-            remedy = self._finder.why_not(error.name) or (
+            remedy = self._finder.explain_missing_module(error.name) or (
                 "install it there, or name an interpreter that has it by python=/path/to/python in "
                 "the worker's record")
             note = "on %s, with %s: %s" % (self._machine, sys.executable, remedy)
@@ -2618,15 +2624,15 @@ class _Slot:
 def _pack_failure(error: BaseException, stage: str = "run") -> tuple[int, Packed]:
     """Pack what a call raised, as `pack_outcome` does.
 
-    A missing module is sent as MISSING, headed by its name: perhaps another machine has it.
+    A missing module is sent as MISSING_MODULE, headed by its name: perhaps another machine has it.
     """
     kind, packed = pack_outcome(False, error, stage)
     if isinstance(error, ModuleNotFoundError) and error.name and type(packed) is bytes:
-        return MISSING, error.name.encode() + b"\0" + packed
+        return MISSING_MODULE, error.name.encode() + b"\0" + packed
     return kind, packed
 
 
-def _keep_slot(shim: int, high: int, be_slot: Callable[[int], object]) -> None:
+def _run_keeper(shim: int, max_fd: int, run_slot: Callable[[int], object]) -> None:
     """Turn a fresh fork of the shim into a keeper: fork the slot, and end in the way it ends.
 
     The keeper leads a session, which the slot is in. It adopts processes that the slot's processes
@@ -2636,7 +2642,7 @@ def _keep_slot(shim: int, high: int, be_slot: Callable[[int], object]) -> None:
     Arguments:
         shim: the shim's process.
         high: the highest descriptor that the shim has had.
-        be_slot: runs the slot; it takes the keeper's process.
+        run_slot: runs the slot; it takes the keeper's process.
     """
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGTERM, signal.SIGINT):      # they are meant for the slot
@@ -2651,8 +2657,8 @@ def _keep_slot(shim: int, high: int, be_slot: Callable[[int], object]) -> None:
     keeper = os.getpid()
     slot = os.fork()
     if slot == 0:
-        _exit_after(lambda: be_slot(keeper))
-    os.closerange(_CALLS, high + 1)
+        _exit_after(lambda: run_slot(keeper))
+    os.closerange(_CALLS_FD, max_fd + 1)
     pid = status = 0
     while pid != slot:      # the others are processes that were adopted
         pid, status = os.wait()
@@ -2666,24 +2672,24 @@ def _keep_slot(shim: int, high: int, be_slot: Callable[[int], object]) -> None:
     os._exit(os.WEXITSTATUS(status))
 
 
-def _be_slot(scratch: str, keeper: int, number: int, ends: Sequence[int], high: int,
+def _run_slot(scratch: str, keeper: int, number: int, ends: Sequence[int], max_fd: int,
              config: Mapping[str, Any]) -> None:
     """Turn a fresh fork of its keeper into a slot, and run it until it ends.
 
     Arguments:
         scratch: the directory that it runs in.
         number: the slot's number, from 0.
-        ends: descriptors that become stdout, stderr, and _CALLS to _ANSWERS.
+        ends: descriptors that become stdout, stderr, and _CALLS_FD to _ANSWERS_FD.
         high: the highest descriptor that is open.
     """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)       # die with the keeper
     for place, fd in enumerate(ends, 1):
-        os.dup2(fd, place, inheritable=place < _CALLS)
-    os.closerange(_ANSWERS + 1, high + 1)
+        os.dup2(fd, place, inheritable=place < _CALLS_FD)
+    os.closerange(_ANSWERS_FD + 1, max_fd + 1)
     _open_output()
-    pull = _Pull()
+    pull = _ShimClient()
     if config["files"] and not _store_files(pull, scratch, config["files"]):
         return
     _set_environment(number, config, os.path.join(scratch, ".modules"))
@@ -2696,15 +2702,15 @@ def _be_slot(scratch: str, keeper: int, number: int, ends: Sequence[int], high: 
         caller = sys._getframe(1).f_globals.get("__name__", "")
         if name == "__file__" and caller.endswith(".spawn"):        # of multiprocessing, of loky
             return finder.save_script()
-        return script.ask(pull, name)
+        return script.find_or_ask(pull, name)
 
     vars(main)["__getattr__"] = find
     sys.meta_path.insert(0, finder)
-    sys.path_hooks.insert(0, finder.list_children)
+    sys.path_hooks.insert(0, finder.get_child_finder)
     if os.getppid() != keeper:      # the keeper died before we asked to die with it
         return
     slot = _Slot(number, pull, finder, config)
-    _explanations.append(slot.explain)
+    _explainers.append(slot.add_remedy)
     slot.run()
     import atexit
     threading: Any = sys.modules["threading"]
@@ -2732,18 +2738,18 @@ def _set_environment(number: int, config: Mapping[str, Any], modules: str) -> No
         modules: the folder where child processes find the modules that were sent.
     """
     threads = str(max(1, _count_cores() // config["slots"]))
-    os.environ.update({name: threads for name in _THREADS if name not in os.environ})
+    os.environ.update({name: threads for name in _THREAD_VARIABLES if name not in os.environ})
     place = {"slot": number, "machine": config["machine"]}
     os.environ.update({"EXECUTORS_" + name.upper(): str(value) for name, value in place.items()})
     env = {name: value.format(**place) for name, value in config["env"].items()}
     sys.path[:0] = filter(None, env.get("PYTHONPATH", "").split(os.pathsep))
     sys.path.append(modules)
     os.environ.update(env)
-    _tell_children(modules)
+    _prepend_to_pythonpath(modules)
     time.tzset()        # in case TZ is among them
 
 
-def _tell_children(folder: str) -> None:
+def _prepend_to_pythonpath(folder: str) -> None:
     """Put a folder first where processes that a task starts look for modules."""
     paths = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = folder + os.pathsep + paths if paths else folder
@@ -2752,7 +2758,7 @@ def _tell_children(folder: str) -> None:
 # ────────────────────────────────────────────── shim ──────────────────────────────────────────────
 
 
-class _Parcel:
+class _StreamedMessage:
     """A message that slots pull: a function, an answer of the controller, or a long call.
 
     Its frames may still be coming from the controller. A slot that asks gets those that are here at
@@ -2767,35 +2773,35 @@ class _Parcel:
         self._frames = [*frames]
         self._is_kept = is_kept
         self._missing = 0       # bytes of PARTs still to come
-        self.held = 0           # bytes of frames kept here
+        self.held_size = 0           # bytes of frames kept here
         # Slots that get what comes, and the numbers of their questions.
-        self._takers: list[tuple[_Child, int]] = []
+        self._receivers: list[tuple[_SlotProcess, int]] = []
 
-    def add(self, data: bytes) -> bool:
+    def add_frame(self, data: bytes) -> bool:
         """Take a frame that has come; return whether it is the last."""
         if data[0] == PART:
-            self._missing -= len(data) - HEAD
+            self._missing -= len(data) - HEADER_SIZE
         else:
-            self._missing = sum(_lengths(data))
-        for child, number in self._takers:
+            self._missing = sum(_segment_lengths(data))
+        for child, number in self._receivers:
             child.answer(number, data)
-        if self._is_kept or not self._takers:
+        if self._is_kept or not self._receivers:
             self._frames.append(data)
-            self.held += len(data)
+            self.held_size += len(data)
         is_last = not self._missing
         if is_last:
-            self._takers.clear()
+            self._receivers.clear()
         return is_last
 
-    def give(self, child: _Child, number: int) -> None:
+    def send_to(self, child: _SlotProcess, number: int) -> None:
         """Answer a slot's question with the frames that are here, and with those that come."""
         for data in self._frames:
             child.answer(number, data)
         if self._missing or not self._frames:
-            self._takers.append((child, number))
+            self._receivers.append((child, number))
         if not self._is_kept:
             self._frames.clear()
-            self.held = 0
+            self.held_size = 0
 
 
 class _Call:
@@ -2806,19 +2812,19 @@ class _Call:
         function: the function that it calls.
     """
 
-    __slots__ = ("function", "head", "ident", "parcel")
+    __slots__ = ("function", "head", "ident", "streamed")
 
-    def __init__(self, ident: int, head: bytes, function: _Parcel) -> None:
+    def __init__(self, ident: int, head: bytes, function: _StreamedMessage) -> None:
         self.ident = ident
         self.head = head
         self.function = function
-        self.parcel = _Parcel(is_kept=False) if head[COUNT_AT] else _NO_PARCEL
+        self.streamed = _StreamedMessage(is_kept=False) if head[COUNT_INDEX] else _NO_MESSAGE
 
 
-_NO_PARCEL = _Parcel()      # of calls that are a single frame
+_NO_MESSAGE = _StreamedMessage()      # of calls that are a single frame
 
 
-class _Child:
+class _SlotProcess:
     """The shim's end of one slot: its process and the pipes to it.
 
     Arguments:
@@ -2830,47 +2836,47 @@ class _Child:
     Raises OSError if no process can be forked.
     """
 
-    def __init__(self, number: int, high: int, scratch: str, config: Mapping[str, Any]) -> None:
+    def __init__(self, number: int, max_fd: int, scratch: str, config: Mapping[str, Any]) -> None:
         self.number = number
         self.streams: dict[int, bytes] = {}     # by descriptor, a line that has not ended yet
         # By descriptor, when a state of a progress bar was last passed on, and which.
-        self.states: dict[int, tuple[float, bytes]] = {}
+        self.progress_states: dict[int, tuple[float, bytes]] = {}
         self.ended: set[int] = set()            # descriptors that have reached end of file
-        self.last_words = b""                   # the end of its stderr, since it was last idle
+        self.stderr_tail = b""                   # the end of its stderr, since it was last idle
         self.calls: dict[int, _Call] = {}       # by identifier, in the order they were sent
-        self.answering = 0                      # the call whose result came last, or is coming
-        self.expecting = 0                      # bytes of that result still to come
+        self.last_answered = 0                      # the call whose result came last, or is coming
+        self.result_bytes_left = 0                      # bytes of that result still to come
         self.is_killed = False                  # because of a KILL
         self.is_retired = False                 # it takes no more calls, and is about to end
         self.kill_at = NEVER                    # when to send SIGKILL after SIGTERM
-        self._fork(high, scratch, config)
+        self._fork(max_fd, scratch, config)
 
-    def _fork(self, high: int, scratch: str, config: Mapping[str, Any]) -> None:
+    def _fork(self, max_fd: int, scratch: str, config: Mapping[str, Any]) -> None:
         shim = os.getpid()
         pipes: list[tuple[int, int]] = []
         try:
-            pipes.extend(os.pipe() for _ in _WAYS)      # keeps those made before one fails
-            self.high = max(high, *map(max, pipes))
-            theirs = [pipe[end] for pipe, end in zip(pipes, _WAYS)]
+            pipes.extend(os.pipe() for _ in _SLOT_ENDS)      # keeps those made before one fails
+            self.max_fd = max(max_fd, *map(max, pipes))
+            theirs = [pipe[end] for pipe, end in zip(pipes, _SLOT_ENDS)]
             self.pid = os.fork()
         except OSError:
             for fd in itertools.chain(*pipes):
                 os.close(fd)
             raise
         if self.pid == 0:
-            _exit_after(lambda: _keep_slot(shim, self.high, lambda keeper: _be_slot(
-                scratch, keeper, self.number, theirs, self.high, config)))
-        ours = [pipe[1 - end] for pipe, end in zip(pipes, _WAYS)]
+            _exit_after(lambda: _run_keeper(shim, self.max_fd, lambda keeper: _run_slot(
+                scratch, keeper, self.number, theirs, self.max_fd, config)))
+        ours = [pipe[1 - end] for pipe, end in zip(pipes, _SLOT_ENDS)]
         out, err, calls, results, _, questions, answers = ours
-        self.permits = pipes[_PERMITS - 1]      # both ends: a permit that is read is taken back
+        self.permits = pipes[_PERMITS_FD - 1]      # both ends: a permit that is read is taken back
         theirs.remove(self.permits[0])
         for fd in theirs:
             os.close(fd)
         self.fds = [*ours, self.permits[0]]
         for fd in self.fds:
             os.set_blocking(fd, False)
-        enlarge(results)
-        enlarge(answers)
+        enlarge_pipe(results)
+        enlarge_pipe(answers)
         self.outbox = Outbox(calls)
         self.answers = Outbox(answers)
         self.results = FrameReader(results)
@@ -2878,7 +2884,7 @@ class _Child:
         self.streams = {out: b"", err: b""}
         self.stderr = err
 
-    def end_calls(self) -> None:
+    def close_calls(self) -> None:
         """Close the pipe of calls, so that the slot ends once it has run those it has."""
         if self.outbox.fd in self.fds:
             self.fds.remove(self.outbox.fd)
@@ -2887,21 +2893,21 @@ class _Child:
 
     def answer(self, number: int, data: bytes) -> None:
         """Queue a frame as part of the answer to the slot's question of this number."""
-        body = memoryview(data)[HEAD:]
+        body = memoryview(data)[HEADER_SIZE:]
         self.answers.put((HEADER.pack(data[0], number, len(body)), body))
 
-    def backlog(self) -> int:
+    def backlog_size(self) -> int:
         """Return how many bytes wait until the slot takes them, for its pipes and its next call."""
         size = self.outbox.size + self.answers.size
         if self.calls:
             next_call = next(iter(self.calls.values()))
-            size += next_call.parcel.held
+            size += next_call.streamed.held_size
         return size
 
 
 # The end of each pipe that the slot has: 1, to write, or 0, to read. They are stdout and stderr,
-# then _CALLS to _ANSWERS.
-_WAYS = 1, 1, 0, 1, 0, 1, 0
+# then _CALLS_FD to _ANSWERS_FD.
+_SLOT_ENDS = 1, 1, 0, 1, 0, 1, 0
 
 
 class Shim:
@@ -2919,49 +2925,50 @@ class Shim:
         self._reader = FrameReader(link_in)
         self._outbox = Outbox(link_out)
         self._poll = select.poll()
-        self._handlers: dict[int, Callable[[], object]] = {}        # by descriptor
+        self._fd_handlers: dict[int, Callable[[], object]] = {}        # by descriptor
         # By kind and text of the question, what the controller answered; for all slots.
-        self._answers: dict[Any, _Parcel] = {
-            (WANTED, name): _Parcel(_frames(packed)) for name, packed in modules.items()}
-        self._functions: dict[int, _Parcel] = {}    # that calls name, and the INITIALIZER
-        self._arriving: dict[int, _Parcel] = {}     # by the identifier of their frames
-        self._children: dict[int, _Child] = {}      # by process
+        self._answers: dict[Any, _StreamedMessage] = {
+            (FIND_MODULE, name): _StreamedMessage(_make_frames(packed))
+            for name, packed in modules.items()}
+        self._functions: dict[int, _StreamedMessage] = {}   # of calls; and the initializer
+        self._arriving: dict[int, _StreamedMessage] = {}     # by the identifier of their frames
+        self._children: dict[int, _SlotProcess] = {}      # by process
         self._queue: collections.deque[_Call] = collections.deque()     # those without a slot
         # Until CONFIG tells the rest.
         self._config: dict[str, Any] = {"lease": 60.0, "is_ending": False, "files": {}}
         self._scratch = scratch
         self._guardian = os.getppid()
-        self._heard = monotonic()       # when a frame of the controller last came
-        self._moved = self._heard       # when slots last took some of a long backlog
-        self._over = False              # whether to end; signal handlers set it, too
-        self._unprinted = 0             # bytes of output sent, until PRINTED reports them
-        self._held = False, False       # what is not read from slots now: all; output
+        self._last_heard = monotonic()       # when a frame of the controller last came
+        self._last_progress = self._last_heard       # when slots last took some of a long backlog
+        self._must_end = False              # whether to end; signal handlers set it, too
+        self._unprinted_bytes = 0             # bytes of output sent, until OUTPUT_ACK reports them
+        self._paused = False, False       # what is not read from slots now: all; output
         # The numbers of a slot's descriptors must not be those of our pipes.
-        while os.open(os.devnull, os.O_RDONLY) <= _ANSWERS:
+        while os.open(os.devnull, os.O_RDONLY) <= _ANSWERS_FD:
             pass
         os.set_blocking(link_in, False)
         os.set_blocking(link_out, False)
-        self._wake, wake_out = _wake_pipe()
-        self._high = max(link_in, link_out, wake_out)
-        self._on = {
+        self._wake_fd, wake_out = _make_wake_pipe()
+        self._max_fd = max(link_in, link_out, wake_out)
+        self._message_handlers = {
             CALL: self._on_call, PART: self._on_part, FUNCTION: self._on_function,
             FORGET: self._on_forget, KILL: self._on_kill, RECALL: self._on_recall,
-            PING: self._on_ping, MODULE: self._on_part, CONFIG: self._on_config,
-            PRINTED: self._on_printed, QUIT: self._on_quit}
+            PING: self._on_ping, ANSWER: self._on_part, CONFIG: self._on_config,
+            OUTPUT_ACK: self._on_printed, QUIT: self._on_quit}
         signal.signal(signal.SIGTERM, self._on_terminate)
         signal.signal(signal.SIGCONT, self._on_continue)
 
     def _on_terminate(self, *_: object) -> None:
-        self._over = True
+        self._must_end = True
 
     def _on_continue(self, *_: object) -> None:
         """End if the guardian is dead: the kernel sends SIGCONT then."""
         if os.getppid() != self._guardian:
-            self._over = True
+            self._must_end = True
 
     def run(self) -> None:
         """Serve until the controller is gone, then leave nothing behind."""
-        self._watch(self._wake, self._on_signal)
+        self._watch(self._wake_fd, self._on_signal)
         self._watch(self._reader.fd, self._on_link)
         greeting = GREETING.pack(_count_cores(), os.getpid(), self._guardian)
         self._send(HELLO, 0, greeting + "\n".join(platform_facts()).encode())
@@ -2972,29 +2979,29 @@ class Shim:
             _prctl(_PR_SET_CHILD_SUBREAPER, 1)
             _prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
             self._on_continue()     # the guardian may have died before
-            while not self._over:
-                self._turn()
+            while not self._must_end:
+                self._run_once()
         except (EOFError, ConnectionError):
             pass
         except (FrameError, OSError) as error:
             sys.stderr.write("executors: the worker's shim ends: %s\n" % error)
         finally:
-            self._end()
+            self._shut_down()
 
-    def _turn(self) -> None:
+    def _run_once(self) -> None:
         """Wait for an event, handle it, and write what it has queued."""
         lease = self._config["lease"]
         children = self._children.values()
-        if self._reader.fd not in self._handlers:
+        if self._reader.fd not in self._fd_handlers:
             # We do not listen, see `_flush`: so the controller's silence says nothing.
-            self._heard = monotonic()
+            self._last_heard = monotonic()
             lease = TERM_SECONDS
-        wake_at = min([self._heard + lease, *(child.kill_at for child in children)])
+        wake_at = min([self._last_heard + lease, *(child.kill_at for child in children)])
         ready = self._poll.poll(max(0, wake_at - monotonic()) * 1000 + 1)
         for fd, _ in reversed(ready):       # so that output comes before results, see `_on_results`
-            if fd in self._handlers:
-                self._handlers[fd]()
-        self._deal()
+            if fd in self._fd_handlers:
+                self._fd_handlers[fd]()
+        self._assign_calls()
         self._flush()
         now = monotonic()
         for child in children:
@@ -3002,20 +3009,20 @@ class Shim:
                 child.kill_at = NEVER
                 signal_tree(child.pid, signal.SIGKILL)
         is_done = self._config["is_ending"] and not children
-        if is_done or now >= self._heard + self._config["lease"]:
-            self._over = True
+        if is_done or now >= self._last_heard + self._config["lease"]:
+            self._must_end = True
 
-    def _end(self) -> None:
+    def _shut_down(self) -> None:
         """End all slots: idle ones run their atexit functions, busy ones get SIGTERM, SIGKILL."""
         for child in self._children.values():
-            child.end_calls()
+            child.close_calls()
             if child.calls:
                 signal_tree(child.pid, signal.SIGTERM)
         deadline = monotonic() + TERM_SECONDS
         while self._children and monotonic() < deadline:
-            if select.select([self._wake], [], [], max(0, deadline - monotonic()))[0]:
-                os.read(self._wake, 4096)
-            for pid, _ in _changed_children():
+            if select.select([self._wake_fd], [], [], max(0, deadline - monotonic()))[0]:
+                os.read(self._wake_fd, 4096)
+            for pid, _ in _reap_children():
                 if pid in self._children:
                     self._drain(self._children.pop(pid))
         kill_descendants()
@@ -3032,11 +3039,11 @@ class Shim:
     # What is watched
 
     def _watch(self, fd: int, handler: Callable[[], object], events: int = select.POLLIN) -> None:
-        self._handlers[fd] = handler
+        self._fd_handlers[fd] = handler
         self._poll.register(fd, events)
 
     def _unwatch(self, fd: int) -> None:
-        if self._handlers.pop(fd, None):
+        if self._fd_handlers.pop(fd, None):
             self._poll.unregister(fd)
 
     # What is written
@@ -3055,25 +3062,25 @@ class Shim:
         for child in self._children.values():
             for outbox in (child.outbox, child.answers):
                 if outbox.size:
-                    self._flush_one(outbox)
-            backlog = max(backlog, child.backlog())
+                    self._flush_outbox(outbox)
+            backlog = max(backlog, child.backlog_size())
         if self._outbox.size:
-            self._flush_one(self._outbox)
-        paused = self._outbox.size > BACKLOG, self._unprinted > MAX_FRAME
-        if paused != self._held:
-            self._held = paused
+            self._flush_outbox(self._outbox)
+        paused = self._outbox.size > MAX_BACKLOG, self._unprinted_bytes > MAX_FRAME
+        if paused != self._paused:
+            self._paused = paused
             for child in self._children.values():
-                self._listen(child)
+                self._watch_slot(child)
         now = monotonic()
-        if backlog <= BACKLOG:
-            self._moved = now
-        is_full = backlog > BACKLOG and now < self._moved + TERM_SECONDS
+        if backlog <= MAX_BACKLOG:
+            self._last_progress = now
+        is_full = backlog > MAX_BACKLOG and now < self._last_progress + TERM_SECONDS
         if is_full:
             self._unwatch(self._reader.fd)
-        elif self._reader.fd not in self._handlers:
+        elif self._reader.fd not in self._fd_handlers:
             self._watch(self._reader.fd, self._on_link)
 
-    def _flush_one(self, outbox: Outbox) -> None:
+    def _flush_outbox(self, outbox: Outbox) -> None:
         """Write what a descriptor takes; wake up when it takes more, if something is left."""
         size = outbox.size
         try:
@@ -3082,16 +3089,16 @@ class Shim:
             if outbox is self._outbox:
                 raise
             is_empty = True     # the slot has died, which SIGCHLD reports, or closed its pipes
-        if size > BACKLOG and outbox.size < size:
-            self._moved = monotonic()
+        if size > MAX_BACKLOG and outbox.size < size:
+            self._last_progress = monotonic()
         if is_empty:
             self._unwatch(outbox.fd)
-        elif outbox.fd not in self._handlers:
+        elif outbox.fd not in self._fd_handlers:
             self._watch(outbox.fd, lambda: None, select.POLLOUT)
 
-    def _listen(self, child: _Child) -> None:
+    def _watch_slot(self, child: _SlotProcess) -> None:
         """Watch a slot's results and output, except what is not read now."""
-        is_all_paused, is_output_paused = self._held
+        is_all_paused, is_output_paused = self._paused
         for fd in (child.results.fd, *child.streams):       # `_on_results` relies on the order
             is_output = fd in child.streams
             if is_all_paused or is_output and is_output_paused:
@@ -3103,27 +3110,27 @@ class Shim:
     # From the controller
 
     def _on_link(self) -> None:
-        self._heard = monotonic()
+        self._last_heard = monotonic()
         for kind, ident, data in self._reader.read():
-            self._on[kind](ident, data)
+            self._message_handlers[kind](ident, data)
 
     def _on_call(self, ident: int, data: bytes) -> None:
-        function = self._functions[IDENT.unpack_from(data, HEAD)[0]]
+        function = self._functions[IDENTIFIER.unpack_from(data, HEADER_SIZE)[0]]
         call = _Call(ident, data, function)
         self._queue.append(call)
-        if data[COUNT_AT]:
-            self._arriving[ident] = call.parcel
+        if data[COUNT_INDEX]:
+            self._arriving[ident] = call.streamed
             self._on_part(ident, data)
 
     def _on_function(self, ident: int, data: bytes) -> None:
-        self._functions[ident] = self._arriving[ident] = _Parcel()
+        self._functions[ident] = self._arriving[ident] = _StreamedMessage()
         self._on_part(ident, data)
 
     def _on_part(self, ident: int, data: bytes) -> None:
-        parcel = self._arriving.get(ident)
-        if parcel is None:      # of a call that ended, or was taken back, before all of it came
+        streamed = self._arriving.get(ident)
+        if streamed is None:      # of a call that ended, or was taken back, before all of it came
             return
-        is_last = parcel.add(data)
+        is_last = streamed.add_frame(data)
         if is_last:
             del self._arriving[ident]
 
@@ -3148,7 +3155,7 @@ class Shim:
             while self._on_results(child):
                 pass
             if ident in child.calls:
-                is_sending = child.answering == ident and child.expecting
+                is_sending = child.last_answered == ident and child.result_bytes_left
                 if not is_sending:
                     child.is_killed = True
                     child.kill_at = monotonic() + TERM_SECONDS
@@ -3170,31 +3177,31 @@ class Shim:
         idents = [self._queue.pop().ident for _ in range(number)]
         for ident in idents:
             self._arriving.pop(ident, None)
-        self._send(RECALLED, 0, b"".join(map(IDENT.pack, reversed(idents))))
+        self._send(RECALLED, 0, b"".join(map(IDENTIFIER.pack, reversed(idents))))
 
     def _on_ping(self, ident: int, _data: bytes) -> None:
         self._send(PONG, ident)
 
     def _on_config(self, _ident: int, data: bytes) -> None:
-        self._config.update(pickle.loads(data[HEAD:]))
+        self._config.update(pickle.loads(data[HEADER_SIZE:]))
         if self._config["files"]:
-            self._new_slots()       # the first has them copied; it says when they are there
+            self._fork_slot()       # the first has them copied; it says when they are there
 
     def _on_quit(self, _ident: int, _data: bytes) -> None:
         """End once all slots have ended as processes do, however long their threads may take."""
         self._config["is_ending"] = True
         for child in self._children.values():
             self._unwatch(child.outbox.fd)
-            child.end_calls()
+            child.close_calls()
             signal_tree(child.pid, signal.SIGCONT)      # in case somebody has stopped it
 
     def _on_printed(self, size: int, _data: bytes) -> None:
         """Note that the controller has printed `size` bytes, the frame's identifier."""
-        self._unprinted -= size
+        self._unprinted_bytes -= size
 
     # Calls and slots
 
-    def _deal(self) -> None:
+    def _assign_calls(self) -> None:
         """Share the queue out evenly, forking slots as needed. No slot is idle while calls wait."""
         live = [child for child in self._children.values()
                 if not child.is_killed and not child.is_retired]
@@ -3203,42 +3210,42 @@ class Shim:
             retired = sum(child.is_retired for child in self._children.values())
             room = self._config["slots"] - len(live) - retired
             for _ in range(min(room, len(self._queue) - idle)):
-                new_child = self._new_slots()
+                new_child = self._fork_slot()
                 if new_child:
                     live.append(new_child)
             waiting = len(self._queue) + sum(len(child.calls) for child in live)
             for child in live:
                 share = -(-waiting // len(live))        # rounded up
-                self._send_calls(child, min(share, SLOT_DEPTH))
+                self._send_calls(child, min(share, MAX_CALLS_IN_SLOT))
         elif len(live) > 1:
             # All calls are in slots: one that has several may have some for an idle one.
             laden = max(live, key=lambda child: len(child.calls))
             is_uneven = len(laden.calls) > 1 and not all(child.calls for child in live)
             if is_uneven and self._take_back(laden):
-                self._deal()
+                self._assign_calls()
 
-    def _send_calls(self, child: _Child, level: int) -> None:
+    def _send_calls(self, child: _SlotProcess, level: int) -> None:
         """Give a slot calls from the queue until it has `level` of them."""
         number = min(level - len(child.calls), len(self._queue))
         calls = [self._queue.popleft() for _ in range(number)]
         if not calls:
             return
         # Permits go first: a slot takes a call without a permit for one that was taken back.
-        os.write(child.permits[1], b"".join([IDENT.pack(call.ident) for call in calls]))
+        os.write(child.permits[1], b"".join([IDENTIFIER.pack(call.ident) for call in calls]))
         child.outbox.put([call.head for call in calls])
         child.calls.update((call.ident, call) for call in calls)
 
-    def _take_back(self, child: _Child) -> bool:
+    def _take_back(self, child: _SlotProcess) -> bool:
         """Return all calls that a slot has not started to the queue; return if there were any."""
         try:
-            permits = os.read(child.permits[0], SLOT_DEPTH * IDENT.size)
+            permits = os.read(child.permits[0], MAX_CALLS_IN_SLOT * IDENTIFIER.size)
         except BlockingIOError:
             return False
-        calls = [child.calls.pop(ident) for (ident,) in IDENT.iter_unpack(permits)]
+        calls = [child.calls.pop(ident) for (ident,) in IDENTIFIER.iter_unpack(permits)]
         self._queue.extendleft(reversed(calls))
         return True
 
-    def _new_slots(self) -> _Child | None:
+    def _fork_slot(self) -> _SlotProcess | None:
         """Fork one more slot; return None if that fails, and do with those that there are.
 
         Raises OSError if there is none.
@@ -3246,28 +3253,28 @@ class Shim:
         taken = {child.number for child in self._children.values()}
         number = next(number for number in itertools.count() if number not in taken)
         try:
-            child = _Child(number, self._high, self._scratch, self._config)
+            child = _SlotProcess(number, self._max_fd, self._scratch, self._config)
         except OSError as error:
             if not self._children:
                 raise
             self._config["slots"] = len(self._children)
-            self._send(SLOTS, len(self._children), str(error).encode())
+            self._send(SLOT_COUNT, len(self._children), str(error).encode())
             return None
-        self._high = child.high
+        self._max_fd = child.max_fd
         self._children[child.pid] = child
-        self._listen(child)
+        self._watch_slot(child)
         self._watch(child.questions.fd, functools.partial(self._on_question, child))
         return child
 
     # From the slots
 
-    def _on_results(self, child: _Child, polled: int = -1) -> bool:
+    def _on_results(self, child: _SlotProcess, polled: int = -1) -> bool:
         """Pass on the results that one read brings, after what was printed before them.
 
         The race: a call prints to one pipe, and then sends its result to another. `poll` looks at
         results first and at output later, so it has reported the output of the first result that it
-        saw, which `_turn` has passed on by now. Results that came since may have output that `poll`
-        has not seen.
+        saw, which `_run_once` has passed on by now. Results that came since may have output that
+        `poll` has not seen.
 
         Arguments:
             polled: the descriptor of results if `poll` has reported it; otherwise -1.
@@ -3279,10 +3286,10 @@ class Shim:
         except BlockingIOError:
             return False
         except (EOFError, FrameError):      # the slot has ended, or closed its descriptors
-            self._end_of(child, child.results.fd)
+            self._on_end_of_file(child, child.results.fd)
             return False
         may_have_more_output = polled < 0 or len(frames) > 1
-        _, is_output_paused = self._held
+        _, is_output_paused = self._paused
         if may_have_more_output and not is_output_paused:
             for fd in child.streams:
                 self._on_output(child, fd)
@@ -3292,19 +3299,19 @@ class Shim:
             self._take_back(child)
         for kind, ident, data in frames:
             if kind == STORED:
-                self._on_stored(data[HEAD:])
+                self._on_stored(data[HEADER_SIZE:])
                 continue
-            child.answering = ident
+            child.last_answered = ident
             if kind == PART:
-                child.expecting -= len(data) - HEAD
+                child.result_bytes_left -= len(data) - HEADER_SIZE
             else:
-                child.expecting = sum(_lengths(data))
-            if not child.expecting:
+                child.result_bytes_left = sum(_segment_lengths(data))
+            if not child.result_bytes_left:
                 child.calls.pop(ident, None)
                 self._arriving.pop(ident, None)
         self._outbox.put([data for _kind, _ident, data in frames])
         if not child.calls:     # nothing runs there, so a line that has not ended will not end
-            child.last_words = b""
+            child.stderr_tail = b""
             for fd, text in child.streams.items():
                 self._pass_output(child, fd, len(text))
         return True
@@ -3315,21 +3322,21 @@ class Shim:
             _enter(self._scratch, self._config["files"])
         self._config["files"] = {}
 
-    def _end_of(self, child: _Child, fd: int) -> None:
+    def _on_end_of_file(self, child: _SlotProcess, fd: int) -> None:
         """Stop watching a descriptor that has reached end of file."""
         child.ended.add(fd)
         self._unwatch(fd)
 
-    def _on_output(self, child: _Child, fd: int) -> bool:
+    def _on_output(self, child: _SlotProcess, fd: int) -> bool:
         """Read output once, and pass on the lines that have ended. Return whether there was any."""
         try:
             chunk = os.read(fd, READ_SIZE)
         except BlockingIOError:
             return False
         if not chunk:
-            self._end_of(child, fd)
+            self._on_end_of_file(child, fd)
         elif fd == child.stderr:
-            child.last_words = (child.last_words + chunk)[-LAST_WORDS:]
+            child.stderr_tail = (child.stderr_tail + chunk)[-STDERR_TAIL:]
         text = child.streams[fd] + chunk
         cut = text.rfind(b"\n") + 1 if chunk else len(text)
         # Two cases of a line that does not end: a progress bar, which writes it anew after each
@@ -3337,83 +3344,83 @@ class Shim:
         if not cut and b"\r" in text:
             text = self._replace_progress(child, fd, text)
         child.streams[fd] = text
-        if not cut and len(text) >= INLINE:
+        if not cut and len(text) >= MAX_INLINE:
             cut = _find_cut(text)
         self._pass_output(child, fd, cut)
         return bool(chunk)
 
-    def _replace_progress(self, child: _Child, fd: int, text: bytes) -> bytes:
+    def _replace_progress(self, child: _SlotProcess, fd: int, text: bytes) -> bytes:
         r"""Return what counts of a line that `\r` has begun anew: its last state.
 
-        Pass that on as a line of its own, unless one was passed on less than STATE_SECONDS ago.
+        Pass that on as a line of its own, unless one was passed on less than PROGRESS_SECONDS ago.
         """
         now = monotonic()
         state = _replace_lines(text)
-        passed_at, passed = child.states.setdefault(fd, (now, b""))
-        if state not in (b"", passed) and now > passed_at + STATE_SECONDS:
-            child.states[fd] = now, state
+        passed_at, passed = child.progress_states.setdefault(fd, (now, b""))
+        if state not in (b"", passed) and now > passed_at + PROGRESS_SECONDS:
+            child.progress_states[fd] = now, state
             self._send_output(child, fd, state + b"\n")
         ending = b"\r" if text.endswith(b"\r") else b""
         return b"\r" + state + ending
 
-    def _pass_output(self, child: _Child, fd: int, size: int) -> None:
+    def _pass_output(self, child: _SlotProcess, fd: int, size: int) -> None:
         """Pass on `size` bytes of the text that is kept of a stream."""
         text = child.streams[fd][:size]
         child.streams[fd] = child.streams[fd][size:]
         if b"\r" in text:
             text = _replace_lines(text)
-            _, passed = child.states.pop(fd, (0.0, b""))
+            _, passed = child.progress_states.pop(fd, (0.0, b""))
             first, _, rest = text.partition(b"\n")
             if passed and first == passed:      # as the last state of a progress bar
                 text = rest
         if text:
             self._send_output(child, fd, text)
 
-    def _send_output(self, child: _Child, fd: int, text: bytes) -> None:
+    def _send_output(self, child: _SlotProcess, fd: int, text: bytes) -> None:
         if self._config["output"]:
             self._send(OUTPUT, 2 if fd == child.stderr else 1, text)
-            self._unprinted += len(text)
+            self._unprinted_bytes += len(text)
 
-    def _on_question(self, child: _Child) -> None:
+    def _on_question(self, child: _SlotProcess) -> None:
         try:
             for kind, number, data in child.questions.read():
                 self._answer_question(child, kind, number, data)
         except BlockingIOError:
             pass
-        except (EOFError, *NONSENSE):       # users' code has written to the pipe, or closed it
+        except (EOFError, *DECODE_ERRORS):       # users' code has written to the pipe, or closed it
             self._unwatch(child.questions.fd)
 
-    def _answer_question(self, child: _Child, kind: int, number: int, data: bytes) -> None:
+    def _answer_question(self, child: _SlotProcess, kind: int, number: int, data: bytes) -> None:
         # Two cases. The controller answers, once for all slots; or it is about what is here: the
         # initializer, or a function or the arguments of a call that the slot has.
         if kind in QUESTIONS:
-            key: Any = kind, data[HEAD:].decode()
-            if kind == NAME:        # what a name stands for may have changed since
+            key: Any = kind, data[HEADER_SIZE:].decode()
+            if kind == FIND_NAME:        # what a name stands for may have changed since
                 key = *key, child.pid, number
             if key not in self._answers:
-                ident = FIRST_MODULE + len(self._answers)
-                self._answers[key] = self._arriving[ident] = _Parcel()
-                self._send(kind, ident, data[HEAD:])
-            self._answers[key].give(child, number)
+                ident = FIRST_QUESTION_ID + len(self._answers)
+                self._answers[key] = self._arriving[ident] = _StreamedMessage()
+                self._send(kind, ident, data[HEADER_SIZE:])
+            self._answers[key].send_to(child, number)
             return
-        ident, = IDENT.unpack_from(data, HEAD)
-        if ident == INITIALIZER:
-            self._functions[ident].give(child, number)
+        ident, = IDENTIFIER.unpack_from(data, HEADER_SIZE)
+        if ident == INITIALIZER_ID:
+            self._functions[ident].send_to(child, number)
             return
         call = child.calls.get(ident)
         if call:
-            parcel = call.parcel if kind == CALL else call.function
-            parcel.give(child, number)
+            streamed = call.streamed if kind == CALL else call.function
+            streamed.send_to(child, number)
 
     def _on_signal(self) -> None:
         """Reap children that have died: report slots, and kill what they left behind."""
-        os.read(self._wake, 4096)
-        for pid, status in _changed_children():
+        os.read(self._wake_fd, 4096)
+        for pid, status in _reap_children():
             if pid in self._children:
-                self._bury(self._children.pop(pid), status)
+                self._on_slot_exit(self._children.pop(pid), status)
         kill_children(spare=self._children)
 
-    def _drain(self, child: _Child) -> None:
+    def _drain(self, child: _SlotProcess) -> None:
         """Pass on all that a dead slot has left in its pipes."""
         while self._on_results(child):
             pass
@@ -3422,13 +3429,13 @@ class Shim:
                 pass
             self._pass_output(child, fd, len(child.streams[fd]))
 
-    def _bury(self, child: _Child, status: int) -> None:
+    def _on_slot_exit(self, child: _SlotProcess, status: int) -> None:
         """Report the call that a dead slot ran; put those it had not started into the queue."""
         self._take_back(child)
         self._drain(child)
         if self._config["files"]:
             raise OSError("the slot that had files copied died, with wait status %d" % status)
-        if not child.answering and not child.calls and self._queue:
+        if not child.last_answered and not child.calls and self._queue:
             # It died before it began a call. Blame the first one; or else, if slots always die at
             # once, we would fork them for ever.
             call = self._queue.popleft()
@@ -3439,7 +3446,7 @@ class Shim:
             if child.is_killed:
                 self._send(KILLED, ident, death)
             else:
-                self._send(DIED, ident, death + child.last_words)
+                self._send(DIED, ident, death + child.stderr_tail)
         for fd in child.fds:
             self._unwatch(fd)
             os.close(fd)
@@ -3463,9 +3470,9 @@ def _find_cut(text: bytes) -> int:
     return at
 
 
-def _frames(packed: Packed) -> list[bytes]:
+def _make_frames(packed: Packed) -> list[bytes]:
     """Return the frames of a message with a packed object, each with its header."""
-    first, *rest = message(MODULE, 0, 0, packed)
+    first, *rest = message(ANSWER, 0, 0, packed)
     return [first, *(header + body for header, body in zip(rest[::2], rest[1::2]))]
 
 
@@ -3481,10 +3488,10 @@ def _count_cores(root: str = "/") -> int:
     number = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         number = len(os.sched_getaffinity(0))
-    return max(1, min(number, *_quotas(root)))
+    return max(1, min(number, *_cpu_quotas(root)))
 
 
-def _quotas(root: str) -> list[int]:
+def _cpu_quotas(root: str) -> list[int]:
     """Return the limits of a container, in processors, rounded up. See cgroups(7).
 
     The first is one that no machine reaches, so there is always one.
@@ -3542,7 +3549,7 @@ def _prctl(option: int, value: int) -> None:
         pass
 
 
-def _wake_pipe() -> tuple[int, int]:
+def _make_wake_pipe() -> tuple[int, int]:
     """Return the ends of a pipe that becomes readable when a child changes. Also ignore Ctrl-C."""
     wake, wake_out = os.pipe()
     os.set_blocking(wake, False)
@@ -3553,7 +3560,7 @@ def _wake_pipe() -> tuple[int, int]:
     return wake, wake_out
 
 
-def _changed_children(options: int = 0) -> Iterator[tuple[int, int]]:
+def _reap_children(options: int = 0) -> Iterator[tuple[int, int]]:
     """Yield `(process, wait status)` of children that have ended, and reap them.
 
     Arguments:
@@ -3624,7 +3631,7 @@ def kill_descendants() -> None:
             return
 
 
-def _guard(shim: int, link_in: int, scratch: str) -> None:
+def _run_guardian(shim: int, link_in: int, scratch: str) -> None:
     """Run the guardian: wait until the shim has ended, then kill and remove what it left.
 
     Kill the shim if it stays stopped, or if it stays although its controller is gone.
@@ -3635,7 +3642,7 @@ def _guard(shim: int, link_in: int, scratch: str) -> None:
         scratch: the directory that slots run in.
     """
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    wake, wake_out = _wake_pipe()
+    wake, wake_out = _make_wake_pipe()
     os.write(wake_out, b"!")        # the shim may have died before the pipe was there
     poll = select.poll()
     poll.register(wake, select.POLLIN)
@@ -3652,7 +3659,7 @@ def _guard(shim: int, link_in: int, scratch: str) -> None:
             else:       # the controller's end of the connection is closed
                 poll.unregister(link_in)
                 patience = grace
-        for pid, status in _changed_children(os.WUNTRACED):
+        for pid, status in _reap_children(os.WUNTRACED):
             if pid == shim and os.WIFSTOPPED(status):
                 patience = grace
             elif pid == shim:
@@ -3689,7 +3696,7 @@ def _remove(path: str) -> None:
         os.unlink(path)
 
 
-def enlarge(fd: int) -> None:
+def enlarge_pipe(fd: int) -> None:
     """Enlarge a pipe to 1 MiB where the platform can: arrays then move faster."""
     try:
         fcntl.fcntl(fd, 1031, MAX_FRAME)        # F_SETPIPE_SZ
@@ -3711,8 +3718,8 @@ def serve(modules: dict[str, Packed]) -> None:
     os.dup2(null, 0)
     os.dup2(2, 1)       # a stray print must not get between frames
     os.close(null)
-    enlarge(link_in)
-    enlarge(link_out)
+    enlarge_pipe(link_in)
+    enlarge_pipe(link_out)
     try:
         os.setsid()     # a kill of our caller's session must spare us: we clean up
     except OSError:
@@ -3726,7 +3733,7 @@ def serve(modules: dict[str, Packed]) -> None:
     if shim == 0:
         _exit_after(lambda: Shim(link_in, link_out, modules, scratch).run())
     os.close(link_out)
-    _guard(shim, link_in, scratch)
+    _run_guardian(shim, link_in, scratch)
 
 
 # ────────────────────────────────────────────── cache ─────────────────────────────────────────────
@@ -3734,9 +3741,9 @@ def serve(modules: dict[str, Packed]) -> None:
 # What is copied to this machine, for all pools: each entry is a directory named by its key, which
 # tells its content. In it, `content` is the file, or the directory that travelled as a tar file;
 # `seal` tells whether somebody has written to it since.
-CACHE = ".cache/executors"      # below the home directory
-INCOMING_SECONDS = 86400        # how long the leavings of a copy that was cut off stay
-KEEP_SECONDS = 30 * 86400       # how long the cache keeps what no run has used
+CACHE = ".cache/executors"  # below the home directory
+INCOMING_SECONDS = 86400    # how long the leavings of a copy that was cut off stay
+KEEP_SECONDS = 30 * 86400   # how long the cache keeps what no run has used
 _Wanted = tuple[str, str, str]  # key and name of an entry, and the version that is here otherwise
 
 
@@ -3759,7 +3766,7 @@ def _store_files(pull: Callable[[int, bytes], Any], scratch: str, files: dict[st
         _enter(scratch, files)
     except Exception as error:
         problem = str(error) or describe(error)
-    write_all(_RESULTS, (frame(STORED, 0, problem.encode("utf-8", "replace")),))
+    write_all(_RESULTS_FD, (frame(STORED, 0, problem.encode("utf-8", "replace")),))
     return not problem
 
 
@@ -3983,7 +3990,7 @@ def main(arguments: list[str] | None = None) -> int:
         outcome = cloudpickle.dumps((ok, value))
         stage = WRITING
         doing = "write %s" % options.result_file
-        _write_whole(options.result_file, outcome)
+        _write_atomically(options.result_file, outcome)
         if ok:
             return 0
         stage = RUNNING
@@ -3995,7 +4002,7 @@ def main(arguments: list[str] | None = None) -> int:
     return stage
 
 
-def _write_whole(path: str, data: bytes) -> None:
+def _write_atomically(path: str, data: bytes) -> None:
     """Write a file under another name first, so that nobody sees a part of it."""
     temporary = "%s.%d" % (path, os.getpid())
     try:

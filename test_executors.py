@@ -1490,7 +1490,7 @@ class Farm:
     def __init__(self, *workers, **rules):
         self.time = 0.0
         policy = executors.RoundRobinRemoteWorkerSelectionPolicy()
-        rules = executors._Rules(**rules)
+        rules = executors._Limits(**rules)
         self.scheduler = executors._Scheduler(policy, rules, jitter=lambda: 0.5)
         self.running, self.killed, self.settled, self.recalls = {}, [], {}, []
         self.connects, self.left, self.finished, self.warnings = [], [], 0, []
@@ -1502,11 +1502,12 @@ class Farm:
 
     def up(self, worker):
         self.connects.remove(worker)
-        self.tell(worker, self.scheduler.is_up, 1)
+        self.tell(worker, self.scheduler.on_link_up, 1)
 
     def tell(self, worker, report, *operands):
         """Report something of a worker, as its link does."""
-        return self.decide(self.scheduler.hear, worker, worker.link, report.__func__, *operands)
+        return self.decide(
+            self.scheduler.on_report, worker, worker.link, report.__func__, *operands)
 
     def decide(self, decision, *operands):
         self.scheduler.now = self.time
@@ -1574,20 +1575,21 @@ class Farm:
         for attempt in attempts:
             del self.running[attempt.ident]
             results = [(wire.RESULT, attempt.ident, int(seconds * 1e6), None)]
-            self.tell(attempt.worker, self.scheduler.finish, results)
+            self.tell(attempt.worker, self.scheduler.on_results, results)
 
     def die(self, attempt):
         del self.running[attempt.ident]
-        self.tell(attempt.worker, self.scheduler.died, attempt.ident, 0, "killed", "")
+        self.tell(attempt.worker, self.scheduler.on_slot_exit, attempt.ident, 0, "killed", "")
 
     def free(self, ident):
         attempt = self.running.pop(ident)
-        self.tell(attempt.worker, self.scheduler.freed, ident, 0)
+        self.tell(attempt.worker, self.scheduler.on_attempt_killed, ident, 0)
 
     def give_back(self, worker, *attempts):
         for attempt in attempts:
             del self.running[attempt.ident]
-        self.tell(worker, self.scheduler.recalled, [attempt.ident for attempt in attempts])
+        idents = [attempt.ident for attempt in attempts]
+        self.tell(worker, self.scheduler.on_attempts_recalled, idents)
 
     def lose(self, worker, permanent=False):
         for ident in (*worker.running, *worker.ahead):
@@ -1595,7 +1597,7 @@ class Farm:
         if worker in self.connects:
             self.connects.remove(worker)
         kind = executors._LossKind.UNUSABLE if permanent else executors._LossKind.LOST
-        return self.tell(worker, self.scheduler.down, executors._Loss(kind, "lost"))
+        return self.tell(worker, self.scheduler.on_link_lost, executors._Loss(kind, "lost"))
 
     def tick(self, seconds=0.0, *held_up):
         self.time += seconds
@@ -1692,7 +1694,7 @@ class TestScheduler:
         farm.up(old.worker)
         scheduler = farm.scheduler
         results = [(wire.RESULT, old.ident, 1, None)]
-        farm.decide(scheduler.hear, old.worker, link, executors._Scheduler.finish, results)
+        farm.decide(scheduler.on_report, old.worker, link, executors._Scheduler.on_results, results)
         assert bundle not in farm.settled
         farm.finish(*farm.attempts(bundle))
         assert bundle in farm.settled
@@ -1713,7 +1715,7 @@ class TestScheduler:
         for n in range(500):
             record = RemoteWorkerRecord(None, f"m{n}", count=1)
             farm.decide(farm.scheduler.add_worker, record)
-        connecting = farm.scheduler._handshakes.links
+        connecting = farm.scheduler._login_window.links
         rounds = []
         for _ in range(4):
             rounds.append(len(connecting))
@@ -1721,11 +1723,13 @@ class TestScheduler:
                 farm.up(worker)
         assert rounds == [8, 16, 32, 64] and len(connecting) == 64
         for worker in [worker for worker in farm.connects if worker.link in connecting][:20]:
-            farm.decide(farm.scheduler.hear, worker, worker.link, executors._Scheduler.down,
+            farm.decide(farm.scheduler.on_report, worker, worker.link,
+                        executors._Scheduler.on_link_lost,
                         executors._Loss(executors._LossKind.TOO_MANY_LOGINS, "closed"))
         assert len(connecting) == 44        # none has been added
         for worker in [worker for worker in farm.connects if worker.link in connecting][:20]:
-            farm.decide(farm.scheduler.hear, worker, worker.link, executors._Scheduler.down,
+            farm.decide(farm.scheduler.on_report, worker, worker.link,
+                        executors._Scheduler.on_link_lost,
                         executors._Loss(executors._LossKind.LOST, "timed out"))
         assert len(connecting) == 32
 
@@ -1811,7 +1815,7 @@ class TestScheduler:
     def test_a_machine_with_fewer_slots_than_it_said(self):
         farm = Farm("4/a")
         worker, = farm.scheduler.workers
-        farm.tell(worker, farm.scheduler.resized, 2)
+        farm.tell(worker, farm.scheduler.on_slot_count, 2)
         assert sum(len(farm.attempts(bundle)) for bundle in farm.submit(number=4)) == 2
 
     def test_a_straggler_gets_a_backup_and_the_first_wins(self):
@@ -1915,7 +1919,7 @@ class TestScheduler:
         link = worker.link
         assert farm.decide(farm.scheduler.remove_worker, record) and farm.left == [link]
         scheduler = farm.scheduler
-        farm.decide(scheduler.hear, worker, link, executors._Scheduler.is_up, 1)
+        farm.decide(scheduler.on_report, worker, link, executors._Scheduler.on_link_up, 1)
         assert not farm.attempts(farm.submit()) and not scheduler.up
 
     def test_close(self):
@@ -2044,7 +2048,7 @@ class TestScheduler:
     def test_what_has_no_slot_after_all_has_not_started(self):
         farm = Farm("3/a", bundle_timeout=2.0)
         bundles, (worker,) = farm.submit(number=3), farm.scheduler.up
-        farm.tell(worker, farm.scheduler.resized, 1)
+        farm.tell(worker, farm.scheduler.on_slot_count, 1)
         assert farm.recalls == [(worker.link, 2)]
         farm.give_back(worker, *farm.attempts(bundles[1]), *farm.attempts(bundles[2]))
         assert [*farm.running.values()] == farm.attempts(bundles[0])
@@ -2056,7 +2060,7 @@ class TestScheduler:
     def test_far_machines_are_sent_more_ahead_and_long_calls_too(self):
         farm = Farm("1/a")
         farm.teach(seconds=0.0001, number=20)
-        farm.tell(farm.scheduler.up[0], farm.scheduler.measured, 0.3)
+        farm.tell(farm.scheduler.up[0], farm.scheduler.on_round_trip, 0.3)
         farm.submit(number=9000)
         assert len(farm.scheduler.up[0].ahead) > 5000
         farm = Farm("1/a")
@@ -2076,7 +2080,7 @@ class TestScheduler:
         record = RemoteWorkerRecord.parse("late")
         farm.decide(farm.scheduler.add_worker, record)
         assert len(farm.connects) == 8
-        farm.decide(farm.scheduler.ended, farm.left[0])
+        farm.decide(farm.scheduler.on_link_ended, farm.left[0])
         assert farm.connects[-1].record == record
 
     @pytest.mark.parametrize("seed", range(20))
@@ -2155,7 +2159,8 @@ class TestFrames:
                   (wire.OUTPUT, 1, b"y" * 70_000), (wire.PONG, 1, b"")] * 3
         with stream(b"".join(wire.frame(*frame) for frame in frames)) as fd:
             read = read_all(wire.FrameReader(fd))
-        assert [(kind, ident, bytes(data[wire.HEAD:])) for kind, ident, data in read] == frames
+        assert frames == [
+            (kind, ident, bytes(data[wire.HEADER_SIZE:])) for kind, ident, data in read]
 
     @pytest.mark.parametrize("length", range(1, 17 + 5))
     def test_truncation_says_what_was_expected(self, length):
@@ -2249,7 +2254,7 @@ class Far:
         self.fd, stdin = os.pipe()
         stdout, self.out = os.pipe()
         self.stuck = SimpleQueue()
-        self.writer = threading.Thread(target=executors._write_on, args=(self.stuck,))
+        self.writer = threading.Thread(target=executors._run_writer, args=(self.stuck,))
         self.writer.start()
         self.stdin = os.fdopen(stdin, "wb", 0)
         self.reader = wire.FrameReader(self.fd)
@@ -2261,7 +2266,7 @@ class Far:
         frames = []
         while len(frames) < number:
             frames += self.reader.read()
-        return [(kind, ident, bytes(data[wire.HEAD:])) for kind, ident, data in frames]
+        return [(kind, ident, bytes(data[wire.HEADER_SIZE:])) for kind, ident, data in frames]
 
     def attempt(self, ident, function, phase=executors._LIVE):
         bundle = executors._Bundle(function, b"arguments", phase=phase)
@@ -2328,7 +2333,7 @@ class TestChannel:
         until(lambda: far.stdin.closed)
 
     def test_a_function_goes_over_once_and_is_forgotten_in_turn(self, far, monkeypatch):
-        monkeypatch.setattr(executors, "KNOWN_FUNCTIONS", (2, 1 << 20))
+        monkeypatch.setattr(executors, "MAX_KNOWN_FUNCTIONS", (2, 1 << 20))
         one, two, three = (self.function(n) for n in (101, 102, 103))
         far.launch(*(far.attempt(n, fn) for n, fn in enumerate([one, one, two, three, one])))
         kinds = [(kind, ident) for kind, ident, _ in far.read(11)]
@@ -2382,7 +2387,7 @@ class Controller:
     def function(self, function):
         ident = (1 << 62) + len(self._functions)
         self._functions[ident] = function
-        packed = executors._Functions().get(function).packed
+        packed = executors._FunctionCache().get(function).packed
         self.send(*wire.message(wire.FUNCTION, ident, 0, packed))
         return ident
 
@@ -2451,7 +2456,8 @@ class TestShim:
                     elif kind == wire.RESULT:
                         missing.remove(ident)
                         wrong += {ident} - printed
-                    controller.send(*[wire.frame(wire.PRINTED, len(body))] * (kind == wire.OUTPUT))
+                    if kind == wire.OUTPUT:
+                        controller.send(wire.frame(wire.OUTPUT_ACK, len(body)))
         assert not wrong
 
     def test_long_calls_and_functions_are_pulled(self, controller):
@@ -2473,7 +2479,8 @@ class TestShim:
         (tmp_path / "go").touch()
         controller.result(1)        # so that there are slots that have begun
         controller.send(wire.frame(wire.RECALL, 100))
-        given = {ident for ident, in wire.IDENT.iter_unpack(controller.await_(wire.RECALLED)[3])}
+        recalled = controller.await_(wire.RECALLED)[3]
+        given = {ident for ident, in wire.IDENTIFIER.iter_unpack(recalled)}
         for ident in {*range(2, 8)} - given:
             controller.result(ident)
         controller.send(wire.frame(wire.PING, 1))
@@ -2505,15 +2512,15 @@ class TestShim:
     def test_a_slot_that_is_stopped_while_it_is_answered_holds_nobody_up(self, controller):
         """Three megabytes of a module for a slot that takes nothing cost the others nothing."""
         def ask_and_stop():
-            os.write(wire._QUESTIONS, wire.frame(wire.WANTED, 1 << 40, b"big"))
+            os.write(wire._QUESTIONS_FD, wire.frame(wire.FIND_MODULE, 1 << 40, b"big"))
             os.kill(os.getpid(), signal.SIGSTOP)
 
         controller.call(1, controller.function(ask_and_stop))
-        while not any(message[0] == wire.WANTED for message in controller._seen):
+        while not any(message[0] == wire.FIND_MODULE for message in controller._seen):
             controller._seen += controller._reader.read()
-        ident = next(message[1] for message in controller._seen if message[0] == wire.WANTED)
+        ident = next(message[1] for message in controller._seen if message[0] == wire.FIND_MODULE)
         answer = wire.pack(("big.py", "x" * 8_000_000, False))
-        controller.send(*wire.message(wire.MODULE, ident, 0, answer))
+        controller.send(*wire.message(wire.ANSWER, ident, 0, answer))
         controller.call(2, controller.function(neg), 2)
         assert controller.result(2) == -2
 
@@ -2524,7 +2531,7 @@ class TestShim:
         key = wire.digest_file(tmp_path / "data")
         scratch = str(tmp_path / "scratch")
         with closing(Controller(scratch, files={"data": key}, lease=0.5)) as controller:
-            _, ident, _, question = controller.await_(wire.COPY, wire.FIRST_MODULE)
+            _, ident, _, question = controller.await_(wire.COPY, wire.FIRST_QUESTION_ID)
             folder, entries = json.loads(question)
             assert entries == [[key, "data", ""]]
             for n in range(10):
@@ -2533,14 +2540,14 @@ class TestShim:
                 time.sleep(0.1)
             shutil.copy(tmp_path / "data", tmp_path / folder)
             answer = wire.pack([("data", key, False)])
-            controller.send(*wire.message(wire.MODULE, ident, 0, answer))
+            controller.send(*wire.message(wire.ANSWER, ident, 0, answer))
             assert controller.await_(wire.STORED)[3] == b""
             controller.call(1, controller.function(read), "data")
             assert controller.result(1) == "data"
             until(lambda: not alive(controller.pid), "the end of the lease")
         shutil.rmtree(tmp_path / ".cache")
         with closing(Controller(scratch, files={"data": key})) as controller:
-            controller.await_(wire.COPY, wire.FIRST_MODULE)
+            controller.await_(wire.COPY, wire.FIRST_QUESTION_ID)
             slot, = [pid for pid in descendants(controller.pid)
                      if parent(pid) != controller.pid]
             os.kill(slot, signal.SIGKILL)
@@ -3143,7 +3150,7 @@ class TestWhatIsSentAgain:
             def make(k):
                 return lambda x: helper(x) + k
             """, vars(module))
-        functions = executors._Functions()
+        functions = executors._FunctionCache()
         first = functions.get(module.f)
         assert all(functions.get(module.f) is first for _ in range(5))
         one = functions.get(module.make(1))
@@ -3151,14 +3158,15 @@ class TestWhatIsSentAgain:
 
     def test_little_is_kept_alive(self):
         """Of long closures nothing, and of short ones no more than a few hundred."""
-        functions, living = executors._Functions(), weakref.WeakSet()
+        functions, living = executors._FunctionCache(), weakref.WeakSet()
         for n in range(2000):
             exec("def f(): return n", space := {"__name__": "__main__", "n": n})
             functions.get(space["f"])
             living.add(space["f"])
             space.clear()
         gc.collect()
-        assert len(functions._pickles._known) <= executors.KNOWN_FUNCTIONS[0] >= len(living) - 1
+        assert len(functions._pickles._cached) <= executors.MAX_KNOWN_FUNCTIONS[0]
+        assert executors.MAX_KNOWN_FUNCTIONS[0] >= len(living) - 1
         exec("def f(): return n", space := {"__name__": "__main__", "n": "x" * 10 ** 6})
         functions.get(space["f"])
         gone = weakref.ref(space.pop("f"))
@@ -4339,8 +4347,8 @@ class TestEveryFutureIsSettled:
         supervisor = pool._supervisor
         (link, worker), = ((one.link, one) for one in supervisor.scheduler.workers)
         ident, = worker.running
-        supervisor.decide(supervisor.scheduler.hear, worker, link, executors._Scheduler.finish,
-                          [(wire.ERROR, ident, 0, (body,))])
+        supervisor.decide(supervisor.scheduler.on_report, worker, link,
+                          executors._Scheduler.on_results, [(wire.ERROR, ident, 0, (body,))])
         assert "cannot be unpickled here" in str(future.exception(PATIENCE))
 
     OUTCOMES = {"result": (wire.RESULT, (pickle.dumps(7),)), "cancelled": (-2, ()),
@@ -4385,7 +4393,7 @@ class TestEveryFutureIsSettled:
         def settle():
             sys.settrace(fault)
             try:
-                supervisor._pass([(decide, (), None)])
+                supervisor._process_events([(decide, (), None)])
             except MemoryError:
                 pass        # in what runs the callbacks
             sys.settrace(None)
@@ -4681,7 +4689,7 @@ class TestLostMachines:
         with socket.create_server(("127.0.0.1", 0)) as mute:
             port = str(mute.getsockname()[1])
             pool = local("1/:", "127.0.0.1", ssh_options=["-p", port])
-            monkeypatch.setattr(executors, "COUNT_SECONDS", 1000.0)
+            monkeypatch.setattr(executors, "SLOT_COUNT_SECONDS", 1000.0)
             told = SimpleQueue()
             future = pool.submit(wait_for, str(tmp_path / "go"))
             future.add_done_callback(lambda _: told.put(pool.slots))
@@ -4689,9 +4697,9 @@ class TestLostMachines:
             assert told.get(timeout=PATIENCE) == 2      # by a thread of the pool
             assert pool._supervisor.decide(lambda: pool.slots) == 2     # with its lock
             assert list(pool.map(neg, range(1000))) == [-n for n in range(1000)]
-            monkeypatch.setattr(executors, "COUNT_SECONDS", 0.1)
+            monkeypatch.setattr(executors, "SLOT_COUNT_SECONDS", 0.1)
             assert pool.slots == 2
-            monkeypatch.setattr(executors, "COUNT_SECONDS", 1000.0)
+            monkeypatch.setattr(executors, "SLOT_COUNT_SECONDS", 1000.0)
             assert pool.slots == 2
             pool.add_worker("127.0.0.1 python=python3")
             threading.Thread(target=pool._give_up).start()      # all is known, then
@@ -5011,7 +5019,7 @@ class TestNothingIsLeft:
         shim = Machine.of(pool).shim
         supervisor = pool._supervisor
         del pool
-        assert supervisor.ended.wait(PATIENCE) and not alive(shim)
+        assert supervisor.all_ended.wait(PATIENCE) and not alive(shim)
 
 
 # ─────────────────────────────────────────── connecting ───────────────────────────────────────────
@@ -5654,7 +5662,7 @@ class TestFiles:
         (tmp_path / "tree").mkdir()
         pool = local("1/:", files=[tmp_path / "run.sh", tmp_path / "tree"])
         assert pool.submit(subprocess.check_output, ["./run.sh"]).result(PATIENCE) == b"ran\n"
-        tar, = [file.source for file in pool._supervisor.baggage.cargo._files.values()
+        tar, = [file.source for file in pool._supervisor.setup.cargo._files.values()
                 if file.is_tar]
         os.unlink(tar)
         pool.shutdown()
@@ -5992,7 +6000,7 @@ class TestPackages:
         ("purething", False, "install it there"),
         ("purething", ["helper"], "install it there")])
     def test_what_does_not_follow(self, bare, on_bare, monkeypatch, module, packages, words):
-        monkeypatch.setattr(executors, "MOST_UNASKED", 40)
+        monkeypatch.setattr(executors, "MAX_UNASKED_BYTES", 40)
         pool = on_bare(packages=packages)
         error = pool.submit(importlib.import_module, module).exception(PATIENCE)
         assert type(error) is ModuleNotFoundError
@@ -6035,7 +6043,7 @@ class TestPackages:
             assert "No module named 'purething'" in said and "on bare, with" in said
 
     def test_names(self, on_bare, monkeypatch):
-        monkeypatch.setattr(executors, "MOST_UNASKED", 40)
+        monkeypatch.setattr(executors, "MAX_UNASKED_BYTES", 40)
         pool = on_bare(packages=["pure_thing", "HELPER"])
         assert pool.submit(lambda: importlib.import_module("purething").VERSION).result(
             PATIENCE) == 1.5
@@ -6181,7 +6189,7 @@ class TestProcesses:
             (tmp_path / "go").touch()
             pool.shutdown()
             until((tmp_path / "written").exists)    # the standard library has stopped waiting
-            assert kind == "process" or pool._supervisor.ended.is_set()
+            assert kind == "process" or pool._supervisor.all_ended.is_set()
 
     def test_a_killed_pool_waits_for_no_thread(self, local, tmp_path):
         def start():
@@ -6572,20 +6580,20 @@ class TestLies:
         "a kind of the other side": HELLO + wire.frame(wire.CONFIG, 1, b"x"),
         "a result nobody asked for": HELLO + b"".join(wire.message(wire.RESULT, 9999, 0, b"x")),
         "a huge result": HELLO + HUGE,
-        "a module nobody asked for": HELLO + b"".join(wire.message(wire.MODULE, 1, 0, b"x")),
+        "a module nobody asked for": HELLO + b"".join(wire.message(wire.ANSWER, 1, 0, b"x")),
         "a short message": HELLO + wire.frame(wire.RESULT, 1, b"x"),
         "a huge frame": HELLO + wire.HEADER.pack(wire.OUTPUT, 1, 2 ** 40),
         "a short death": HELLO + wire.frame(wire.DIED, 1, b"xx"),
         "a long kill": HELLO + wire.frame(wire.KILLED, 1, b"x" * 50),
         "half an identifier": HELLO + wire.frame(wire.RECALLED, 1, b"xxx"),
-        "no slots": HELLO + wire.frame(wire.SLOTS, 0, b"why"),
-        "many slots": HELLO + wire.frame(wire.SLOTS, 2 ** 40, b"why"),
-        "no name": HELLO + wire.frame(wire.WANTED, 1, b"\xff\xfe"),
+        "no slots": HELLO + wire.frame(wire.SLOT_COUNT, 0, b"why"),
+        "many slots": HELLO + wire.frame(wire.SLOT_COUNT, 2 ** 40, b"why"),
+        "no name": HELLO + wire.frame(wire.FIND_MODULE, 1, b"\xff\xfe"),
         "files that it was not given": HELLO + wire.frame(wire.STORED),
         "no question": HELLO + wire.frame(wire.COPY, 1, b'["there"]'),
         "a folder that leads out": HELLO + wire.frame(
             wire.COPY, 1, b'[".cache/executors/../../.ssh", [["key", "name", ""]]]'),
-        "the same module by the thousand": HELLO + wire.frame(wire.WANTED, 1, b"json") * 3000,
+        "the same module by the thousand": HELLO + wire.frame(wire.FIND_MODULE, 1, b"json") * 3000,
         "noise": HELLO + random.Random(1).randbytes(5000)}
 
     def test_a_worker_that_lies_is_left_alone_with_words(self, local, tmp_path):
@@ -6711,7 +6719,7 @@ class TestOutput:
         talker = pool.submit(talk)
         until(lambda: seen, "the first line")
         answers = list(pool.map(neg, range(300), timeout=PATIENCE))
-        waiting, is_done = pool._supervisor.board._queue.qsize(), talker.done()
+        waiting, is_done = pool._supervisor.scoreboard._queue.qsize(), talker.done()
         gate.set()
         assert answers == [-n for n in range(300)] and not is_done
         assert waiting < 2 * (wire.MAX_FRAME + wire.READ_SIZE) / 60     # entries, of a line each
@@ -7131,7 +7139,7 @@ class TestScoreboard:
                                                  cause="no\x1b[2J\nroute"))
         status = executors.RemoteExecutorStatus(
             "farm", 40, 8, 112, 1, 2, 3, 4, 3.21, 12.5, 1.24, 2.5, tuple(workers))
-        lines = status._lines(columns, rows)
+        lines = status._lay_out(columns, rows)
         assert len(lines) <= rows and max(map(len, lines)) <= columns
         assert "\x1b" not in "".join(lines)
         if columns == 80:
@@ -7241,7 +7249,7 @@ class TestNotebooks:
     def test_where_there_is_no_terminal_a_line_is_written_now_and_then(self, tmp_path):
         done = run(f"""
             import executors, time
-            executors.LINE_SECONDS = 0.4
+            executors.STATUS_LINE_SECONDS = 0.4
             for show in None, False:
                 with executors.RemoteExecutor("1/:", show_status=show, heartbeat_seconds=9) as pool:
                     pool.submit(time.sleep, 1.5).result()
@@ -7301,8 +7309,8 @@ class TestTrace:
         pool = local("2/:")
         list(pool.map(neg, range(10), chunksize=1))
         early = pool.status
-        list(pool.map(neg, range(executors.SPANS + 1000), chunksize=1))
-        assert len(pool.status._spans) == executors.SPANS
+        list(pool.map(neg, range(executors.TRACE_LENGTH + 1000), chunksize=1))
+        assert len(pool.status._spans) == executors.TRACE_LENGTH
         early.trace(tmp_path / "run.json")
         events = json.loads(read(tmp_path / "run.json"))["traceEvents"]
         assert sum(event["ph"] == "X" for event in events) == 10
@@ -7420,8 +7428,8 @@ class TestLoginShells:
         """What is ours by its name and yet does not fit is passed over; where none fits, all that
         was found is named, and what to do."""
         monkeypatch.setattr(sys, "prefix", sys.base_prefix)     # it is no environment
-        monkeypatch.setattr(executors, "_PLACES", [     # none but those of this home
-            path for path in executors._PLACES if path[0] in "~p"])
+        monkeypatch.setattr(executors, "_PYTHON_PLACES", [     # none but those of this home
+            path for path in executors._PYTHON_PLACES if path[0] in "~p"])
         sshd = login("bash", {".bashrc": f"PATH={tmp_path}/home/bin:{tmp_path}/tools"})
         (tmp_path / "tools").mkdir()
         for tool in ("sh", "test"):

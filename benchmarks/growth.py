@@ -56,12 +56,12 @@ def pending(number: int) -> None:
 def decisions(workers: int, number: int = 20_000) -> None:
     """Cost of a scheduling decision, submit and finish together, on the pure scheduler."""
     scheduler = executors._Scheduler(
-        executors.WeightedRandomRemoteWorkerSelectionPolicy(), executors._Rules())
+        executors.WeightedRandomRemoteWorkerSelectionPolicy(), executors._Limits())
     for n in range(workers):
         scheduler.add_worker(executors.RemoteWorkerRecord(None, f"m{n}", count=2))
         for verb, worker, link in scheduler.take_actions():
             if verb is executors._CONNECT:
-                scheduler.hear(worker, link, executors._Scheduler.is_up, 2)
+                scheduler.on_report(worker, link, executors._Scheduler.on_link_up, 2)
     function = executors._Function(1, "f", b"", executors._Durations())
     started, launched, done = time.perf_counter(), [], 0
     for _ in range(number):
@@ -71,7 +71,7 @@ def decisions(workers: int, number: int = 20_000) -> None:
         if len(launched) > 2 * workers - 2:
             attempt = launched.pop(done * 7919 % len(launched))
             worker, results = attempt.worker, [(wire.RESULT, attempt.ident, 1_000_000, None)]
-            scheduler.hear(worker, worker.link, executors._Scheduler.finish, results)
+            scheduler.on_report(worker, worker.link, executors._Scheduler.on_results, results)
             done += 1
     each = (time.perf_counter() - started) / number
     print(f"{workers} workers: {1e6 * each:.1f} µs a bundle (submit, launch, finish)")

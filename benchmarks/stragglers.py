@@ -33,7 +33,7 @@ class SparkScheduler(executors._Scheduler):
 
     total = 0
 
-    def _back_up(self, running: Iterable[tuple[float, Any]]) -> None:
+    def _launch_backups(self, running: Iterable[tuple[float, Any]]) -> None:
         if self.tally.settled[wire.RESULT] < 0.9 * self.total:
             return
         for age, attempt in running:
@@ -71,7 +71,7 @@ class Simulation:
         decision(*operands)
         for verb, target, operand in self.scheduler.take_actions():
             if verb is executors._CONNECT:
-                self.hear(target, executors._Scheduler.is_up, 1)
+                self.hear(target, executors._Scheduler.on_link_up, 1)
             elif verb is executors._LAUNCH:
                 attempt = operand
                 self.running[attempt.ident], self.launched[attempt.ident] = attempt, self.time
@@ -83,7 +83,7 @@ class Simulation:
                 self.settled_at = self.time
 
     def hear(self, worker: Any, report: Callable[..., Any], *operands: Any) -> None:
-        self.decide(self.scheduler.hear, worker, worker.link, report, *operands)
+        self.decide(self.scheduler.on_report, worker, worker.link, report, *operands)
 
     def run(self) -> tuple[float, float]:
         """Return the makespan and the slot-seconds that were spent."""
@@ -104,10 +104,10 @@ class Simulation:
             seconds = self.time - self.launched[attempt.ident]
             self.busy += seconds
             if ident < 0:
-                self.hear(attempt.worker, executors._Scheduler.freed, -ident, 0)
+                self.hear(attempt.worker, executors._Scheduler.on_attempt_killed, -ident, 0)
             else:
                 results = [(wire.RESULT, ident, int(seconds * 1e6), None)]
-                self.hear(attempt.worker, executors._Scheduler.finish, results)
+                self.hear(attempt.worker, executors._Scheduler.on_results, results)
         self.busy += sum(self.settled_at - self.launched[ident] for ident in self.running)
         return self.settled_at, self.busy
 
@@ -143,11 +143,11 @@ def main() -> None:
             for rule, (kind, backups) in rules.items():
                 source = random.Random(f"not the {run} that the durations come of")
                 policy = executors.WeightedRandomRemoteWorkerSelectionPolicy(source)
-                scheduler = kind(policy, executors._Rules(schedule_backups=backups))
+                scheduler = kind(policy, executors._Limits(schedule_backups=backups))
                 scheduler.total = options.tasks     # type: ignore[attr-defined]
                 makespan, busy = Simulation(scheduler, slowness, options.slots, durations).run()
                 if rule == "off":
-                    clean = executors._Scheduler(policy, executors._Rules(schedule_backups=False))
+                    clean = executors._Scheduler(policy, executors._Limits(schedule_backups=False))
                     even = [1.0 if factor == math.inf or "slow" in name else factor
                             for factor in slowness]
                     base = Simulation(clean, even, options.slots, durations).run()
