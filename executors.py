@@ -46,7 +46,7 @@ Tasks are executed *at least once*: if a machine is lost its tasks run again els
 that takes much longer than others gets a backup on another machine; the first result counts. With
 `schedule_backups=False, max_bundle_failures=1` a task starts at most once unless its machine is
 lost. Unpickling runs code, on both sides: use only machines that you trust. Logs go to the logger
-`executors`. The parts and how they work together are drawn above `RemoteExecutor`.
+`executors`. The parts and how they work together are drawn below the constants.
 """
 
 from __future__ import annotations
@@ -163,7 +163,64 @@ _Message = tuple[int, int, int, Any]    # kind, identifier, tag, body
 _log = logging.getLogger("executors")
 
 
-# ──────────────────────────────────────────── errors ──────────────────────────────────────────────
+# ────────────────────────────────────────── how it works ──────────────────────────────────────────
+#
+# How a call travels:
+#
+#      caller ── submit ──► pickle ──► Bundle                              worker machine
+#                                        │                            ┌──────────────────────────┐
+#                                 ┌──────▼──────┐ launch ┌───────┐ ssh│ shim ──► slot (child)    │
+#      heartbeat ── tick ────────►│  Scheduler  ├───────►│Channel├───►│  │  ◄── run, pickle      │
+#                                 │ (pure state)│◄───────┤       │◄───┤  └──► slot (child)       │
+#                                 └──────┬──────┘ outcome└───▲───┘    └──────────────────────────┘
+#                                     settle                 │ returns
+#                                        ▼                 Login: ssh, interpreter
+#                                     Future
+#
+# Where a new line belongs:
+#
+#     which task runs where and when, how it ends             _Scheduler
+#     the lock, the threads, carrying out what was decided    _Supervisor
+#     what a message from a machine means                     _Reader
+#     frames to a machine, whether it is alive                _Channel
+#     ssh, the interpreter, all until the machine is up       _Login
+#     what is copied to machines                              _Cargo
+#     pickling a function, and what it uses of the script     _FunctionCache, _ScriptSnapshot
+#     what a caller does with a future                        _RemoteFuture
+#     arguments and their checks, what a caller may ask       RemoteExecutor
+#     what is shown: the status, what tasks print             RemoteExecutorStatus, _Scoreboard
+#     what happens on a worker                                Shim and _Slot, in remote_worker.py
+#
+# Every thread that wants a decision goes through one door, `_Supervisor._process_events`:
+#
+#     1. take the supervisor's lock;
+#     2. have the scheduler decide;
+#     3. put what is to be sent into the queues of the channels, in the order of the decisions;
+#     4. release the lock;
+#     5. carry out the decisions: write, resolve futures, open and close links, warn.
+#
+# All that may block is in step 5, and so is code of the user, except for a policy.
+#
+#     thread                  waits for                what it goes through the door for
+#     callers                 their results            submit, cancel, shut down
+#     reader, one per link    messages, scp of files   to report results, a slot's death, ...
+#     writer, one per link    room in ssh's pipe       nothing: it writes what did not fit at once
+#     copier, per package     scp                      nothing: it answers the slot that asked
+#     heartbeat, one          events, the clock        to find stragglers and overdue tasks, and to
+#                                                      reconnect; and in place of the main thread,
+#                                                      which Ctrl-C could interrupt halfway
+#     scoreboard, one         something to show        nothing
+#
+#     state                               written by                         guarded by
+#     queue, attempts, workers            the scheduler                      the supervisor's lock
+#     a channel's queue                   step 3, `send`; who has its baton  nothing: it is atomic
+#     a channel's pipe, functions sent    the thread that has its baton      its baton; see _Channel
+#     a login, what it has found          its reader                         nothing: others look
+#     functions that were pickled         the threads that submit            nothing: twice is fine
+#     a future's outcome                  step 5, once                       its own condition
+
+
+# ───────────────────────────────────────────── errors ─────────────────────────────────────────────
 
 
 class ExecutorError(Exception):
@@ -341,7 +398,365 @@ class Histogram:
         return "   ".join(f"p{p} {_seconds(self.percentile(p))}" for p in (50, 95, 99))
 
 
+# ────────────────────────────────────── records and policies ──────────────────────────────────────
+
+# A path that every shell reads as one word, without quotes.
+_PLAIN_PATH = re.compile(r"[\w~./+][\w~./+@%:,=-]*", re.ASCII)
+
+
+@dataclasses.dataclass(frozen=True)
+class RemoteWorkerRecord:
+    """Describe one worker. `parse` reads its text form, which extends GNU parallel's --sshlogin.
+
+    Arguments:
+        username: the account to log in to; None leaves it to ssh's configuration.
+        machine: a host name, an address or a Host of ssh's configuration; ':' is this machine,
+            without ssh.
+        weight: how often it is chosen, relative to other workers with a free slot.
+        count: its slots; None means one per core, which the machine reports.
+        python: the path of its interpreter; None looks for one of the controller's version.
+        nice: the niceness of its tasks, 0 to 19; see nice(1). Higher values slow down other users
+            of the machine less.
+
+    >>> RemoteWorkerRecord.parse("8/me@bigbox weight=2 python=~/py")
+    RemoteWorkerRecord(username='me', machine='bigbox', weight=2.0, count=8, python='~/py', nice=0)
+    >>> str(RemoteWorkerRecord.parse("4/lab2")), str(RemoteWorkerRecord(None, ":"))
+    ('4/lab2', ':')
+    """
+
+    username: str | None
+    machine: str
+    weight: float = 1
+    count: int | None = None
+    python: str | None = None
+    nice: int = 0
+
+    def __post_init__(self) -> None:
+        machine = self.machine
+        for what, value in ("machine", machine), ("username", self.username):
+            if value is not None and not re.fullmatch(r"(?!-)[^\s@/\x00-\x20]+", value):
+                raise ValueError(f"{what} must not be empty, begin with '-', or contain spaces, "
+                                 f"'@' or '/'; got {value!r}")
+        if machine == ":" and self.username:
+            raise ValueError(f"username {self.username!r} cannot be used with ':', which is this "
+                             f"machine without a login; write {self.username}@localhost instead")
+        if re.fullmatch(r"[^:]+:\d+|\[.*\].*", machine):
+            raise ValueError(f"machine {machine!r}: give a port as `Port` in ~/.ssh/config, and an "
+                             "IPv6 address without brackets")
+        if not 0 < self.weight < math.inf:
+            raise ValueError(f"weight of {machine} must be a finite number above 0, got "
+                             f"{self.weight!r}")
+        if self.count is not None and self.count < 1:
+            raise ValueError(f"slot count of {machine} must be at least 1, got {self.count!r}; "
+                             "leave it out for one per core")
+        if self.python is not None and not _PLAIN_PATH.fullmatch(self.python):
+            raise ValueError(f"python of {machine} must be a path without spaces and quotes, got "
+                             f"{self.python!r}; make a symbolic link to it")
+        if self.nice not in range(20):
+            raise ValueError(f"nice of {machine} must be an integer from 0 to 19, got "
+                             f"{self.nice!r}")
+
+    @classmethod
+    def parse(cls, text: str) -> RemoteWorkerRecord:
+        """Parse `[COUNT/][USER@]MACHINE [weight=N] [python=PATH] [nice=N]`.
+
+        Raises ValueError, which quotes what is wrong.
+        """
+        login, *settings = text.split() or [""]
+        count, slash, login = login.rpartition("/")
+        username, at, machine = login.rpartition("@")
+        given: dict[str, Any] = {}
+        try:
+            if slash:
+                if not count.isdecimal():
+                    raise ValueError(f"the slot count must be a number, got {count!r}")
+                given["count"] = int(count)
+            for setting in settings:
+                name, _, value = setting.partition("=")
+                given[name] = {"weight": float, "python": str, "nice": int}[name](value)
+            return cls(username if at else None, machine, **given)
+        except KeyError as error:
+            why = f"unknown setting {error}; expected weight=, python= or nice="
+        except ValueError as error:
+            why = str(error)
+        raise ValueError(
+            f"worker {text!r}: {why}. Example: 8/me@bigbox weight=2 python=~/venv/bin/python")
+
+    @property
+    def login(self) -> str:
+        """The argument of ssh: `user@machine`, or `machine`."""
+        return f"{self.username}@{self.machine}" if self.username else self.machine
+
+    def __str__(self) -> str:
+        count = f"{self.count}/" if self.count else ""
+        weight = f" weight={self.weight:g}" if self.weight != 1 else ""
+        python = f" python={self.python}" if self.python else ""
+        nice = f" nice={self.nice}" if self.nice else ""
+        return count + self.login + weight + python + nice
+
+
+class RemoteWorkerSelectionPolicy(ABC):
+    """Choose the worker for the next attempt, among those with a free slot.
+
+    The scheduler counts slots; a policy keeps no account of them.
+
+    >>> class Last(RemoteWorkerSelectionPolicy):
+    ...     def choose(self, ready, avoid=()):
+    ...         fit = [n for n, record in enumerate(ready) if record.machine not in avoid]
+    ...         return max(fit, default=None)
+    >>> with RemoteExecutor("1/:", Last(), show_status=False) as pool:
+    ...     pool.submit(abs, -1).result()
+    1
+    """
+
+    @abstractmethod
+    def choose(self, ready: Sequence[RemoteWorkerRecord],
+               avoid: Container[str] = ()) -> int | None:
+        """Return the index of the worker to use in `ready`, which is never empty.
+
+        Return None if all their machines are in `avoid`. The executor's lock is held meanwhile, so
+        a policy must neither block nor call the executor.
+        """
+
+
+class WeightedRandomRemoteWorkerSelectionPolicy(RemoteWorkerSelectionPolicy):
+    """Choose at random, in proportion to weight.
+
+    >>> policy = WeightedRandomRemoteWorkerSelectionPolicy(random.Random(1))
+    >>> ready = _parse_workers("bigbox weight=9,lab2")
+    >>> sum(policy.choose(ready) == 0 for _ in range(1000)) in range(850, 950)
+    True
+    """
+
+    def __init__(self, random_source: random.Random | None = None) -> None:
+        self._random = random_source or random.Random()
+
+    def choose(self, ready: Sequence[RemoteWorkerRecord],
+               avoid: Container[str] = ()) -> int | None:
+        weights = [record.weight * (record.machine not in avoid) for record in ready]
+        return self._random.choices(range(len(ready)), weights)[0] if any(weights) else None
+
+
+class RoundRobinRemoteWorkerSelectionPolicy(RemoteWorkerSelectionPolicy):
+    """Choose workers with a free slot in turn.
+
+    >>> policy = RoundRobinRemoteWorkerSelectionPolicy()
+    >>> [policy.choose(_parse_workers("a,b,c"), avoid={"b"}) for _ in range(4)]
+    [0, 2, 0, 2]
+    """
+
+    def __init__(self) -> None:
+        self._next = 0
+
+    def choose(self, ready: Sequence[RemoteWorkerRecord],
+               avoid: Container[str] = ()) -> int | None:
+        for turn in range(len(ready)):
+            index = (self._next + turn) % len(ready)
+            if ready[index].machine not in avoid:
+                self._next = index + 1
+                return index
+        return None
+
+
+def _parse_workers(workers: Iterable[RemoteWorkerRecord | str]) -> list[RemoteWorkerRecord]:
+    if isinstance(workers, str):
+        workers = workers.split(",")
+    if not isinstance(workers, Iterable):
+        raise ValueError(f"workers must be a list like ['8/me@bigbox', ':'], got {workers!r}")
+    records = []
+    for one in workers:
+        if not isinstance(one, (str, RemoteWorkerRecord)):
+            raise ValueError("each of workers must be a text like '8/me@bigbox' or a "
+                             f"RemoteWorkerRecord, got {one!r}")
+        records.append(RemoteWorkerRecord.parse(one) if isinstance(one, str) else one)
+    return records
+
+
+def _default_workers() -> list[RemoteWorkerRecord]:
+    """Read the default list: $EXECUTORS_REMOTE_WORKERS, or else ~/.config/executors/workers."""
+    texts = os.environ.get("EXECUTORS_REMOTE_WORKERS", "").split(",")
+    path = os.path.expanduser("~/.config/executors/workers")
+    if texts == [""] and os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            texts = [line.partition("#")[0] for line in file]
+    records = _parse_workers(text for text in texts if text.strip())
+    if not records:
+        raise ValueError("no remote workers: name them in $EXECUTORS_REMOTE_WORKERS, separated by "
+                         f"commas, or in {path}, one a line")
+    return records
+
+
+# ─────────────────────────────────────── what a call raises ───────────────────────────────────────
+
+
+def _name_of_function(fn: Any) -> str:
+    """Return what a function is called in messages and displays."""
+    fn = _unwrap_partials(fn)
+    return getattr(fn, "__qualname__", type(fn).__qualname__)
+
+
+def _unwrap_partials(fn: Any) -> Any:
+    """Return the function that a partial calls, or that a chunk of a map does."""
+    while isinstance(fn, functools.partial):
+        is_ours = fn.func in (wire.run_chunk, wire.run_items)
+        fn = fn.args[0] if is_ours else fn.func
+    return fn
+
+
+class _UnpicklableError(Exception):
+    """Something that a function uses cannot be pickled.
+
+    Arguments:
+        words: what, and why.
+        error: what pickling raised.
+    """
+
+    def __init__(self, words: str, error: Exception) -> None:
+        super().__init__(words)
+        self.error = error
+
+
+def _unpicklable_error(name: str, value: Any, error: Exception) -> _UnpicklableError:
+    remedy = ""
+    if isinstance(value, type):
+        remedy = "; to use this class, move it into a module of its own and import it from there"
+    return _UnpicklableError(f"{name}, which it uses, cannot be pickled "
+                         f"({wire.describe(error)}){remedy}", error)
+
+
+def _pickling_error_like(error: Exception, words: str) -> Exception:
+    """Return an error with another message, of a type that callers of pickle expect."""
+    if isinstance(error, pickle.PicklingError):
+        return pickle.PicklingError(words)
+    return TypeError(words)
+
+
+def _find_unpicklable(fn: Any) -> str:
+    """Return the name of the variable that keeps a function from being pickled, or ""."""
+    owner = getattr(fn, "__self__", None)
+    used = {f"self.{name}": value for name, value in getattr(owner, "__dict__", {}).items()}
+    with contextlib.suppress(TypeError, ValueError):    # not a function; an empty cell
+        variables = inspect.getclosurevars(fn)
+        used.update({**variables.globals, **variables.nonlocals})
+    return next((name for name, value in used.items() if _is_unpicklable(value)), "")
+
+
+def _is_unpicklable(value: Any) -> bool:
+    try:
+        wire.pack_for_slot(value)
+    except Exception:
+        return True
+    return False
+
+
+def _blame_arguments(name: str, args: Iterable[Any], kwargs: Mapping[str, Any],
+                     error: Exception) -> Exception:
+    """Return an error that names the argument that cannot be pickled, instead of pickle's own.
+
+    Arguments:
+        name: of the function.
+        error: what pickling raised.
+    """
+    if type(error) not in (AttributeError, TypeError, pickle.PicklingError):
+        return error        # other types may not be made from a message alone
+    for place, value in (*enumerate(args, 1), *kwargs.items()):
+        if _is_unpicklable(value):
+            reason = wire.describe(error)
+            if isinstance(value, Future):
+                reason = ("it is a future: pass what its result() returns, or use `parallelize`, "
+                          "which waits for it")
+            blamed = type(error)(f"argument {place} of {name}, a {type(value).__name__}, cannot be "
+                                 f"pickled ({reason})")
+            blamed.__cause__ = error
+            return blamed
+    return error
+
+
+def _unpickling_error(name: str, error: BaseException) -> BundleError:
+    """Return the error of a future whose result cannot be unpickled."""
+    failure = BundleError(name, f"its result cannot be unpickled here: {wire.describe(error)}")
+    failure.__cause__ = error
+    return failure
+
+
+# Outcomes of a bundle besides wire.RESULT and wire.ERROR; the body is an exception, or ().
+_FAILED, _CANCELLED = -1, -2
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Return whether Ctrl-C raised this: KeyboardInterrupt, or in a coroutine CancelledError."""
+    cancelled = getattr(sys.modules.get("asyncio"), "CancelledError", KeyboardInterrupt)
+    return isinstance(error, (KeyboardInterrupt, cancelled))
+
+
+# What an ERROR message reports, by its stage.
+_STAGES = {
+    "arguments": "its function or arguments cannot be unpickled on the worker",
+    "result": "its result cannot be pickled",
+    "round trip": "its result cannot be unpickled",
+    "run": "it raised an exception that cannot be pickled",
+}
+
+
+def _rebuild_exception(name: str, body: Any) -> BaseException:
+    """Return the exception of an ERROR message, with the remote traceback as its cause.
+
+    Arguments:
+        name: of the function.
+        body: see `wire.pack_outcome`.
+
+    Raises whatever a malformed body leads to.
+    """
+    stage, pickled, kind, text, trace = wire.unpack(body)
+    error = None
+    # Two cases. The function raised, and its exception arrives. Otherwise a BundleError tells what
+    # could not be pickled or unpickled.
+    if stage == "run" and pickled:
+        try:
+            error = pickle.loads(pickled)
+        except BaseException as problem:
+            text += f" (the exception cannot be unpickled here: {wire.describe(problem)})"
+    if not isinstance(error, BaseException):
+        reason = f"{_STAGES[stage]}: {kind}: {text}"
+        if stage == "run":
+            reason += (" -- an exception is made anew from its args: pass all of them to "
+                       "super().__init__(), or define __reduce__")
+        error = BundleError(name, reason)
+    # Not by assignment: an exception may be a frozen dataclass.
+    vars(BaseException)["__cause__"].__set__(error, _RemoteTraceback(_add_source_lines(trace)))
+    return error
+
+
+def _add_source_lines(trace: str) -> str:
+    """Add lines of source to a remote traceback, from files that only this machine has.
+
+    These are the script, and the cells of a notebook.
+    """
+    def add_line(match: re.Match[str]) -> str:
+        line = linecache.getline(match[1], int(match[2])).strip()
+        return f"{match[0]}    {line}\n" if line else match[0]
+    return re.sub(
+        r'^  File "(.+)", line (\d+), in .*\n(?! {4})', add_line, trace, flags=re.MULTILINE)
+
+
+def _describe_exit(status: int) -> str:
+    """Say how a process ended, from its wait status."""
+    number = os.waitstatus_to_exitcode(status)
+    if number >= 0:
+        return f"exited with status {number}"
+    if number == -signal.SIGKILL:
+        return "killed by SIGKILL (out of memory?)"
+    try:
+        name = signal.Signals(-number).name
+    except ValueError:      # a real-time signal
+        name = signal.strsignal(-number) or ""
+    return f"killed by {name}"
+
+
 # ──────────────────────────────────────── local executors ─────────────────────────────────────────
+
+# While threads can still be started, unlike in functions of `atexit`.
+_register_at_exit = getattr(threading, "_register_atexit", atexit.register)
 
 
 class BaseExecutor(Executor):
@@ -1028,201 +1443,11 @@ def _or_environment(given: Any, name: str, convert: Any, default: Any = None) ->
             f"the environment variable {name} must be {what}, got {text!r}") from None
 
 
-# ──────────────────────────────────────── records and policies ────────────────────────────────────
-
-
-# A path that every shell reads as one word, without quotes.
-_PLAIN_PATH = re.compile(r"[\w~./+][\w~./+@%:,=-]*", re.ASCII)
-
-
-@dataclasses.dataclass(frozen=True)
-class RemoteWorkerRecord:
-    """Describe one worker. `parse` reads its text form, which extends GNU parallel's --sshlogin.
-
-    Arguments:
-        username: the account to log in to; None leaves it to ssh's configuration.
-        machine: a host name, an address or a Host of ssh's configuration; ':' is this machine,
-            without ssh.
-        weight: how often it is chosen, relative to other workers with a free slot.
-        count: its slots; None means one per core, which the machine reports.
-        python: the path of its interpreter; None looks for one of the controller's version.
-        nice: the niceness of its tasks, 0 to 19; see nice(1). Higher values slow down other users
-            of the machine less.
-
-    >>> RemoteWorkerRecord.parse("8/me@bigbox weight=2 python=~/py")
-    RemoteWorkerRecord(username='me', machine='bigbox', weight=2.0, count=8, python='~/py', nice=0)
-    >>> str(RemoteWorkerRecord.parse("4/lab2")), str(RemoteWorkerRecord(None, ":"))
-    ('4/lab2', ':')
-    """
-
-    username: str | None
-    machine: str
-    weight: float = 1
-    count: int | None = None
-    python: str | None = None
-    nice: int = 0
-
-    def __post_init__(self) -> None:
-        machine = self.machine
-        for what, value in ("machine", machine), ("username", self.username):
-            if value is not None and not re.fullmatch(r"(?!-)[^\s@/\x00-\x20]+", value):
-                raise ValueError(f"{what} must not be empty, begin with '-', or contain spaces, "
-                                 f"'@' or '/'; got {value!r}")
-        if machine == ":" and self.username:
-            raise ValueError(f"username {self.username!r} cannot be used with ':', which is this "
-                             f"machine without a login; write {self.username}@localhost instead")
-        if re.fullmatch(r"[^:]+:\d+|\[.*\].*", machine):
-            raise ValueError(f"machine {machine!r}: give a port as `Port` in ~/.ssh/config, and an "
-                             "IPv6 address without brackets")
-        if not 0 < self.weight < math.inf:
-            raise ValueError(f"weight of {machine} must be a finite number above 0, got "
-                             f"{self.weight!r}")
-        if self.count is not None and self.count < 1:
-            raise ValueError(f"slot count of {machine} must be at least 1, got {self.count!r}; "
-                             "leave it out for one per core")
-        if self.python is not None and not _PLAIN_PATH.fullmatch(self.python):
-            raise ValueError(f"python of {machine} must be a path without spaces and quotes, got "
-                             f"{self.python!r}; make a symbolic link to it")
-        if self.nice not in range(20):
-            raise ValueError(f"nice of {machine} must be an integer from 0 to 19, got "
-                             f"{self.nice!r}")
-
-    @classmethod
-    def parse(cls, text: str) -> RemoteWorkerRecord:
-        """Parse `[COUNT/][USER@]MACHINE [weight=N] [python=PATH] [nice=N]`.
-
-        Raises ValueError, which quotes what is wrong.
-        """
-        login, *settings = text.split() or [""]
-        count, slash, login = login.rpartition("/")
-        username, at, machine = login.rpartition("@")
-        given: dict[str, Any] = {}
-        try:
-            if slash:
-                if not count.isdecimal():
-                    raise ValueError(f"the slot count must be a number, got {count!r}")
-                given["count"] = int(count)
-            for setting in settings:
-                name, _, value = setting.partition("=")
-                given[name] = {"weight": float, "python": str, "nice": int}[name](value)
-            return cls(username if at else None, machine, **given)
-        except KeyError as error:
-            why = f"unknown setting {error}; expected weight=, python= or nice="
-        except ValueError as error:
-            why = str(error)
-        raise ValueError(
-            f"worker {text!r}: {why}. Example: 8/me@bigbox weight=2 python=~/venv/bin/python")
-
-    @property
-    def login(self) -> str:
-        """The argument of ssh: `user@machine`, or `machine`."""
-        return f"{self.username}@{self.machine}" if self.username else self.machine
-
-    def __str__(self) -> str:
-        count = f"{self.count}/" if self.count else ""
-        weight = f" weight={self.weight:g}" if self.weight != 1 else ""
-        python = f" python={self.python}" if self.python else ""
-        nice = f" nice={self.nice}" if self.nice else ""
-        return count + self.login + weight + python + nice
-
-
-class RemoteWorkerSelectionPolicy(ABC):
-    """Choose the worker for the next attempt, among those with a free slot.
-
-    The scheduler counts slots; a policy keeps no account of them.
-
-    >>> class Last(RemoteWorkerSelectionPolicy):
-    ...     def choose(self, ready, avoid=()):
-    ...         fit = [n for n, record in enumerate(ready) if record.machine not in avoid]
-    ...         return max(fit, default=None)
-    >>> with RemoteExecutor("1/:", Last(), show_status=False) as pool:
-    ...     pool.submit(abs, -1).result()
-    1
-    """
-
-    @abstractmethod
-    def choose(self, ready: Sequence[RemoteWorkerRecord],
-               avoid: Container[str] = ()) -> int | None:
-        """Return the index of the worker to use in `ready`, which is never empty.
-
-        Return None if all their machines are in `avoid`. The executor's lock is held meanwhile, so
-        a policy must neither block nor call the executor.
-        """
-
-
-class WeightedRandomRemoteWorkerSelectionPolicy(RemoteWorkerSelectionPolicy):
-    """Choose at random, in proportion to weight.
-
-    >>> policy = WeightedRandomRemoteWorkerSelectionPolicy(random.Random(1))
-    >>> ready = _parse_workers("bigbox weight=9,lab2")
-    >>> sum(policy.choose(ready) == 0 for _ in range(1000)) in range(850, 950)
-    True
-    """
-
-    def __init__(self, random_source: random.Random | None = None) -> None:
-        self._random = random_source or random.Random()
-
-    def choose(self, ready: Sequence[RemoteWorkerRecord],
-               avoid: Container[str] = ()) -> int | None:
-        weights = [record.weight * (record.machine not in avoid) for record in ready]
-        return self._random.choices(range(len(ready)), weights)[0] if any(weights) else None
-
-
-class RoundRobinRemoteWorkerSelectionPolicy(RemoteWorkerSelectionPolicy):
-    """Choose workers with a free slot in turn.
-
-    >>> policy = RoundRobinRemoteWorkerSelectionPolicy()
-    >>> [policy.choose(_parse_workers("a,b,c"), avoid={"b"}) for _ in range(4)]
-    [0, 2, 0, 2]
-    """
-
-    def __init__(self) -> None:
-        self._next = 0
-
-    def choose(self, ready: Sequence[RemoteWorkerRecord],
-               avoid: Container[str] = ()) -> int | None:
-        for turn in range(len(ready)):
-            index = (self._next + turn) % len(ready)
-            if ready[index].machine not in avoid:
-                self._next = index + 1
-                return index
-        return None
-
-
-def _parse_workers(workers: Iterable[RemoteWorkerRecord | str]) -> list[RemoteWorkerRecord]:
-    if isinstance(workers, str):
-        workers = workers.split(",")
-    if not isinstance(workers, Iterable):
-        raise ValueError(f"workers must be a list like ['8/me@bigbox', ':'], got {workers!r}")
-    records = []
-    for one in workers:
-        if not isinstance(one, (str, RemoteWorkerRecord)):
-            raise ValueError("each of workers must be a text like '8/me@bigbox' or a "
-                             f"RemoteWorkerRecord, got {one!r}")
-        records.append(RemoteWorkerRecord.parse(one) if isinstance(one, str) else one)
-    return records
-
-
-def _default_workers() -> list[RemoteWorkerRecord]:
-    """Read the default list: $EXECUTORS_REMOTE_WORKERS, or else ~/.config/executors/workers."""
-    texts = os.environ.get("EXECUTORS_REMOTE_WORKERS", "").split(",")
-    path = os.path.expanduser("~/.config/executors/workers")
-    if texts == [""] and os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
-            texts = [line.partition("#")[0] for line in file]
-    records = _parse_workers(text for text in texts if text.strip())
-    if not records:
-        raise ValueError("no remote workers: name them in $EXECUTORS_REMOTE_WORKERS, separated by "
-                         f"commas, or in {path}, one a line")
-    return records
-
-
 # ─────────────────────────────────────────── scheduling ───────────────────────────────────────────
 #
 # A pure state machine: no I/O, no threads, no clock, no logging. Its caller holds the supervisor's
 # lock, which guards all of its state, sets the time, reports events, and afterwards performs the
 # actions that `take_actions` returns. The scheduler knows a link by its number only.
-
 
 # An action, with its target and its operand:
 #     CONNECT worker, link: open a link to it; `is_up` or `down` reports the outcome
@@ -1247,8 +1472,6 @@ _OPEN, _DRAINING, _CANCELLING, _KILLING = _Mode
 # The state of a bundle: not yet submitted to the scheduler; waiting or running; settled.
 _Phase = enum.Enum("_Phase", "NEW LIVE OVER")
 _NEW, _LIVE, _OVER = _Phase
-# Outcomes of a bundle besides wire.RESULT and wire.ERROR; the body is an exception, or ().
-_FAILED, _CANCELLED = -1, -2
 _MICROSECONDS = (1 << wire.SLOT_SHIFT) - 1
 
 
@@ -2191,6 +2414,531 @@ class _Scheduler:
                 self._launch(bundle, best, backup=True)
 
 
+# ──────────────────────────────────────────── channels ────────────────────────────────────────────
+
+# The state of the pipe that a channel writes to: whole; we want to close it; ssh has ended. In the
+# last two cases whoever holds the baton closes it.
+_Pipe = enum.Enum("_Pipe", "WHOLE CLOSING BROKEN")
+_WHOLE, _CLOSING, _BROKEN = _Pipe
+
+
+class _Channel:
+    """The frames to and from one machine, the functions that it has, and whether it is alive.
+
+    Any thread may append to `queue` and then call `pump`, holding no lock. Whoever gets the baton
+    turns everything queued, in order, into frames and writes them. Nobody waits for the baton: its
+    holder looks at the queue again after releasing it. When the pipe is full, the baton passes to
+    the writer thread.
+
+    Arguments:
+        reader: of the frames from the machine; only the reader thread uses it.
+        stdin: a raw file to write frames to; closed here.
+        stuck: where the channel puts itself for the writer thread to go on.
+    """
+
+    def __init__(self, reader: wire.MessageReader, stdin: Any, stuck: SimpleQueue[Any]) -> None:
+        self._reader = reader
+        self._stdin = stdin
+        self._stuck = stuck
+        self.queue: deque[tuple[_Action, Any]] = deque()       # appending and popping are atomic
+        self._write_baton = threading.Lock()      # only ever tried; it guards the next two
+        os.set_blocking(stdin.fileno(), False)
+        self._outbox = wire.Outbox(stdin.fileno())
+        self._known: OrderedDict[int, _Function] = OrderedDict()    # that the machine has
+        self.pipe = _WHOLE                  # set by anybody, and never back to WHOLE
+        # Signs of life. The reader thread writes the first two, the holder of the baton the third,
+        # the heartbeat the others; an old value does no harm.
+        self._is_reading = False            # False while our own code keeps the reader busy
+        self._reads = 0                     # reads that have returned
+        self._writes = 0
+        self._seen = 0, 0                   # reads and writes at the last heartbeat
+        self._asked = -1                    # reads when `was_reader_busy` was last called
+        self._missed = 0                    # heartbeats without a sign of life
+
+    def send(self, buffers: Iterable[Any]) -> None:
+        """Send frames."""
+        self.queue.append((_SEND, buffers))
+        self.pump()
+
+    def pump(self) -> None:
+        """Write what is queued, unless another thread does, until the pipe is full."""
+        while (self.queue or self.pipe is not _WHOLE) and self._write_baton.acquire(blocking=False):
+            is_kept = False
+            try:
+                is_kept = self._write()
+            finally:
+                if not is_kept:
+                    self._write_baton.release()
+            if is_kept:
+                break
+
+    def _write(self) -> bool:
+        """Holding the baton, write what is queued.
+
+        Return whether the baton must not be released: the writer thread has it now, or the pipe is
+        closed for good.
+        """
+        outbox = self._outbox
+        is_told = _log.isEnabledFor(logging.DEBUG)
+        try:
+            while self.pipe is _WHOLE and (self.queue or outbox.size):
+                while self.queue:
+                    verb, operand = self.queue.popleft()
+                    if is_told:
+                        _log.debug("%r %s", verb, operand)
+                    outbox.put(_FRAMES[verb](self, operand))
+                is_done = outbox.flush()
+                self._writes += 1
+                if not is_done:
+                    self._stuck.put(self)
+                    return True
+        except Exception:       # the reader thread reports why, if it was an OSError
+            self.pipe = _BROKEN
+            if not isinstance(sys.exc_info()[1], OSError):
+                _log.exception("a link cannot be written to")
+        if self.pipe is not _WHOLE:
+            self._stdin.close()
+        return self.pipe is not _WHOLE
+
+    def resume_writing(self) -> None:
+        """In the writer thread, which has the baton, wait for room in the pipe and go on."""
+        poll = select.poll()
+        poll.register(self._outbox.fd, select.POLLOUT)
+        while self.pipe is _WHOLE and not poll.poll(1000):
+            pass        # the heartbeat decides for how long
+        if not self._write():
+            self._write_baton.release()
+            self.pump()
+
+    def call(self, attempt: _Attempt) -> list[Any]:
+        """Return an attempt's frames, after those of its function if the machine lacks it."""
+        bundle, known = attempt.bundle, self._known
+        packed, function = bundle.packed, bundle.function
+        if bundle.phase is _OVER:       # its arguments may be gone; a KILL of it follows, which the
+            return []                   # machine answers all the same
+        frames = wire.message(wire.CALL, attempt.ident, function.ident, packed)
+        if function.ident in known:
+            return frames
+        known[function.ident] = function
+        size = sum(_size(one.packed) for one in known.values())
+        max_number, max_size = MAX_KNOWN_FUNCTIONS
+        while len(known) > 1 and (len(known) > max_number or size > max_size):
+            ident, oldest = known.popitem(last=False)
+            size -= _size(oldest.packed)
+            frames.append(wire.frame(wire.FORGET, ident))
+        return wire.message(wire.FUNCTION, function.ident, 0, function.packed) + frames
+
+    def read(self) -> list[_Message]:
+        """Wait for messages and return them. Raises EOFError, OSError or FrameError at the end."""
+        self._is_reading = True
+        messages: list[_Message] = self._reader.read()
+        self._reads += 1
+        self._is_reading = False
+        return messages
+
+    def forget(self, ident: int) -> None:
+        """Drop the part of a result that has arrived, since the slot that sent it has died."""
+        self._reader.forget(ident)
+
+    def was_reader_busy(self) -> bool:
+        """Return whether our own code has kept the reader thread busy since the last call."""
+        reads = self._reads
+        was_reader_busy = not self._is_reading and reads == self._asked
+        self._asked = reads
+        return was_reader_busy
+
+    def beat(self) -> bool:
+        """Ping; return whether there was a sign of life in the last MISSED_HEARTBEATS heartbeats.
+
+        Bytes that move in either direction are signs of life. Heartbeats are counted, not seconds:
+        a controller that was suspended must not give up every machine when it resumes.
+        """
+        signs = self._reads, self._writes * self._write_baton.locked()
+        self._missed += 1
+        if signs != self._seen or not self._is_reading:
+            self._missed = 0
+        self._seen = signs
+        self.send([wire.frame(wire.PING, monotonic_ns())])
+        return self._missed < MISSED_HEARTBEATS
+
+    def quit(self) -> None:
+        """Have the machine end once its slots have; they wait for threads of their tasks."""
+        self.send([wire.frame(wire.QUIT)])
+
+    def close(self) -> None:
+        """Close the pipe: the shim sees the end of its input, kills what still runs, and ends."""
+        if self.pipe is _WHOLE:
+            self.pipe = _CLOSING
+        self.pump()
+
+    def close_in_child(self) -> None:
+        """In a forked child: close our copy of the parent's pipe, and write nothing."""
+        self._stdin.close()
+
+    def drop(self, function: _Function) -> None:
+        """Have the machine forget a function that will not be called again."""
+        self.queue.append((_DROP, function.ident))
+        self.pump()
+
+    def _drop(self, ident: int) -> list[Any]:
+        return [wire.frame(wire.FORGET, ident)] if self._known.pop(ident, None) else []
+
+
+_FRAMES: dict[_Action, Callable[[_Channel, Any], Iterable[Any]]] = {
+    _LAUNCH: _Channel.call,
+    _KILL: lambda _channel, ident: [wire.frame(wire.KILL, ident)],
+    _RECALL: lambda _channel, number: [wire.frame(wire.RECALL, number)],
+    _SEND: lambda _channel, buffers: buffers,
+    _DROP: _Channel._drop,
+}
+
+
+# ───────────────────────────────────── what follows the code ──────────────────────────────────────
+
+_SHIPPABLE = __name__, wire.__name__, "cloudpickle"     # wherever they are installed
+
+
+@functools.cache
+def _is_installed(path: str) -> bool:
+    import sysconfig
+    path = os.path.realpath(path)
+    is_site = {"site-packages", "dist-packages"} & {*path.split(os.sep)}
+    return bool(is_site) or path.startswith(tuple(
+        os.path.realpath(sysconfig.get_path(key)) + os.sep
+        for key in ("stdlib", "platstdlib", "purelib", "platlib")))
+
+
+def _find_spec(name: str) -> Any:
+    """Find a module without importing its parents."""
+    spec = getattr(sys.modules.get(name), "__spec__", None)
+    if isinstance(getattr(spec, "loader", None), wire.SourceLoader):
+        return spec
+    parent = name.rpartition(".")[0]
+    if not parent:
+        spec = importlib.util.find_spec(name)
+        if spec and isinstance(spec.loader, wire.PackageLoader):    # we are in a task
+            spec.loader.create_module(spec)     # which has it copied here
+        return spec
+    # Not by PathFinder: what it says of a namespace needs its parents to have been imported.
+    portions: list[str] = []
+    for place in getattr(_find_spec(parent), "submodule_search_locations", None) or ():
+        importer: Any = pkgutil.get_importer(place)
+        found = importer and importer.find_spec(name)
+        if found and found.loader:
+            return found
+        portions += found and found.submodule_search_locations or ()
+    spec = importlib.machinery.ModuleSpec(name, None, is_package=True)
+    spec.submodule_search_locations = portions
+    return spec if portions else None
+
+
+def _find_source(name: str) -> Any:
+    """Return `(file, source, is a package)` of a module of the project.
+
+    Return None for any other, which the worker must have.
+    """
+    try:
+        if name == "__main__":      # for processes that a task spawns
+            origin = sys.modules[name].__file__
+            with open(str(origin), "rb") as file:
+                return origin, importlib.util.decode_source(file.read()), False
+        spec = _find_spec(name)
+        if not spec:
+            return None
+        is_package = spec.submodule_search_locations is not None
+        origin = spec.origin
+        if isinstance(spec.loader, wire.SourceLoader):      # we are in a task: it was sent here
+            return origin, spec.loader.get_source(name), is_package
+        if not spec.has_location:
+            is_ours = not all(map(_is_installed, spec.submodule_search_locations or ()))
+            return (wire.ModuleFinder.NAMESPACE, "", True) if is_ours else None
+        is_ours = name in _SHIPPABLE or name.startswith("cloudpickle.")
+        if _is_installed(origin) and not is_ours or not origin.endswith(".py"):
+            return None
+        if hasattr(spec.loader, "get_source"):      # which finds it in a zip, too
+            return origin, spec.loader.get_source(name), is_package
+        with open(origin, "rb") as file:
+            return origin, importlib.util.decode_source(file.read()), is_package
+    except (ImportError, OSError, ValueError, AttributeError, SyntaxError):
+        return None
+
+
+class _Distribution(NamedTuple):
+    """What is installed here under one name; a machine can have it if there is no problem."""
+
+    name: str
+    version: str
+    info: str = "?"                 # the name of its .dist-info
+    key: str = ""                   # tells its content, without reading it
+    size: int = 0                   # bytes
+    members: Sequence[tuple[str, str]] = ()     # where each file is, and its place there
+    tags: Sequence[str] = ()        # its wheel's platforms; none if it runs anywhere
+    problem: str = ""
+
+
+class _File(NamedTuple):
+    """What is copied: a file as it is, or a tar of what it stands for."""
+
+    name: str
+    source: str         # its path
+    digest: str
+    size: int           # bytes
+    mtime_ns: int
+    is_tar: bool
+
+
+class _Cargo:
+    """What machines may ask for: all that `files=` names, and the distributions installed here.
+
+    Arguments:
+        files: paths of files and directories; or one.
+        packages: whether distributions may follow; or the names of those that may.
+
+    Raises OSError or ValueError if some files cannot be sent.
+    """
+
+    def __init__(self, files: _Path | Iterable[_Path], packages: bool | Iterable[str]) -> None:
+        if isinstance(packages, str):
+            raise ValueError(f"packages is {packages!r}; it must be True, False, or a list of "
+                             "names")
+        self._names = set() if isinstance(packages, bool) else {*map(_normal, packages)}
+        self._is_on = bool(self._names or packages is True)
+        self._known: dict[str, _Distribution] = {}
+        self._tars: dict[str, Future[_File]] = {}       # of distributions, by key
+        self._files: dict[str, _File] = {}              # that `files=` names, by key
+        self.keys: dict[str, str] = {}                  # of those, by name
+        self.size = 0                                   # of all of those, in bytes
+        self._made = contextlib.ExitStack()
+        with self._made:
+            for path in [files] if isinstance(files, (str, os.PathLike)) else files:
+                self._add(os.path.abspath(path))
+            self._made = self._made.pop_all()
+
+    def _add(self, path: str) -> None:
+        name, mode = os.path.basename(path), os.stat(path).st_mode
+        if name in self.keys:
+            raise ValueError(f"files has two named {name}; slots could see only one")
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise ValueError(f"files has {path}, which is neither a regular file nor a directory")
+        # In scp's older protocol, no name may have a newline.
+        if stat.S_ISDIR(mode) or "\n" in name:
+            file = self._pack(name, [(os.path.realpath(path), "")])
+        else:
+            file = _measure(name, path, False)
+        self.keys[name] = file.digest
+        self._files[file.digest] = file
+        self.size += file.size
+
+    def _pack(self, name: str, members: Iterable[tuple[str, str]],
+              place: str = "content") -> _File:
+        return _measure(name, self._made.enter_context(_tar(members, place)), True)
+
+    def cleanup(self) -> None:
+        """Remove what was made here."""
+        with contextlib.suppress(OSError):      # a cleaner of /tmp may have done it
+            self._made.close()
+
+    def find(self, key: str, name: str, facts: Sequence[str]) -> _File:
+        """Return an entry that a machine has asked for as a file for `scp`.
+
+        Raises ValueError if the machine cannot have it, LookupError if it was never offered it.
+        """
+        return self._files.get(key) or self._pack_distribution(name, facts)
+
+    def offer(self, module: str, facts: Sequence[str]) -> Any:
+        """Return what `wire.ModuleFinder` is told of an installed module, if it may follow.
+
+        Arguments:
+            facts: the machine's `wire.platform_facts`.
+        """
+        try:
+            spec = _find_spec(module) if self._is_on else None
+        except (ImportError, ValueError, AttributeError):
+            spec = None
+        if not spec:
+            return None
+        if not spec.has_location:
+            is_namespace = bool(spec.submodule_search_locations)
+            return (wire.ModuleFinder.NAMESPACE, "", True) if is_namespace else None
+        found, *others = _owners_of(module, spec) or [None]
+        if not found or self._names and _normal(found.name) not in self._names:
+            return None
+        if found.name not in self._known:
+            self._known[found.name] = _examine(found, *others)
+        one = self._known[found.name]
+        key = "" if _misfit(one.tags, facts) else one.key
+        is_package = spec.submodule_search_locations is not None
+        return wire.ModuleFinder.INSTALLED, (one.name, one.version, one.info, key), is_package
+
+    def describe(self, name: str, facts: Sequence[str], is_editable_sent: bool) -> Any:
+        """Return a distribution's version, key and metadata, if it may follow, or None.
+
+        What is installed here as editable follows as modules of the project; so does its metadata.
+        """
+        from importlib import metadata
+        try:
+            found = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            return None
+        is_editable = '"editable": true' in (found.read_text("direct_url.json") or "")
+        is_named = not self._names or _normal(name) in self._names
+        if not (is_editable and is_editable_sent or self._is_on and is_named):
+            return None
+        one = _examine(found)
+        texts = {file: found.read_text(file) for file in (
+            "METADATA", "PKG-INFO", "entry_points.txt", "top_level.txt")}
+        return found.version, "" if _misfit(one.tags, facts) else one.key, texts
+
+    def _pack_distribution(self, name: str, facts: Sequence[str]) -> _File:
+        one = self._known[name]
+        problem = one.problem or _misfit(one.tags, facts)
+        if one.size > MAX_UNASKED_BYTES and not self._names:
+            problem = problem or (f"{one.size / 1e9:.3g} GB are not sent unasked: name all that is "
+                                  f"to follow, packages=[{name!r}, ...]")
+        if problem:
+            raise ValueError(problem)
+        mine: Future[_File] = Future()
+        future = self._tars.setdefault(one.key, mine)
+        if future is mine:      # otherwise another thread has made it, or is about to
+            try:
+                mine.set_result(
+                    self._pack(f"{name} {one.version}", one.members, "content/site-packages"))
+            except BaseException as error:      # it may be better next time
+                del self._tars[one.key]
+                mine.set_exception(error)
+        return future.result()
+
+
+def _measure(name: str, source: str, is_tar: bool) -> _File:
+    status = os.stat(source)
+    return _File(name, source, wire.digest_file(source), status.st_size, status.st_mtime_ns, is_tar)
+
+
+def _normal(name: str) -> str:
+    """Return a distribution's name as PEP 503 compares it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@functools.lru_cache(1)
+def _owners(_state: tuple[Any, ...]) -> dict[str, list[Any]]:
+    """Return the distributions that are installed, by the top-level modules they bring."""
+    from importlib import metadata
+    owners: dict[str, list[Any]] = {}
+    for found in metadata.distributions():
+        try:
+            tops = {*(found.read_text("top_level.txt") or found.name.replace("-", "_")).split()}
+            for file in found.files or ():
+                tops.add(file.parts[0] if len(file.parts) > 1 else file.name.partition(".")[0])
+        except Exception:       # what a failed installation has left
+            continue
+        for top in tops:
+            owners.setdefault(top, []).append(found)
+    return owners
+
+
+def _owners_of(module: str, spec: Any) -> list[Any]:
+    """Return the distribution that a module's file belongs to, and others with parts of it."""
+    state = tuple((folder, os.stat(folder).st_mtime_ns) for folder in sys.path
+                  if folder.endswith("-packages") and os.path.isdir(folder))    # pip may have run
+    candidates = _owners(state).get(module.partition(".")[0], ())
+    owners: list[Any] = []
+    for found in candidates:
+        path = os.path.relpath(spec.origin, str(found.locate_file("")))
+        files = [str(file) for file in found.files or ()]
+        if path in files:
+            owners.insert(0, found)
+        elif spec.submodule_search_locations and any(
+                file.startswith(os.path.dirname(path) + os.sep) for file in files):
+            owners.append(found)
+    return owners or [found for found in candidates if not found.files][:1]
+
+
+def _examine(found: Any, *others: Any) -> _Distribution:
+    """Find out what a distribution consists of, and whether it can follow, with its others."""
+    name, version = found.metadata["Name"], found.version
+    try:
+        files, tags = [], []
+        for one in (found, *others):
+            if (one.read_text("INSTALLER") or "").strip() == "conda":
+                raise ValueError("conda has installed it here, with libraries outside of it")
+            if not one.read_text("RECORD"):
+                raise ValueError("its installer here has left no list of its files")
+            files += [file for file in one.files if ".." not in file.parts
+                      and not file.is_absolute() and file.suffix != ".pyc"
+                      and os.path.exists(file.locate())]
+            wheel = one.read_text("WHEEL") or ""
+            found_tags = re.findall(r"^Tag: *\S+?-\S+?-(\S+)", wheel, re.MULTILINE)
+            tags += [tag for tag in found_tags if tag != "any"]
+        if not tags and any(file.suffix == ".so" for file in files):
+            tags = ["unknown"]
+        sizes = [os.path.getsize(file.locate()) for file in files]
+        hashed = hashlib.sha256()
+        for file, size in zip(files, sizes):
+            hashed.update(f"{file}\0{file.hash and file.hash.value}\0{size}\n".encode())
+        return _Distribution(
+            name, version, found._path.name, hashed.hexdigest(), sum(sizes),
+            [(os.path.realpath(file.locate()), str(file)) for file in files], tags)
+    except (OSError, ValueError) as error:
+        return _Distribution(name, version, problem=str(error))
+
+
+def _misfit(tags: Sequence[str], facts: Sequence[str]) -> str:
+    """Say why binaries of a wheel with these tags do not run on a machine; "" if they do."""
+    ours = wire.platform_facts()
+    if not tags:
+        return ""
+    if tuple(facts[:2]) != ours[:2]:
+        return f"its binaries are for {ours[1]} and *{ours[0]}"
+    ages = [_libc_of(tag) for tag in tags]
+    oldest = min(filter(bool, ages), default=_numbers(ours[2]))
+    if _numbers(facts[2]) < oldest:
+        return f"its binaries need {ours[2].split()[0]} {'.'.join(map(str, oldest))}"
+    return ""
+
+
+def _libc_of(tag: str) -> list[int]:
+    """Return the oldest glibc that a platform tag promises to do with; see PEP 600."""
+    for old, new in ("manylinux1_", "2_5"), ("manylinux2010_", "2_12"), ("manylinux2014_", "2_17"):
+        tag = tag.replace(old, f"manylinux_{new}_")
+    found = re.match(r"manylinux_(\d+)_(\d+)_", tag)
+    return [*map(int, found.groups())] if found else []
+
+
+def _numbers(text: str) -> list[int]:
+    return [*map(int, re.findall(r"\d+", text)[:2])]
+
+
+class _PoolSetup(NamedTuple):
+    """What goes to each machine beside the calls."""
+
+    cargo: _Cargo
+    modules: bool                   # of this project
+    initializer: Any                # `(function, args)`, packed; or ()
+    config: Mapping[str, Any]       # what shims are told
+
+
+@contextlib.contextmanager
+def _tar(members: Iterable[tuple[str, str]], place: str = "content") -> Iterator[str]:
+    """Yield a temporary tar of files and directories; the same content makes the same file.
+
+    Arguments:
+        members: the path of each, and its path below `place`.
+    """
+    import tarfile
+
+    def anonymous(info: tarfile.TarInfo) -> tarfile.TarInfo:
+        info.mtime = info.uid = info.gid = 0
+        info.uname = info.gname = ""
+        return info
+
+    with tempfile.NamedTemporaryFile(prefix="executors-") as file:
+        with tarfile.open(fileobj=file, mode="w") as tar:
+            for path, name in members:
+                tar.add(path, os.path.normpath(os.path.join(place, name)), filter=anonymous)
+        file.flush()
+        yield file.name
+
+
 # ───────────────────────────────────────────── logins ─────────────────────────────────────────────
 
 # Each of these settings may be turned on in a user's own configuration and would break a link. ssh
@@ -2765,586 +3513,7 @@ def _last_line(words: str | bytes) -> str:
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
 
 
-# ──────────────────────────────────────────── channels ────────────────────────────────────────────
-
-# The state of the pipe that a channel writes to: whole; we want to close it; ssh has ended. In the
-# last two cases whoever holds the baton closes it.
-_Pipe = enum.Enum("_Pipe", "WHOLE CLOSING BROKEN")
-_WHOLE, _CLOSING, _BROKEN = _Pipe
-
-
-class _Channel:
-    """The frames to and from one machine, the functions that it has, and whether it is alive.
-
-    Any thread may append to `queue` and then call `pump`, holding no lock. Whoever gets the baton
-    turns everything queued, in order, into frames and writes them. Nobody waits for the baton: its
-    holder looks at the queue again after releasing it. When the pipe is full, the baton passes to
-    the writer thread.
-
-    Arguments:
-        reader: of the frames from the machine; only the reader thread uses it.
-        stdin: a raw file to write frames to; closed here.
-        stuck: where the channel puts itself for the writer thread to go on.
-    """
-
-    def __init__(self, reader: wire.MessageReader, stdin: Any, stuck: SimpleQueue[Any]) -> None:
-        self._reader = reader
-        self._stdin = stdin
-        self._stuck = stuck
-        self.queue: deque[tuple[_Action, Any]] = deque()       # appending and popping are atomic
-        self._write_baton = threading.Lock()      # only ever tried; it guards the next two
-        os.set_blocking(stdin.fileno(), False)
-        self._outbox = wire.Outbox(stdin.fileno())
-        self._known: OrderedDict[int, _Function] = OrderedDict()    # that the machine has
-        self.pipe = _WHOLE                  # set by anybody, and never back to WHOLE
-        # Signs of life. The reader thread writes the first two, the holder of the baton the third,
-        # the heartbeat the others; an old value does no harm.
-        self._is_reading = False            # False while our own code keeps the reader busy
-        self._reads = 0                     # reads that have returned
-        self._writes = 0
-        self._seen = 0, 0                   # reads and writes at the last heartbeat
-        self._asked = -1                    # reads when `was_reader_busy` was last called
-        self._missed = 0                    # heartbeats without a sign of life
-
-    def send(self, buffers: Iterable[Any]) -> None:
-        """Send frames."""
-        self.queue.append((_SEND, buffers))
-        self.pump()
-
-    def pump(self) -> None:
-        """Write what is queued, unless another thread does, until the pipe is full."""
-        while (self.queue or self.pipe is not _WHOLE) and self._write_baton.acquire(blocking=False):
-            is_kept = False
-            try:
-                is_kept = self._write()
-            finally:
-                if not is_kept:
-                    self._write_baton.release()
-            if is_kept:
-                break
-
-    def _write(self) -> bool:
-        """Holding the baton, write what is queued.
-
-        Return whether the baton must not be released: the writer thread has it now, or the pipe is
-        closed for good.
-        """
-        outbox = self._outbox
-        is_told = _log.isEnabledFor(logging.DEBUG)
-        try:
-            while self.pipe is _WHOLE and (self.queue or outbox.size):
-                while self.queue:
-                    verb, operand = self.queue.popleft()
-                    if is_told:
-                        _log.debug("%r %s", verb, operand)
-                    outbox.put(_FRAMES[verb](self, operand))
-                is_done = outbox.flush()
-                self._writes += 1
-                if not is_done:
-                    self._stuck.put(self)
-                    return True
-        except Exception:       # the reader thread reports why, if it was an OSError
-            self.pipe = _BROKEN
-            if not isinstance(sys.exc_info()[1], OSError):
-                _log.exception("a link cannot be written to")
-        if self.pipe is not _WHOLE:
-            self._stdin.close()
-        return self.pipe is not _WHOLE
-
-    def resume_writing(self) -> None:
-        """In the writer thread, which has the baton, wait for room in the pipe and go on."""
-        poll = select.poll()
-        poll.register(self._outbox.fd, select.POLLOUT)
-        while self.pipe is _WHOLE and not poll.poll(1000):
-            pass        # the heartbeat decides for how long
-        if not self._write():
-            self._write_baton.release()
-            self.pump()
-
-    def call(self, attempt: _Attempt) -> list[Any]:
-        """Return an attempt's frames, after those of its function if the machine lacks it."""
-        bundle, known = attempt.bundle, self._known
-        packed, function = bundle.packed, bundle.function
-        if bundle.phase is _OVER:       # its arguments may be gone; a KILL of it follows, which the
-            return []                   # machine answers all the same
-        frames = wire.message(wire.CALL, attempt.ident, function.ident, packed)
-        if function.ident in known:
-            return frames
-        known[function.ident] = function
-        size = sum(_size(one.packed) for one in known.values())
-        max_number, max_size = MAX_KNOWN_FUNCTIONS
-        while len(known) > 1 and (len(known) > max_number or size > max_size):
-            ident, oldest = known.popitem(last=False)
-            size -= _size(oldest.packed)
-            frames.append(wire.frame(wire.FORGET, ident))
-        return wire.message(wire.FUNCTION, function.ident, 0, function.packed) + frames
-
-    def read(self) -> list[_Message]:
-        """Wait for messages and return them. Raises EOFError, OSError or FrameError at the end."""
-        self._is_reading = True
-        messages: list[_Message] = self._reader.read()
-        self._reads += 1
-        self._is_reading = False
-        return messages
-
-    def forget(self, ident: int) -> None:
-        """Drop the part of a result that has arrived, since the slot that sent it has died."""
-        self._reader.forget(ident)
-
-    def was_reader_busy(self) -> bool:
-        """Return whether our own code has kept the reader thread busy since the last call."""
-        reads = self._reads
-        was_reader_busy = not self._is_reading and reads == self._asked
-        self._asked = reads
-        return was_reader_busy
-
-    def beat(self) -> bool:
-        """Ping; return whether there was a sign of life in the last MISSED_HEARTBEATS heartbeats.
-
-        Bytes that move in either direction are signs of life. Heartbeats are counted, not seconds:
-        a controller that was suspended must not give up every machine when it resumes.
-        """
-        signs = self._reads, self._writes * self._write_baton.locked()
-        self._missed += 1
-        if signs != self._seen or not self._is_reading:
-            self._missed = 0
-        self._seen = signs
-        self.send([wire.frame(wire.PING, monotonic_ns())])
-        return self._missed < MISSED_HEARTBEATS
-
-    def quit(self) -> None:
-        """Have the machine end once its slots have; they wait for threads of their tasks."""
-        self.send([wire.frame(wire.QUIT)])
-
-    def close(self) -> None:
-        """Close the pipe: the shim sees the end of its input, kills what still runs, and ends."""
-        if self.pipe is _WHOLE:
-            self.pipe = _CLOSING
-        self.pump()
-
-    def close_in_child(self) -> None:
-        """In a forked child: close our copy of the parent's pipe, and write nothing."""
-        self._stdin.close()
-
-    def drop(self, function: _Function) -> None:
-        """Have the machine forget a function that will not be called again."""
-        self.queue.append((_DROP, function.ident))
-        self.pump()
-
-    def _drop(self, ident: int) -> list[Any]:
-        return [wire.frame(wire.FORGET, ident)] if self._known.pop(ident, None) else []
-
-
-_FRAMES: dict[_Action, Callable[[_Channel, Any], Iterable[Any]]] = {
-    _LAUNCH: _Channel.call,
-    _KILL: lambda _channel, ident: [wire.frame(wire.KILL, ident)],
-    _RECALL: lambda _channel, number: [wire.frame(wire.RECALL, number)],
-    _SEND: lambda _channel, buffers: buffers,
-    _DROP: _Channel._drop,
-}
-
-
-# ────────────────────────────────────── what follows the code ─────────────────────────────────────
-
-_SHIPPABLE = __name__, wire.__name__, "cloudpickle"     # wherever they are installed
-
-
-@functools.cache
-def _is_installed(path: str) -> bool:
-    import sysconfig
-    path = os.path.realpath(path)
-    is_site = {"site-packages", "dist-packages"} & {*path.split(os.sep)}
-    return bool(is_site) or path.startswith(tuple(
-        os.path.realpath(sysconfig.get_path(key)) + os.sep
-        for key in ("stdlib", "platstdlib", "purelib", "platlib")))
-
-
-def _find_spec(name: str) -> Any:
-    """Find a module without importing its parents."""
-    spec = getattr(sys.modules.get(name), "__spec__", None)
-    if isinstance(getattr(spec, "loader", None), wire.SourceLoader):
-        return spec
-    parent = name.rpartition(".")[0]
-    if not parent:
-        spec = importlib.util.find_spec(name)
-        if spec and isinstance(spec.loader, wire.PackageLoader):    # we are in a task
-            spec.loader.create_module(spec)     # which has it copied here
-        return spec
-    # Not by PathFinder: what it says of a namespace needs its parents to have been imported.
-    portions: list[str] = []
-    for place in getattr(_find_spec(parent), "submodule_search_locations", None) or ():
-        importer: Any = pkgutil.get_importer(place)
-        found = importer and importer.find_spec(name)
-        if found and found.loader:
-            return found
-        portions += found and found.submodule_search_locations or ()
-    spec = importlib.machinery.ModuleSpec(name, None, is_package=True)
-    spec.submodule_search_locations = portions
-    return spec if portions else None
-
-
-def _find_source(name: str) -> Any:
-    """Return `(file, source, is a package)` of a module of the project.
-
-    Return None for any other, which the worker must have.
-    """
-    try:
-        if name == "__main__":      # for processes that a task spawns
-            origin = sys.modules[name].__file__
-            with open(str(origin), "rb") as file:
-                return origin, importlib.util.decode_source(file.read()), False
-        spec = _find_spec(name)
-        if not spec:
-            return None
-        is_package = spec.submodule_search_locations is not None
-        origin = spec.origin
-        if isinstance(spec.loader, wire.SourceLoader):      # we are in a task: it was sent here
-            return origin, spec.loader.get_source(name), is_package
-        if not spec.has_location:
-            is_ours = not all(map(_is_installed, spec.submodule_search_locations or ()))
-            return (wire.ModuleFinder.NAMESPACE, "", True) if is_ours else None
-        is_ours = name in _SHIPPABLE or name.startswith("cloudpickle.")
-        if _is_installed(origin) and not is_ours or not origin.endswith(".py"):
-            return None
-        if hasattr(spec.loader, "get_source"):      # which finds it in a zip, too
-            return origin, spec.loader.get_source(name), is_package
-        with open(origin, "rb") as file:
-            return origin, importlib.util.decode_source(file.read()), is_package
-    except (ImportError, OSError, ValueError, AttributeError, SyntaxError):
-        return None
-
-
-class _Distribution(NamedTuple):
-    """What is installed here under one name; a machine can have it if there is no problem."""
-
-    name: str
-    version: str
-    info: str = "?"                 # the name of its .dist-info
-    key: str = ""                   # tells its content, without reading it
-    size: int = 0                   # bytes
-    members: Sequence[tuple[str, str]] = ()     # where each file is, and its place there
-    tags: Sequence[str] = ()        # its wheel's platforms; none if it runs anywhere
-    problem: str = ""
-
-
-class _File(NamedTuple):
-    """What is copied: a file as it is, or a tar of what it stands for."""
-
-    name: str
-    source: str         # its path
-    digest: str
-    size: int           # bytes
-    mtime_ns: int
-    is_tar: bool
-
-
-class _Cargo:
-    """What machines may ask for: all that `files=` names, and the distributions installed here.
-
-    Arguments:
-        files: paths of files and directories; or one.
-        packages: whether distributions may follow; or the names of those that may.
-
-    Raises OSError or ValueError if some files cannot be sent.
-    """
-
-    def __init__(self, files: _Path | Iterable[_Path], packages: bool | Iterable[str]) -> None:
-        if isinstance(packages, str):
-            raise ValueError(f"packages is {packages!r}; it must be True, False, or a list of "
-                             "names")
-        self._names = set() if isinstance(packages, bool) else {*map(_normal, packages)}
-        self._is_on = bool(self._names or packages is True)
-        self._known: dict[str, _Distribution] = {}
-        self._tars: dict[str, Future[_File]] = {}       # of distributions, by key
-        self._files: dict[str, _File] = {}              # that `files=` names, by key
-        self.keys: dict[str, str] = {}                  # of those, by name
-        self.size = 0                                   # of all of those, in bytes
-        self._made = contextlib.ExitStack()
-        with self._made:
-            for path in [files] if isinstance(files, (str, os.PathLike)) else files:
-                self._add(os.path.abspath(path))
-            self._made = self._made.pop_all()
-
-    def _add(self, path: str) -> None:
-        name, mode = os.path.basename(path), os.stat(path).st_mode
-        if name in self.keys:
-            raise ValueError(f"files has two named {name}; slots could see only one")
-        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-            raise ValueError(f"files has {path}, which is neither a regular file nor a directory")
-        # In scp's older protocol, no name may have a newline.
-        if stat.S_ISDIR(mode) or "\n" in name:
-            file = self._pack(name, [(os.path.realpath(path), "")])
-        else:
-            file = _measure(name, path, False)
-        self.keys[name] = file.digest
-        self._files[file.digest] = file
-        self.size += file.size
-
-    def _pack(self, name: str, members: Iterable[tuple[str, str]],
-              place: str = "content") -> _File:
-        return _measure(name, self._made.enter_context(_tar(members, place)), True)
-
-    def cleanup(self) -> None:
-        """Remove what was made here."""
-        with contextlib.suppress(OSError):      # a cleaner of /tmp may have done it
-            self._made.close()
-
-    def find(self, key: str, name: str, facts: Sequence[str]) -> _File:
-        """Return an entry that a machine has asked for as a file for `scp`.
-
-        Raises ValueError if the machine cannot have it, LookupError if it was never offered it.
-        """
-        return self._files.get(key) or self._pack_distribution(name, facts)
-
-    def offer(self, module: str, facts: Sequence[str]) -> Any:
-        """Return what `wire.ModuleFinder` is told of an installed module, if it may follow.
-
-        Arguments:
-            facts: the machine's `wire.platform_facts`.
-        """
-        try:
-            spec = _find_spec(module) if self._is_on else None
-        except (ImportError, ValueError, AttributeError):
-            spec = None
-        if not spec:
-            return None
-        if not spec.has_location:
-            is_namespace = bool(spec.submodule_search_locations)
-            return (wire.ModuleFinder.NAMESPACE, "", True) if is_namespace else None
-        found, *others = _owners_of(module, spec) or [None]
-        if not found or self._names and _normal(found.name) not in self._names:
-            return None
-        if found.name not in self._known:
-            self._known[found.name] = _examine(found, *others)
-        one = self._known[found.name]
-        key = "" if _misfit(one.tags, facts) else one.key
-        is_package = spec.submodule_search_locations is not None
-        return wire.ModuleFinder.INSTALLED, (one.name, one.version, one.info, key), is_package
-
-    def describe(self, name: str, facts: Sequence[str], is_editable_sent: bool) -> Any:
-        """Return a distribution's version, key and metadata, if it may follow, or None.
-
-        What is installed here as editable follows as modules of the project; so does its metadata.
-        """
-        from importlib import metadata
-        try:
-            found = metadata.distribution(name)
-        except metadata.PackageNotFoundError:
-            return None
-        is_editable = '"editable": true' in (found.read_text("direct_url.json") or "")
-        is_named = not self._names or _normal(name) in self._names
-        if not (is_editable and is_editable_sent or self._is_on and is_named):
-            return None
-        one = _examine(found)
-        texts = {file: found.read_text(file) for file in (
-            "METADATA", "PKG-INFO", "entry_points.txt", "top_level.txt")}
-        return found.version, "" if _misfit(one.tags, facts) else one.key, texts
-
-    def _pack_distribution(self, name: str, facts: Sequence[str]) -> _File:
-        one = self._known[name]
-        problem = one.problem or _misfit(one.tags, facts)
-        if one.size > MAX_UNASKED_BYTES and not self._names:
-            problem = problem or (f"{one.size / 1e9:.3g} GB are not sent unasked: name all that is "
-                                  f"to follow, packages=[{name!r}, ...]")
-        if problem:
-            raise ValueError(problem)
-        mine: Future[_File] = Future()
-        future = self._tars.setdefault(one.key, mine)
-        if future is mine:      # otherwise another thread has made it, or is about to
-            try:
-                mine.set_result(
-                    self._pack(f"{name} {one.version}", one.members, "content/site-packages"))
-            except BaseException as error:      # it may be better next time
-                del self._tars[one.key]
-                mine.set_exception(error)
-        return future.result()
-
-
-def _measure(name: str, source: str, is_tar: bool) -> _File:
-    status = os.stat(source)
-    return _File(name, source, wire.digest_file(source), status.st_size, status.st_mtime_ns, is_tar)
-
-
-def _normal(name: str) -> str:
-    """Return a distribution's name as PEP 503 compares it."""
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
-@functools.lru_cache(1)
-def _owners(_state: tuple[Any, ...]) -> dict[str, list[Any]]:
-    """Return the distributions that are installed, by the top-level modules they bring."""
-    from importlib import metadata
-    owners: dict[str, list[Any]] = {}
-    for found in metadata.distributions():
-        try:
-            tops = {*(found.read_text("top_level.txt") or found.name.replace("-", "_")).split()}
-            for file in found.files or ():
-                tops.add(file.parts[0] if len(file.parts) > 1 else file.name.partition(".")[0])
-        except Exception:       # what a failed installation has left
-            continue
-        for top in tops:
-            owners.setdefault(top, []).append(found)
-    return owners
-
-
-def _owners_of(module: str, spec: Any) -> list[Any]:
-    """Return the distribution that a module's file belongs to, and others with parts of it."""
-    state = tuple((folder, os.stat(folder).st_mtime_ns) for folder in sys.path
-                  if folder.endswith("-packages") and os.path.isdir(folder))    # pip may have run
-    candidates = _owners(state).get(module.partition(".")[0], ())
-    owners: list[Any] = []
-    for found in candidates:
-        path = os.path.relpath(spec.origin, str(found.locate_file("")))
-        files = [str(file) for file in found.files or ()]
-        if path in files:
-            owners.insert(0, found)
-        elif spec.submodule_search_locations and any(
-                file.startswith(os.path.dirname(path) + os.sep) for file in files):
-            owners.append(found)
-    return owners or [found for found in candidates if not found.files][:1]
-
-
-def _examine(found: Any, *others: Any) -> _Distribution:
-    """Find out what a distribution consists of, and whether it can follow, with its others."""
-    name, version = found.metadata["Name"], found.version
-    try:
-        files, tags = [], []
-        for one in (found, *others):
-            if (one.read_text("INSTALLER") or "").strip() == "conda":
-                raise ValueError("conda has installed it here, with libraries outside of it")
-            if not one.read_text("RECORD"):
-                raise ValueError("its installer here has left no list of its files")
-            files += [file for file in one.files if ".." not in file.parts
-                      and not file.is_absolute() and file.suffix != ".pyc"
-                      and os.path.exists(file.locate())]
-            wheel = one.read_text("WHEEL") or ""
-            found_tags = re.findall(r"^Tag: *\S+?-\S+?-(\S+)", wheel, re.MULTILINE)
-            tags += [tag for tag in found_tags if tag != "any"]
-        if not tags and any(file.suffix == ".so" for file in files):
-            tags = ["unknown"]
-        sizes = [os.path.getsize(file.locate()) for file in files]
-        hashed = hashlib.sha256()
-        for file, size in zip(files, sizes):
-            hashed.update(f"{file}\0{file.hash and file.hash.value}\0{size}\n".encode())
-        return _Distribution(
-            name, version, found._path.name, hashed.hexdigest(), sum(sizes),
-            [(os.path.realpath(file.locate()), str(file)) for file in files], tags)
-    except (OSError, ValueError) as error:
-        return _Distribution(name, version, problem=str(error))
-
-
-def _misfit(tags: Sequence[str], facts: Sequence[str]) -> str:
-    """Say why binaries of a wheel with these tags do not run on a machine; "" if they do."""
-    ours = wire.platform_facts()
-    if not tags:
-        return ""
-    if tuple(facts[:2]) != ours[:2]:
-        return f"its binaries are for {ours[1]} and *{ours[0]}"
-    ages = [_libc_of(tag) for tag in tags]
-    oldest = min(filter(bool, ages), default=_numbers(ours[2]))
-    if _numbers(facts[2]) < oldest:
-        return f"its binaries need {ours[2].split()[0]} {'.'.join(map(str, oldest))}"
-    return ""
-
-
-def _libc_of(tag: str) -> list[int]:
-    """Return the oldest glibc that a platform tag promises to do with; see PEP 600."""
-    for old, new in ("manylinux1_", "2_5"), ("manylinux2010_", "2_12"), ("manylinux2014_", "2_17"):
-        tag = tag.replace(old, f"manylinux_{new}_")
-    found = re.match(r"manylinux_(\d+)_(\d+)_", tag)
-    return [*map(int, found.groups())] if found else []
-
-
-def _numbers(text: str) -> list[int]:
-    return [*map(int, re.findall(r"\d+", text)[:2])]
-
-
-class _PoolSetup(NamedTuple):
-    """What goes to each machine beside the calls."""
-
-    cargo: _Cargo
-    modules: bool                   # of this project
-    initializer: Any                # `(function, args)`, packed; or ()
-    config: Mapping[str, Any]       # what shims are told
-
-
-@contextlib.contextmanager
-def _tar(members: Iterable[tuple[str, str]], place: str = "content") -> Iterator[str]:
-    """Yield a temporary tar of files and directories; the same content makes the same file.
-
-    Arguments:
-        members: the path of each, and its path below `place`.
-    """
-    import tarfile
-
-    def anonymous(info: tarfile.TarInfo) -> tarfile.TarInfo:
-        info.mtime = info.uid = info.gid = 0
-        info.uname = info.gname = ""
-        return info
-
-    with tempfile.NamedTemporaryFile(prefix="executors-") as file:
-        with tarfile.open(fileobj=file, mode="w") as tar:
-            for path, name in members:
-                tar.add(path, os.path.normpath(os.path.join(place, name)), filter=anonymous)
-        file.flush()
-        yield file.name
-
-
-# ───────────────────────────────────────── RemoteExecutor ─────────────────────────────────────────
-#
-# How a call travels:
-#
-#      caller ── submit ──► pickle ──► Bundle                              worker machine
-#                                        │                            ┌──────────────────────────┐
-#                                 ┌──────▼──────┐ launch ┌───────┐ ssh│ shim ──► slot (child)    │
-#      heartbeat ── tick ────────►│  Scheduler  ├───────►│Channel├───►│  │  ◄── run, pickle      │
-#                                 │ (pure state)│◄───────┤       │◄───┤  └──► slot (child)       │
-#                                 └──────┬──────┘ outcome└───▲───┘    └──────────────────────────┘
-#                                     settle                 │ returns
-#                                        ▼                 Login: ssh, interpreter
-#                                     Future
-#
-# Where a new line belongs:
-#
-#     which task runs where and when, how it ends             _Scheduler
-#     the lock, the threads, carrying out what was decided    _Supervisor
-#     what a message from a machine means                     _Reader
-#     frames to a machine, whether it is alive                _Channel
-#     ssh, the interpreter, all until the machine is up       _Login
-#     what is copied to machines                              _Cargo
-#     pickling a function, and what it uses of the script     _FunctionCache, _ScriptSnapshot
-#     what a caller does with a future                        _RemoteFuture
-#     arguments and their checks, what a caller may ask       RemoteExecutor
-#     what is shown: the status, what tasks print             RemoteExecutorStatus, _Scoreboard
-#     what happens on a worker                                Shim and _Slot, in remote_worker.py
-#
-# Every thread that wants a decision goes through one door, `_Supervisor._process_events`:
-#
-#     1. take the supervisor's lock;
-#     2. have the scheduler decide;
-#     3. put what is to be sent into the queues of the channels, in the order of the decisions;
-#     4. release the lock;
-#     5. carry out the decisions: write, resolve futures, open and close links, warn.
-#
-# All that may block is in step 5, and so is code of the user, except for a policy.
-#
-#     thread                  waits for                what it goes through the door for
-#     callers                 their results            submit, cancel, shut down
-#     reader, one per link    messages, scp of files   to report results, a slot's death, ...
-#     writer, one per link    room in ssh's pipe       nothing: it writes what did not fit at once
-#     copier, per package     scp                      nothing: it answers the slot that asked
-#     heartbeat, one          events, the clock        to find stragglers and overdue tasks, and to
-#                                                      reconnect; and in place of the main thread,
-#                                                      which Ctrl-C could interrupt halfway
-#     scoreboard, one         something to show        nothing
-#
-#     state                               written by                         guarded by
-#     queue, attempts, workers            the scheduler                      the supervisor's lock
-#     a channel's queue                   step 3, `send`; who has its baton  nothing: it is atomic
-#     a channel's pipe, functions sent    the thread that has its baton      its baton; see _Channel
-#     a login, what it has found          its reader                         nothing: others look
-#     functions that were pickled         the threads that submit            nothing: twice is fine
-#     a future's outcome                  step 5, once                       its own condition
+# ──────────────────────────────────────────── futures ─────────────────────────────────────────────
 
 
 class _Condition(threading.Condition):
@@ -3460,6 +3629,8 @@ class _RemoteFuture(Future):        # type: ignore[type-arg]
                 condition.notify_all()
         return "_done_callbacks" in self.__dict__
 
+
+# ──────────────────────────────────── what calls are sent with ────────────────────────────────────
 
 _ScriptName = tuple[str, str]      # a module of the script, and a name in it
 
@@ -3832,88 +4003,865 @@ class _FunctionCache:
                          needs=frozenset(versions), kept=kept)
 
 
-class _UnpicklableError(Exception):
-    """Something that a function uses cannot be pickled.
+# ──────────────────────────────────────────── readers ─────────────────────────────────────────────
+
+
+class _Reader:
+    """The reader thread of a link: logs in, then acts on what the machine sends, until the end.
 
     Arguments:
-        words: what, and why.
-        error: what pickling raised.
+        link: the number under which the supervisor finds the login and, once it is up, the channel.
+        stuck: for the link's writer thread; see `_run_writer`.
     """
 
-    def __init__(self, words: str, error: Exception) -> None:
-        super().__init__(words)
-        self.error = error
+    def __init__(self, supervisor: _Supervisor, worker: _Worker, link: int,
+                 stuck: SimpleQueue[Any]) -> None:
+        self._supervisor = supervisor
+        self._worker = worker
+        self._link = link
+        self._writer_queue = stuck
+        self._login = supervisor.logins[link]
+        # The reader thread alone uses these.
+        self._questions: set[tuple[int, str]] = set()       # what slots have asked for, by kind
+        self._copiers: list[threading.Thread] = []
+        # Added to by copiers; if two add the same, it is logged twice.
+        self._logged_refusals: set[str] = set()        # why packages do not follow
+        self._copy_loss = _LossKind.UNUSABLE        # what a failure to store files is
+        # By kind of message, what acts on it: on its identifier and its body.
+        self._message_handlers: dict[int, Callable[[int, Any], None]] = {
+            wire.OUTPUT: self._on_output, wire.DIED: self._on_slot_exit,
+            wire.KILLED: self._on_attempt_killed,
+            wire.RECALLED: self._on_attempts_recalled, wire.SLOT_COUNT: self._on_slot_count,
+            wire.PONG: self._on_pong, wire.INITIALIZER_FAILED: self._on_initializer_failed,
+            wire.COPY: self._on_copy, wire.STORED: self._on_stored, wire.FIND_NAME: self._on_name}
+        finders = {wire.FIND_MODULE: self._find_module, wire.LIST_MODULES: self._find_children,
+                   wire.FIND_METADATA: self._find_metadata}
+        for kind, find in finders.items():
+            self._message_handlers[kind] = functools.partial(self._on_question, kind, find)
+
+    def _run_reader(self) -> None:
+        """Run the reader thread: log in, read until the link ends, and report why it did."""
+        supervisor, login = self._supervisor, self._login
+        setup = supervisor.setup
+        try:
+            self._channel = login.open(setup.config, self._writer_queue, self._is_expected)
+            supervisor.channels[self._link] = self._channel
+            if setup.initializer:
+                self._channel.send(
+                    wire.message(wire.FUNCTION, wire.INITIALIZER_ID, 0, setup.initializer))
+            if setup.cargo.keys:
+                self._report(_Scheduler.on_greeting, login.cores)
+                login.await_files(setup.cargo.size)
+            else:
+                self._on_stored(0, b"")
+            self._read_until_closed()
+        except _LinkLost as lost:
+            self._on_link_lost(lost.loss)
+        except BaseException as error:
+            _log.exception("%s: unexpected error in the reader thread of %s", supervisor.title,
+                           self._worker.record)
+            self._on_link_lost(_Loss(_LossKind.LOST, wire.describe(error)))
+        finally:
+            if self._link in supervisor.channels:
+                supervisor.channels.pop(self._link).close()
+            self._writer_queue.put(None)
+            login.end()
+            for thread in self._copiers:
+                thread.join()
+            # In this order: the heartbeat ends when it finds no login after an event.
+            del supervisor.logins[self._link]
+            supervisor.events.put((supervisor.scheduler.on_link_ended, (self._link,), None))
+
+    def _on_link_lost(self, loss: _Loss) -> None:
+        """Report and log that the link ended, or could not be opened, against our will."""
+        self._report(_Scheduler.on_login_stages, self._login.found)
+        if not self._report(_Scheduler.on_link_lost, loss):
+            return
+        if loss.is_permanent:
+            self._log(logging.ERROR, loss.cause)
+            return
+        at_first, later = (seconds / 60 for seconds in GIVE_UP_SECONDS)
+        self._log(logging.WARNING, f"{loss.cause} (retrying; giving up after {at_first:g} min, "
+                                   f"{later:g} min once a task has succeeded)")
+
+    def _log(self, level: int, words: str) -> None:
+        _log.log(level, "%s: %s: %s", self._supervisor.title, self._worker.record, words)
+
+    def _report(self, report: Callable[..., Any], *operands: Any) -> Any:
+        """Report something to the scheduler, with one of its methods; return its answer."""
+        supervisor = self._supervisor
+        return supervisor.decide(
+            supervisor.scheduler.on_report, self._worker, self._link, report, *operands)
+
+    def _read_until_closed(self) -> None:
+        """Act on messages until we close the link. Raises _LinkLost if it ends otherwise."""
+        while True:
+            try:
+                messages = self._channel.read()
+                for kind, group in itertools.groupby(messages, operator.itemgetter(0)):
+                    self._on_messages(kind, [*group])
+            except (OSError, EOFError, wire.FrameError) as error:
+                if self._channel.pipe is not _CLOSING:
+                    raise self._login.diagnose(error) from None
+                self._report(_Scheduler.on_link_closed)
+                return
+
+    def _is_expected(self, kind: int, ident: int) -> bool:
+        """Return whether a long message may come: the outcome of an attempt that is there.
+
+        It may be one that is to be killed. Of any other, no memory is set aside.
+        """
+        worker = self._worker
+        is_outcome = kind in (wire.RESULT, wire.ERROR, wire.MISSING_MODULE, wire.INITIALIZER_FAILED)
+        return is_outcome and (ident in worker.ahead or ident in worker.running)
+
+    def _on_messages(self, kind: int, messages: list[_Message]) -> None:
+        """Act on messages of one kind. Raises FrameError for what no shim sends."""
+        # Three cases. Outcomes are reported together: so they go through the door once.
+        if kind in (wire.RESULT, wire.ERROR):
+            self._report(_Scheduler.on_results, messages)
+            return
+        # Likewise, with what is known here about the module that is missing there.
+        if kind == wire.MISSING_MODULE:
+            self._report(_Scheduler.on_results, [*map(self._find_missing_module, messages)])
+            return
+        # Everything else is acted on one by one.
+        try:
+            for _, ident, _, body in messages:
+                self._message_handlers[kind](ident, body)
+        except wire.DECODE_ERRORS as error:
+            raise wire.FrameError(
+                f"invalid message of kind {kind}: {wire.describe(error)}") from None
+
+    def _find_missing_module(self, message: _Message) -> _Message:
+        """Add to the body of a MISSING_MODULE message whether the module is here."""
+        kind, ident, tag, body = message
+        name, _, pickled = bytes(body[0]).partition(b"\0")
+        module = name.decode("utf-8", "replace")
+        try:
+            is_ours = bool(_find_spec(module))
+        except Exception:
+            is_ours = False
+        return kind, ident, tag, (module, is_ours, (pickled,))
+
+    def _on_output(self, number: int, body: bytes) -> None:
+        printed = wire.frame(wire.OUTPUT_ACK, len(body))
+        self._supervisor.scoreboard.show_output(
+            self._worker.machine, number, body, lambda: self._channel.send([printed]))
+
+    def _on_slot_exit(self, ident: int, body: bytes) -> None:
+        self._channel.forget(ident)
+        slot, status = wire.DEATH.unpack_from(body)
+        words = body[wire.DEATH.size:].decode("utf-8", "replace")
+        self._report(_Scheduler.on_slot_exit, ident, slot, _describe_exit(status), words)
+
+    def _on_attempt_killed(self, ident: int, body: bytes) -> None:
+        self._channel.forget(ident)
+        slot, _ = wire.DEATH.unpack(body)
+        self._report(_Scheduler.on_attempt_killed, ident, slot)
+
+    def _on_attempts_recalled(self, _ident: int, body: bytes) -> None:
+        idents = [ident for ident, in wire.IDENTIFIER.iter_unpack(body)]
+        self._report(_Scheduler.on_attempts_recalled, idents)
+
+    def _on_pong(self, sent_at: int, _body: bytes) -> None:
+        self._report(_Scheduler.on_round_trip, (monotonic_ns() - sent_at) * 1e-9)
+
+    def _on_slot_count(self, count: int, body: bytes) -> None:
+        if not 0 < count <= self._worker.count:
+            raise ValueError(f"{count} slots")
+        self._log(logging.WARNING, f"only {count} slots: {body.decode('utf-8', 'replace')}")
+        self._report(_Scheduler.on_slot_count, count)
+
+    def _on_initializer_failed(self, _ident: int, body: Sequence[bytes]) -> None:
+        words = bytes(body[0]).decode("utf-8", "replace")
+        raise _LinkLost(f"the initializer raised {words}", _LossKind.INITIALIZER_FAILED)
+
+    def _on_question(self, kind: int, find: Callable[[str], Any], ident: int, body: bytes) -> None:
+        """Answer what a slot has asked for; with None where there is nothing."""
+        name = self._check_question(kind, body)
+        answer = None
+        try:
+            answer = find(name)
+        except Exception:       # import hooks of the user may raise anything; the link goes on
+            _log.exception("%s: unexpected error while looking for %s", self._supervisor.title,
+                           name)
+        self._send_answer(ident, answer)
+
+    def _find_module(self, name: str) -> Any:
+        """Return a module's source, or the distribution that it belongs to, or None."""
+        setup = self._supervisor.setup
+        source = _find_source(name) if setup.modules else None
+        return source or setup.cargo.offer(name, self._login.facts)
+
+    def _find_children(self, name: str) -> Any:
+        """Return what `pkgutil` lists in a package of the project: `(name, is a package)` each."""
+        is_ours = self._supervisor.setup.modules and _find_source(name)
+        places = _find_spec(name).submodule_search_locations if is_ours else ()
+        return [(child.name, child.ispkg) for child in pkgutil.iter_modules(places)]
+
+    def _find_metadata(self, name: str) -> Any:
+        """Return what is installed here as distribution `name`, if it may follow, or None."""
+        setup = self._supervisor.setup
+        return setup.cargo.describe(name, self._login.facts, setup.modules)
+
+    def _on_name(self, ident: int, body: bytes) -> None:
+        """Send the definition that the script has under a name now; nothing, if that is data."""
+        name = body.decode()
+        supervisor = self._supervisor
+        packed: Any = None
+        try:
+            if supervisor.setup.modules:
+                packed = supervisor.functions.get_definition(name)
+        except Exception:       # it cannot be pickled
+            _log.debug("%s: %s cannot be sent", supervisor.title, name, exc_info=True)
+        if packed is None:
+            packed = wire.PICKLED_NONE
+        self._channel.send(wire.message(wire.ANSWER, ident, 0, packed))
+
+    def _check_question(self, kind: int, body: bytes) -> str:
+        """Return what is asked for. Raises ValueError if it was before: slots keep answers."""
+        text = body.decode()
+        if (kind, text) in self._questions:
+            raise ValueError(f"{text!r} is asked for twice")
+        self._questions.add((kind, text))
+        return text
+
+    def _send_answer(self, ident: int, answer: Any) -> None:
+        self._channel.send(wire.message(wire.ANSWER, ident, 0, wire.pack(answer)))
+
+    def _on_copy(self, ident: int, body: bytes) -> None:
+        """Have what is asked for copied by a thread of its own; everything else goes on."""
+        folder, entries = json.loads(self._check_question(wire.COPY, body))
+        if not _PLAIN_PATH.fullmatch(folder) or ".." in folder.split("/"):
+            raise ValueError(f"a path like {folder!r}")
+        names = ", ".join([name for _, name, _ in entries])
+        self._login.copies[ident] = names
+        self._copiers.append(self._supervisor.start_thread(
+            f"{self._worker.machine} copier", self._answer_copy, ident, names, folder, entries))
+
+    def _answer_copy(self, ident: int, names: str, folder: str,
+                     entries: Sequence[tuple[str, str, str]]) -> None:
+        """Copy entries, `(key, name, own version)`; answer how they travelled, or why not."""
+        login, cargo = self._login, self._supervisor.setup.cargo
+        answer: Any
+        try:
+            files = [cargo.find(key, name, login.facts) for key, name, _ in entries]
+            size = sum(file.size for file in files)
+            label = f"{', '.join([file.name for file in files])} ({size / 1e6:.3g} MB)"
+            login.copies[ident] = label
+            self._log(logging.INFO, f"gets {label}")
+            self._copy(files, folder)
+            answer = [(os.path.basename(one.source), one.digest, one.is_tar) for one in files]
+        except _LinkLost as lost:
+            self._copy_loss, answer = lost.loss.kind, lost.loss.cause
+        except Exception as error:
+            answer = str(error) or wire.describe(error)
+        finally:
+            del login.copies[ident]
+        is_news = f"{names} {answer}" not in self._logged_refusals and not login.over.is_set()
+        if isinstance(answer, str) and is_news and login.is_ready:
+            self._logged_refusals.add(f"{names} {answer}")     # other slots ask, too
+            own = ", ".join([own for _, _, own in entries])
+            self._log(logging.WARNING,
+                      f"{names} does not follow: {answer}; it has {own or 'none'}")
+        self._send_answer(ident, answer)
+
+    def _copy(self, files: Sequence[_File], folder: str) -> None:
+        over = self._login.over
+        for seconds in SCP_RETRY_SECONDS:
+            try:
+                with self._supervisor.scp_limit:
+                    self._login.copy(files, folder)     # which fails if it is over
+                return
+            except _LinkLost as lost:
+                is_crowded = lost.loss.kind is _LossKind.TOO_MANY_LOGINS
+                if not is_crowded or not seconds or over.is_set():
+                    raise
+            over.wait(seconds * random.uniform(0.5, 1.5))
+
+    def _on_stored(self, _ident: int, body: bytes) -> None:
+        """Let tasks come, for `files=` are where they find them. Raises _LinkLost if they are not.
+        """
+        login = self._login
+        if login.is_ready:
+            raise ValueError("files are stored twice")
+        if body:
+            words = body.decode("utf-8", "replace")
+            raise _LinkLost(f"cannot store files: {words}", self._copy_loss)
+        login.is_ready = True
+        self._log(logging.INFO, f"is up: {login.cores} cores, {login.found['interpreter']}")
+        self._report(_Scheduler.on_link_up, login.cores)
+        self._channel.send([wire.frame(wire.PING, monotonic_ns())])
 
 
-def _unpicklable_error(name: str, value: Any, error: Exception) -> _UnpicklableError:
-    remedy = ""
-    if isinstance(value, type):
-        remedy = "; to use this class, move it into a module of its own and import it from there"
-    return _UnpicklableError(f"{name}, which it uses, cannot be pickled "
-                         f"({wire.describe(error)}){remedy}", error)
+# ───────────────────────────────────────────── status ─────────────────────────────────────────────
 
 
-def _pickling_error_like(error: Exception, words: str) -> Exception:
-    """Return an error with another message, of a type that callers of pickle expect."""
-    if isinstance(error, pickle.PicklingError):
-        return pickle.PicklingError(words)
-    return TypeError(words)
+@dataclasses.dataclass(frozen=True)
+class WorkerStatus:
+    """One machine of a RemoteExecutorStatus. Times are in seconds.
+
+    Attributes:
+        worker: its record, as text.
+        state: "up", "connecting", "waiting" for the next login, or "failed" for good.
+        slots: how many it has.
+        busy: how many of them run a task.
+        ahead: tasks that wait there for a slot.
+        done: tasks that were done there; `p50` and `p95` are percentiles of how long they ran.
+        longest: how long its oldest task has been running; that calls `function`.
+        backups: backups that were started there.
+        died: slots that tasks killed.
+        lost: links that failed in a row.
+        retry_in: until its next login, if it waits for one.
+        cause: why it is not up.
+        found: what each stage of its login found.
+    """
+
+    worker: str
+    state: str
+    slots: int = 0
+    busy: int = 0
+    ahead: int = 0
+    done: int = 0
+    p50: float = 0.0
+    p95: float = 0.0
+    longest: float = 0.0
+    function: str = ""
+    backups: int = 0
+    died: int = 0
+    lost: int = 0
+    retry_in: float = 0.0
+    cause: str = ""
+    found: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def _cells(self) -> list[str]:
+        """Return the cells of its row after the name, the most important first."""
+        copying = _replace_unprintable(self.found.get("copying", ""))
+        notes = [f"copying {copying}"] if copying else []
+        if self.state == "up":
+            busy = f"{self.busy}/{self.slots}"
+            parts = [f"{busy:>5} slots", f"{self.done:>6} done", *notes]
+            if self.longest:
+                name = _replace_unprintable(self.function)
+                parts.append(f"longest {_seconds(self.longest):>7} {name}")
+            return parts + _format_percentiles(self, 7) + _format_counts(self, "backups", "died")
+        if self.retry_in:
+            notes.append(f"next try in {self.retry_in:.0f} s")
+        text = ", ".join([self.state, *notes])
+        if self.cause:
+            cause = " ".join(_replace_unprintable(self.cause).split())
+            text = f"{text}: {cause}"
+        return [text]
 
 
-def _find_unpicklable(fn: Any) -> str:
-    """Return the name of the variable that keeps a function from being pickled, or ""."""
-    owner = getattr(fn, "__self__", None)
-    used = {f"self.{name}": value for name, value in getattr(owner, "__dict__", {}).items()}
-    with contextlib.suppress(TypeError, ValueError):    # not a function; an empty cell
-        variables = inspect.getclosurevars(fn)
-        used.update({**variables.globals, **variables.nonlocals})
-    return next((name for name, value in used.items() if _is_unpicklable(value)), "")
+@dataclasses.dataclass(frozen=True)
+class RemoteExecutorStatus:
+    """A snapshot of a RemoteExecutor. `str()` shows it as the scoreboard does.
+
+    Attributes:
+        title: the pool's.
+        waiting, done, failed, cancelled: numbers of tasks, each item of a `map` counted as one.
+            Those that raised have failed.
+        running: attempts that have started; one may carry many items of a `map`.
+        retried: attempts that replaced one that had started and was lost.
+        backups: backups that were started.
+        rate: tasks finished per second of late; 0 if too few were to measure it.
+        left: seconds until all is done at that rate; None if it cannot be known.
+        p50, p95: percentiles of the seconds that tasks ran.
+        workers: the status of each machine.
+
+    >>> print(RemoteExecutorStatus(
+    ...     "farm", waiting=40, running=8, done=112, failed=1, rate=4, left=10, p50=1.24, p95=2.5,
+    ...     workers=(WorkerStatus("8/me@bigbox", "up", 8, 8, 0, 112, 1.24, 2.5, 1.9, "simulate"),
+    ...              WorkerStatus("lab2", "waiting", retry_in=12.0, cause="connection refused"))))
+    farm: 112 done, 1 failed, 8 running, 40 waiting, 4/s, 10 s left, p50 1.24 s, p95 2.5 s
+      8/me@bigbox    8/8 slots     112 done  longest   1.9 s simulate  p50  1.24 s  p95   2.5 s
+      lab2         waiting, next try in 12 s: connection refused
+    """
+
+    title: str
+    waiting: int = 0
+    running: int = 0
+    done: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    retried: int = 0
+    backups: int = 0
+    rate: float = 0.0
+    left: float | None = None
+    p50: float = 0.0
+    p95: float = 0.0
+    workers: tuple[WorkerStatus, ...] = ()
+    _spans: Sequence[_Span] = dataclasses.field(default=(), repr=False, compare=False)
+
+    def __str__(self) -> str:
+        return "\n".join(self._lay_out(1 << 20, 1 << 20))     # all of it
+
+    def _repr_pretty_(self, printer: Any, is_in_cycle: bool) -> None:
+        """Print it as text, for the plain form of a notebook."""
+        printer.text(str(self))
+
+    def _repr_html_(self) -> str:
+        """Return it as a table, for notebooks."""
+        import html
+        body = ""
+        for worker in self.workers:
+            cells = [html.escape(part.strip()) for part in (worker.worker, *worker._cells())]
+            body += "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+        return f"<table><caption>{html.escape(self._summary)}</caption>{body}</table>"
+
+    @property
+    def _summary(self) -> str:
+        """The line above the machines."""
+        parts = [f"{self.title}: {self.done} done"]
+        parts += _format_counts(
+            self, "failed", "cancelled", "retried", "backups", "running", "waiting")
+        if self.rate:
+            parts.append(f"{self.rate:.3g}/s" if self.rate < 1000 else f"{self.rate:.0f}/s")
+        if self.left is not None:
+            parts.append(f"{_seconds(self.left)} left")
+        return ", ".join(parts + _format_percentiles(self, 0))
+
+    def _lay_out(self, columns: int, rows: int) -> list[str]:
+        """Lay it out in a rectangle: the head, then a line for each machine.
+
+        A line ends with the last part that fits. Machines that do not fit are counted in the last
+        line.
+        """
+        lines = _wrap_after_commas(self._summary, columns)
+        names = [worker.worker.split()[0] for worker in self.workers]
+        width = min(max(map(len, names), default=0), max(8, columns // 3))
+        room = rows - len(lines)
+        shown = len(names)
+        if shown > room:
+            shown = max(0, room - 1)
+        for name, worker in zip(names[:shown], self.workers):
+            first, *others = worker._cells()
+            line = f"  {name[:width]:{width}}  {first}"
+            for part in others:
+                if len(line) + 2 + len(part) > columns:
+                    break
+                line += f"  {part}"
+            lines.append(line[:columns])
+        hidden = [worker.state for worker in self.workers[shown:]]
+        if hidden:
+            up = hidden.count("up")
+            lines.append(f"  ... and {up} more up, {len(hidden) - up} not up")
+        return lines[:rows]
+
+    def trace(self, path: _Path) -> None:
+        """Write a trace of the last 32768 attempts, to open in ui.perfetto.dev or chrome://tracing.
+
+        Each machine is a process, each slot a thread, and each attempt a span. An arrow leads from
+        an attempt to the one that repeated or raced it. A span is as long as the slot says; it may
+        be late by the time that its result took to arrive.
+
+        Arguments:
+            path: the file to write, JSON in Google's Trace Event Format.
+        """
+        with open(path, "w", encoding="utf-8") as file:
+            events = _make_trace_events(self._spans)
+            json.dump({"traceEvents": events, "displayTimeUnit": "ms"}, file)
 
 
-def _is_unpicklable(value: Any) -> bool:
-    try:
-        wire.pack_for_slot(value)
-    except Exception:
+def _make_trace_events(spans: Sequence[_Span]) -> list[dict[str, Any]]:
+    """Return spans as events of the Trace Event Format. Microseconds are its unit."""
+    pids: dict[_Worker, int] = {}
+    names: dict[tuple[str, int, int], str] = {}     # of processes and threads
+    events: dict[int, dict[str, Any]] = {}          # by attempt
+    next_starts: dict[tuple[int, int], float] = {}  # by process and thread
+    for span in reversed(spans):
+        pid = pids.setdefault(span.worker, len(pids) + 1)
+        tid = span.slot
+        name = f"slot {tid}"
+        if tid == wire.NO_SLOT:     # which one is not known: the attempt has a row of its own
+            tid = 1000 + len(names)
+            name = "slot not known"
+        names["process_name", pid, 0] = str(span.worker.record)
+        names["thread_name", pid, tid] = name
+        # `until` is when the result arrived, perhaps together with later ones of this slot. So an
+        # attempt ended then, or when its slot began the next one.
+        end = min(span.until, next_starts.get((pid, tid), math.inf))
+        start = end - span.ran
+        next_starts[pid, tid] = start
+        events[span.ident] = {
+            "ph": "X", "pid": pid, "tid": tid, "ts": 1e6 * start, "dur": 1e6 * span.ran,
+            "name": span.name, "cat": span.outcome,
+            "args": {"attempt": span.ident, "outcome": span.outcome}}
+    heads = [{"ph": "M", "name": kind, "pid": pid, "tid": tid, "args": {"name": name}}
+             for (kind, pid, tid), name in names.items()]
+    arrows = []
+    for span in spans:
+        if span.origin in events:
+            arrow = {"bp": "e", "id": span.ident, "name": "again", "cat": "again"}
+            arrows.append({**events[span.origin], **arrow, "ph": "s"})
+            arrows.append({**events[span.ident], **arrow, "ph": "f"})
+    return [*heads, *events.values(), *arrows]
+
+
+def _take_status(title: str, scheduler: _Scheduler,
+                 progress: Mapping[int, Mapping[str, str]]) -> RemoteExecutorStatus:
+    """Return a snapshot; the supervisor's lock must be held.
+
+    Arguments:
+        progress: what each login found so far, by its link.
+    """
+    now = scheduler.now
+    tally = scheduler.tally
+    total = scheduler.histogram()
+    p50 = total.percentile(50)
+    rate = tally.rate(now)
+    running = [one for worker in scheduler.workers for one in worker.running.values()]
+    youngest = min((now - attempt.since for attempt in running), default=math.inf)
+    started = scheduler.unfinished - scheduler.waiting
+    # It would be less than 0 while chunks whose items were cancelled have yet to be.
+    waiting = max(scheduler.count_tasks() - started, 0)
+    # What waits takes as long as its number says; then the youngest attempt has yet to end. It
+    # cannot be known if that takes longer than most did.
+    left = None
+    if rate and scheduler.up and (waiting or youngest < p50):
+        left = waiting / rate + max(0.0, p50 - youngest)
+    spans = [*tally.spans, *(one.span(wire.NO_SLOT, "running", now) for one in running)]
+    settled = tally.settled
+    workers = tuple(_take_worker_status(worker, now, progress.get(worker.link, worker.found))
+                    for worker in scheduler.workers)
+    return RemoteExecutorStatus(
+        title, waiting, started, done=settled[wire.RESULT],
+        failed=settled[wire.ERROR] + settled[_FAILED], cancelled=settled[_CANCELLED],
+        retried=tally.retried, backups=tally.backups, rate=rate, left=left, p50=p50,
+        p95=total.percentile(95), workers=workers, _spans=spans)
+
+
+def _take_worker_status(worker: _Worker, now: float, found: Mapping[str, str]) -> WorkerStatus:
+    done = worker.durations
+    longest, function = max(((now - attempt.since, attempt.name)
+                             for attempt in worker.running.values()), default=(0.0, ""))
+    return WorkerStatus(
+        str(worker.record), worker.state.name.lower(), worker.count, len(worker.running),
+        len(worker.ahead), done=done.count, p50=done.percentile(50), p95=done.percentile(95),
+        longest=longest, function=function, backups=worker.backups, died=worker.died,
+        lost=worker.failures, cause=worker.cause, found=found,
+        retry_in=max(worker.retry_at - now, 0.0) if worker.state is _WAITING else 0.0)
+
+
+def _format_counts(status: Any, *kinds: str) -> list[str]:
+    """Return texts like "3 failed" for those attributes that are not 0."""
+    return [f"{getattr(status, kind)} {kind}" for kind in kinds if getattr(status, kind)]
+
+
+def _format_percentiles(status: Any, width: int) -> list[str]:
+    """Return the median and the 95th percentile as texts, if anything was measured."""
+    if not status.p95:
+        return []
+    return [f"p50 {_seconds(status.p50):>{width}}", f"p95 {_seconds(status.p95):>{width}}"]
+
+
+def _wrap_after_commas(text: str, columns: int) -> list[str]:
+    """Break a text into lines, only after commas."""
+    # textwrap breaks at spaces, so NULs take the place of all others meanwhile.
+    glued = text.replace(" ", "\0").replace(",\0", ", ")
+    return [line.replace("\0", " ")
+            for line in textwrap.wrap(glued, columns, subsequent_indent="  ")]
+
+
+def _line_prefix(machine: str) -> str:
+    """Return what lines about a machine begin with: its name, or "here" for `:`."""
+    return "here" if machine == ":" else machine
+
+
+def _replace_unprintable(text: str) -> str:
+    """Return a text with a space for each character that is not printable."""
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
+# ──────────────────────────────────────────── displays ────────────────────────────────────────────
+
+
+class _Terminal:
+    """Lines at the bottom of a terminal, above which everything else that is printed scrolls.
+
+    They lie outside the terminal's scrolling region (DEC STD 070, DECSTBM). So nothing overwrites
+    them, not even what child processes print, and they overwrite nothing that was printed.
+    """
+
+    # Make the whole screen the scrolling region again, at the same cursor; clear what is below.
+    _RESET = "\x1b7\x1b[r\x1b8\x1b[J"
+    # Whoever holds it draws, so that no two pools overwrite each other's lines.
+    _display_lock = threading.Lock()
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        # See https://no-color.org.
+        self._summary_format = "%s" if os.environ.get("NO_COLOR") else "\x1b[1m%s\x1b[m"
+        # From here on, the scoreboard thread alone reads and writes these.
+        self._drawn_shape = 0, 0, 0           # columns, rows, and how many of the rows are ours
+        self._restorer: Any = None    # a process, while we draw; see `_acquire`
+
+    def draw(self, status: RemoteExecutorStatus, cell: int = 0) -> None:
+        """Show a status in place of the last one, or nothing while another pool shows its own."""
+        if self._restorer is None and not self._acquire():
+            return
+        columns, rows = os.get_terminal_size(self._fd)
+        lines = status._lay_out(columns - 1, rows // 2) if columns > 10 else []
+        count = len(lines)
+        text = ""
+        if self._drawn_shape != (columns, rows, count):
+            self._drawn_shape = columns, rows, count
+            # Scroll until there is room below the cursor, and go back up.
+            text = self._RESET + "\x1bD" * count
+            if count:
+                text += f"\x1b[{count}A"
+        if lines:
+            # Set the region each time, because a program may have reset the terminal.
+            text += f"\x1b7\x1b[1;{rows - count}r\x1b8"
+            lines[0] = self._summary_format % lines[0]
+        for row, line in enumerate(lines, rows - count + 1):
+            text += f"\x1b7\x1b[{row};1H\x1b[K{line}\x1b8"
+        self._write(text)
+
+    def clear(self, _status: RemoteExecutorStatus) -> None:
+        """Clear the lines, and let the whole screen scroll again."""
+        if self._restorer:
+            self._write(self._RESET)
+            self._restorer.kill()
+            self._restorer.communicate()
+            self._restorer = None
+            self._drawn_shape = 0, 0, 0
+            self._display_lock.release()
+
+    def _acquire(self) -> bool:
+        """Return whether we may draw; if so, start a process that resets the terminal after us.
+
+        If this process is killed, the input of that one ends.
+        """
+        if not self._display_lock.acquire(blocking=False):
+            return False
+        try:
+            self._restorer = _spawn(
+                ["/bin/sh", "-c", 'cat >/dev/null; printf "%s" "$1"', "sh", self._RESET],
+                stdin=subprocess.PIPE, stdout=self._fd, stderr=subprocess.DEVNULL)
+        except OSError:
+            self._display_lock.release()
+            raise
         return True
-    return False
+
+    def _write(self, text: str) -> None:
+        wire.write_all(self._fd, [text.encode()])
 
 
-def _blame_arguments(name: str, args: Iterable[Any], kwargs: Mapping[str, Any],
-                     error: Exception) -> Exception:
-    """Return an error that names the argument that cannot be pickled, instead of pickle's own.
+class _Notebook:
+    """The status in the output of a cell of a Jupyter notebook, drawn once a second at most.
 
-    Arguments:
-        name: of the function.
-        error: what pickling raised.
+    The scoreboard thread alone reads and writes its attributes.
     """
-    if type(error) not in (AttributeError, TypeError, pickle.PicklingError):
-        return error        # other types may not be made from a message alone
-    for place, value in (*enumerate(args, 1), *kwargs.items()):
-        if _is_unpicklable(value):
-            reason = wire.describe(error)
-            if isinstance(value, Future):
-                reason = ("it is a future: pass what its result() returns, or use `parallelize`, "
-                          "which waits for it")
-            blamed = type(error)(f"argument {place} of {name}, a {type(value).__name__}, cannot be "
-                                 f"pickled ({reason})")
-            blamed.__cause__ = error
-            return blamed
-    return error
+
+    def __init__(self) -> None:
+        self._output: Any = None        # IPython's, of the output; None before the first
+        self._output_cell = 0                  # in which that stands
+        self._drawn_at = 0.0               # when it was drawn last
+
+    @staticmethod
+    def find_shell() -> Any:
+        """Return IPython's shell if this process is a Jupyter kernel; otherwise None."""
+        find = getattr(sys.modules.get("IPython"), "get_ipython", None)
+        shell = find() if find else None
+        return shell if hasattr(shell, "kernel") else None
+
+    @staticmethod
+    def watch_cells(supervisor: _Supervisor) -> None:
+        """Cancel what a cell has submitted, and nothing else, when that cell is interrupted."""
+        shell = _Notebook.find_shell()
+        if not shell:
+            return
+        board = supervisor.scoreboard
+        cells = itertools.count(1)
+        board.running_cell = next(cells)        # in which the pool is made
+        running: list[Any] = []         # cells that have begun: `run_cell` runs one in another
+
+        def begin(info: Any) -> None:
+            if not running:
+                board.running_cell = next(cells)
+            running.append(info)
+
+        def end(result: Any) -> None:
+            while running and running.pop() is not result.info:
+                pass        # this one never ended
+            if supervisor.all_ended.is_set():
+                shell.events.unregister("pre_run_cell", begin)
+                shell.events.unregister("post_run_cell", end)
+            elif not running:
+                # A `finally` may have raised something else in place of the interrupt.
+                error = result.error_in_exec
+                while error and not _is_interrupt(error):
+                    error = error.__cause__ or error.__context__
+                if error:
+                    supervisor.decide(supervisor.scheduler.cancel_cell, board.running_cell)
+                board.running_cell = 0
+                if not supervisor.scheduler.unfinished:
+                    board.end_display(supervisor.status())
+
+        shell.events.register("pre_run_cell", begin)
+        shell.events.register("post_run_cell", end)
+
+    def draw(self, status: RemoteExecutorStatus, cell: int) -> None:
+        """Show a status in place of the last one, or below the cell, if that is another one."""
+        if cell != self._output_cell:
+            self._output_cell = cell
+            self._output = None
+        if self._output and monotonic() - self._drawn_at < 1.0:
+            return
+        display: Any = importlib.import_module("IPython.display").display
+        self._drawn_at = monotonic()
+        if self._output:
+            self._output.update(status)
+        else:
+            self._output = display(status, display_id=True)
+
+    def clear(self, status: RemoteExecutorStatus) -> None:
+        """Leave a last status where it stands; the next one is shown in a new place."""
+        if self._output:
+            self._output.update(status)
+            self._output = None
 
 
-def _name_of_function(fn: Any) -> str:
-    """Return what a function is called in messages and displays."""
-    fn = _unwrap_partials(fn)
-    return getattr(fn, "__qualname__", type(fn).__qualname__)
+class _Scoreboard:
+    """Print what tasks print, and show the status: on a terminal, in a notebook, and in the log.
+
+    One thread writes, so that lines stay whole. If it is held up, by a terminal that was stopped
+    (Ctrl-S) or by a slow `output` function, only tasks that print are held up with it: a machine
+    sends at most a megabyte before it is told that this was printed.
+    """
+
+    # Escape sequences and control characters. Only tabs, and colours (group 1), may reach a
+    # terminal: nothing that a machine sends shall move its cursor or change its settings.
+    _CONTROLS = re.compile(r"(\x1b\[[\d;:]*m)|\x1b\[[0-?]*[ -/]*[@-~]|\x1b[\]P^_X][^\x07\x1b]*"
+                           r"(?:\x07|\x1b\\)?|\x1b[ -/]*[0-~]?|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+    def __init__(self, show: bool | None, output: bool | Callable[[str, str, str], object]) -> None:
+        self._show_status = show
+        self._output = output
+        self._terminal: _Terminal | _Notebook | None = None
+        if show is not False and _Notebook.find_shell():
+            self._terminal = _Notebook()
+        may_draw = show is not False and os.environ.get("TERM", "dumb") != "dumb"
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # it is closed, or no file
+            if may_draw and sys.stderr.isatty():
+                self._terminal = _Terminal(sys.stderr.fileno())
+        self.quiet = False              # set by `shutdown`, in any thread: show no more status
+        # Cells of a notebook, counted since the pool was made. The main thread, which runs them,
+        # writes these; the heartbeat reads the second.
+        self.running_cell = 0                   # the one that is running, or 0
+        self.status_cell = 0                # the last one that submitted; the status is shown there
+        # Read and written by the heartbeat alone.
+        self._heartbeat_count = 0
+        self._line_printed_at = monotonic()     # the last status line, where there is no terminal
+        self._has_printed = False       # whether one was
+        # What the scoreboard thread is to call: functions, each with its arguments; None ends it.
+        self._queue: SimpleQueue[tuple[Any, ...] | None] = SimpleQueue()
+        self._calls_done = 0                  # calls that it has made; others only read this
+        self.thread = threading.Thread(target=self._run_scoreboard, name="scoreboard", daemon=True)
+        self.thread.start()             # now, because at exit it may be too late
+
+    def show_output(self, machine: str, number: int, data: bytes,
+                    then: Callable[[], object]) -> None:
+        """Have lines printed that a task has printed; afterwards, have `then` called.
+
+        Arguments:
+            number: 1 if it printed to stdout, 2 if to stderr.
+            data: whole lines.
+        """
+        text = re.sub(r"\r*\n|\r", "\n", data.decode("utf-8", "replace"))
+        lines = text.removesuffix("\n").split("\n")
+        stream = "stdout" if number == 1 else "stderr"
+        if callable(self._output):
+            for line in lines:
+                self._queue.put((self._output, machine, stream, line))
+        else:
+            self._queue.put((self._print_lines, machine, stream, lines))
+        self._queue.put((then,))
+
+    def tick(self, take_status: Callable[[], RemoteExecutorStatus], is_beat: bool) -> None:
+        """Show the status while tasks run, and log it every REPORT_HEARTBEATS heartbeats.
+
+        The heartbeat thread calls this and must not wait. So while something else has yet to be
+        printed, nothing is shown; the next tick will do.
+        """
+        if is_beat:
+            self._heartbeat_count += 1
+        is_report_due = is_beat and self._heartbeat_count % REPORT_HEARTBEATS == 0
+        age = monotonic() - self._line_printed_at
+        is_line_due = self._show_status is not False and age > STATUS_LINE_SECONDS
+        if self.quiet or not (is_report_due or is_line_due or self._terminal):
+            return
+        status = take_status()
+        is_busy = status.running or status.waiting
+        if is_report_due and is_busy:
+            _log.info("%s", status)
+        if not self._queue.empty():
+            return
+        if self._terminal and is_busy:
+            self._queue.put((self._terminal.draw, status, self.status_cell))
+        elif self._terminal:
+            self.end_display(status)
+        elif not is_busy:
+            self._line_printed_at = monotonic()
+        elif self._show_status and is_report_due:
+            self._queue.put((self._write, "stderr", f"{status}\n"))
+        elif is_line_due:       # perhaps into a file, or read by nobody: so not the whole status
+            self._line_printed_at = monotonic()
+            self._has_printed = True
+            self._queue.put((self._write, "stderr", f"{status._summary}\n"))
+
+    def end_display(self, status: RemoteExecutorStatus) -> None:
+        """End the display, on a terminal by clearing it, in a notebook with this status."""
+        if self._terminal:
+            self._queue.put((self._terminal.clear, status))
+
+    def finish(self, status: RemoteExecutorStatus, histogram: Histogram) -> None:
+        """Print a summary and end the thread."""
+        self.end_display(status)
+        if not self.quiet and status.done + status.failed:
+            _log.info("%s", status._summary)
+            if self._terminal or self._show_status or self._has_printed:
+                counted = f"{histogram}\n" if status.done else ""
+                self._queue.put((self._write, "stderr", f"{status._summary}\n{counted}"))
+        self._queue.put(None)
+        # Wait as long as it makes progress.
+        done = -1
+        while self.thread.is_alive() and done < self._calls_done:
+            done = self._calls_done
+            self.thread.join(CLOSE_SECONDS)
+
+    def _run_scoreboard(self) -> None:
+        """Run the scoreboard thread: make the calls that are queued, whatever one raises."""
+        for function, *arguments in iter(self._queue.get, None):
+            try:
+                function(*arguments)
+            except BaseException as error:      # SystemExit too
+                if function is self._output:
+                    _log.exception("the function that output= names raised")
+                # Otherwise the user closed or replaced the stream, or its disk is full.
+                elif not isinstance(error, (OSError, ValueError, AttributeError)):
+                    _log.exception("what tasks print cannot be shown")
+            self._calls_done += 1
+
+    def _print_lines(self, machine: str, stream: str, lines: Iterable[str]) -> None:
+        """Print lines of a machine, on a terminal without what could change its settings."""
+        file = getattr(sys, stream)
+        if hasattr(file, "isatty") and file.isatty():
+            lines = [self._CONTROLS.sub(lambda match: match[1] or "", line) for line in lines]
+        self._write(stream, "".join(f"{_line_prefix(machine)}: {line}\n" for line in lines))
+
+    def _write(self, stream: str, text: str) -> None:
+        file = getattr(sys, stream)
+        if file is not None:
+            encoding = getattr(file, "encoding", None) or "utf-8"
+            file.write(text.encode(encoding, "backslashreplace").decode(encoding))
+            file.flush()
 
 
-def _unwrap_partials(fn: Any) -> Any:
-    """Return the function that a partial calls, or that a chunk of a map does."""
-    while isinstance(fn, functools.partial):
-        is_ours = fn.func in (wire.run_chunk, wire.run_items)
-        fn = fn.args[0] if is_ours else fn.func
-    return fn
-
+# ─────────────────────────────────────────── supervisor ───────────────────────────────────────────
 
 # An answer, or a _DecisionFailure; and futures whose callbacks are to be called.
 _Outcome = tuple[Any, list["_RemoteFuture"]]
@@ -4380,366 +5328,6 @@ def _run_writer(stuck: SimpleQueue[Any]) -> None:
         channel.resume_writing()
 
 
-class _Reader:
-    """The reader thread of a link: logs in, then acts on what the machine sends, until the end.
-
-    Arguments:
-        link: the number under which the supervisor finds the login and, once it is up, the channel.
-        stuck: for the link's writer thread; see `_run_writer`.
-    """
-
-    def __init__(self, supervisor: _Supervisor, worker: _Worker, link: int,
-                 stuck: SimpleQueue[Any]) -> None:
-        self._supervisor = supervisor
-        self._worker = worker
-        self._link = link
-        self._writer_queue = stuck
-        self._login = supervisor.logins[link]
-        # The reader thread alone uses these.
-        self._questions: set[tuple[int, str]] = set()       # what slots have asked for, by kind
-        self._copiers: list[threading.Thread] = []
-        # Added to by copiers; if two add the same, it is logged twice.
-        self._logged_refusals: set[str] = set()        # why packages do not follow
-        self._copy_loss = _LossKind.UNUSABLE        # what a failure to store files is
-        # By kind of message, what acts on it: on its identifier and its body.
-        self._message_handlers: dict[int, Callable[[int, Any], None]] = {
-            wire.OUTPUT: self._on_output, wire.DIED: self._on_slot_exit,
-            wire.KILLED: self._on_attempt_killed,
-            wire.RECALLED: self._on_attempts_recalled, wire.SLOT_COUNT: self._on_slot_count,
-            wire.PONG: self._on_pong, wire.INITIALIZER_FAILED: self._on_initializer_failed,
-            wire.COPY: self._on_copy, wire.STORED: self._on_stored, wire.FIND_NAME: self._on_name}
-        finders = {wire.FIND_MODULE: self._find_module, wire.LIST_MODULES: self._find_children,
-                   wire.FIND_METADATA: self._find_metadata}
-        for kind, find in finders.items():
-            self._message_handlers[kind] = functools.partial(self._on_question, kind, find)
-
-    def _run_reader(self) -> None:
-        """Run the reader thread: log in, read until the link ends, and report why it did."""
-        supervisor, login = self._supervisor, self._login
-        setup = supervisor.setup
-        try:
-            self._channel = login.open(setup.config, self._writer_queue, self._is_expected)
-            supervisor.channels[self._link] = self._channel
-            if setup.initializer:
-                self._channel.send(
-                    wire.message(wire.FUNCTION, wire.INITIALIZER_ID, 0, setup.initializer))
-            if setup.cargo.keys:
-                self._report(_Scheduler.on_greeting, login.cores)
-                login.await_files(setup.cargo.size)
-            else:
-                self._on_stored(0, b"")
-            self._read_until_closed()
-        except _LinkLost as lost:
-            self._on_link_lost(lost.loss)
-        except BaseException as error:
-            _log.exception("%s: unexpected error in the reader thread of %s", supervisor.title,
-                           self._worker.record)
-            self._on_link_lost(_Loss(_LossKind.LOST, wire.describe(error)))
-        finally:
-            if self._link in supervisor.channels:
-                supervisor.channels.pop(self._link).close()
-            self._writer_queue.put(None)
-            login.end()
-            for thread in self._copiers:
-                thread.join()
-            # In this order: the heartbeat ends when it finds no login after an event.
-            del supervisor.logins[self._link]
-            supervisor.events.put((supervisor.scheduler.on_link_ended, (self._link,), None))
-
-    def _on_link_lost(self, loss: _Loss) -> None:
-        """Report and log that the link ended, or could not be opened, against our will."""
-        self._report(_Scheduler.on_login_stages, self._login.found)
-        if not self._report(_Scheduler.on_link_lost, loss):
-            return
-        if loss.is_permanent:
-            self._log(logging.ERROR, loss.cause)
-            return
-        at_first, later = (seconds / 60 for seconds in GIVE_UP_SECONDS)
-        self._log(logging.WARNING, f"{loss.cause} (retrying; giving up after {at_first:g} min, "
-                                   f"{later:g} min once a task has succeeded)")
-
-    def _log(self, level: int, words: str) -> None:
-        _log.log(level, "%s: %s: %s", self._supervisor.title, self._worker.record, words)
-
-    def _report(self, report: Callable[..., Any], *operands: Any) -> Any:
-        """Report something to the scheduler, with one of its methods; return its answer."""
-        supervisor = self._supervisor
-        return supervisor.decide(
-            supervisor.scheduler.on_report, self._worker, self._link, report, *operands)
-
-    def _read_until_closed(self) -> None:
-        """Act on messages until we close the link. Raises _LinkLost if it ends otherwise."""
-        while True:
-            try:
-                messages = self._channel.read()
-                for kind, group in itertools.groupby(messages, operator.itemgetter(0)):
-                    self._on_messages(kind, [*group])
-            except (OSError, EOFError, wire.FrameError) as error:
-                if self._channel.pipe is not _CLOSING:
-                    raise self._login.diagnose(error) from None
-                self._report(_Scheduler.on_link_closed)
-                return
-
-    def _is_expected(self, kind: int, ident: int) -> bool:
-        """Return whether a long message may come: the outcome of an attempt that is there.
-
-        It may be one that is to be killed. Of any other, no memory is set aside.
-        """
-        worker = self._worker
-        is_outcome = kind in (wire.RESULT, wire.ERROR, wire.MISSING_MODULE, wire.INITIALIZER_FAILED)
-        return is_outcome and (ident in worker.ahead or ident in worker.running)
-
-    def _on_messages(self, kind: int, messages: list[_Message]) -> None:
-        """Act on messages of one kind. Raises FrameError for what no shim sends."""
-        # Three cases. Outcomes are reported together: so they go through the door once.
-        if kind in (wire.RESULT, wire.ERROR):
-            self._report(_Scheduler.on_results, messages)
-            return
-        # Likewise, with what is known here about the module that is missing there.
-        if kind == wire.MISSING_MODULE:
-            self._report(_Scheduler.on_results, [*map(self._find_missing_module, messages)])
-            return
-        # Everything else is acted on one by one.
-        try:
-            for _, ident, _, body in messages:
-                self._message_handlers[kind](ident, body)
-        except wire.DECODE_ERRORS as error:
-            raise wire.FrameError(
-                f"invalid message of kind {kind}: {wire.describe(error)}") from None
-
-    def _find_missing_module(self, message: _Message) -> _Message:
-        """Add to the body of a MISSING_MODULE message whether the module is here."""
-        kind, ident, tag, body = message
-        name, _, pickled = bytes(body[0]).partition(b"\0")
-        module = name.decode("utf-8", "replace")
-        try:
-            is_ours = bool(_find_spec(module))
-        except Exception:
-            is_ours = False
-        return kind, ident, tag, (module, is_ours, (pickled,))
-
-    def _on_output(self, number: int, body: bytes) -> None:
-        printed = wire.frame(wire.OUTPUT_ACK, len(body))
-        self._supervisor.scoreboard.show_output(
-            self._worker.machine, number, body, lambda: self._channel.send([printed]))
-
-    def _on_slot_exit(self, ident: int, body: bytes) -> None:
-        self._channel.forget(ident)
-        slot, status = wire.DEATH.unpack_from(body)
-        words = body[wire.DEATH.size:].decode("utf-8", "replace")
-        self._report(_Scheduler.on_slot_exit, ident, slot, _describe_exit(status), words)
-
-    def _on_attempt_killed(self, ident: int, body: bytes) -> None:
-        self._channel.forget(ident)
-        slot, _ = wire.DEATH.unpack(body)
-        self._report(_Scheduler.on_attempt_killed, ident, slot)
-
-    def _on_attempts_recalled(self, _ident: int, body: bytes) -> None:
-        idents = [ident for ident, in wire.IDENTIFIER.iter_unpack(body)]
-        self._report(_Scheduler.on_attempts_recalled, idents)
-
-    def _on_pong(self, sent_at: int, _body: bytes) -> None:
-        self._report(_Scheduler.on_round_trip, (monotonic_ns() - sent_at) * 1e-9)
-
-    def _on_slot_count(self, count: int, body: bytes) -> None:
-        if not 0 < count <= self._worker.count:
-            raise ValueError(f"{count} slots")
-        self._log(logging.WARNING, f"only {count} slots: {body.decode('utf-8', 'replace')}")
-        self._report(_Scheduler.on_slot_count, count)
-
-    def _on_initializer_failed(self, _ident: int, body: Sequence[bytes]) -> None:
-        words = bytes(body[0]).decode("utf-8", "replace")
-        raise _LinkLost(f"the initializer raised {words}", _LossKind.INITIALIZER_FAILED)
-
-    def _on_question(self, kind: int, find: Callable[[str], Any], ident: int, body: bytes) -> None:
-        """Answer what a slot has asked for; with None where there is nothing."""
-        name = self._check_question(kind, body)
-        answer = None
-        try:
-            answer = find(name)
-        except Exception:       # import hooks of the user may raise anything; the link goes on
-            _log.exception("%s: unexpected error while looking for %s", self._supervisor.title,
-                           name)
-        self._send_answer(ident, answer)
-
-    def _find_module(self, name: str) -> Any:
-        """Return a module's source, or the distribution that it belongs to, or None."""
-        setup = self._supervisor.setup
-        source = _find_source(name) if setup.modules else None
-        return source or setup.cargo.offer(name, self._login.facts)
-
-    def _find_children(self, name: str) -> Any:
-        """Return what `pkgutil` lists in a package of the project: `(name, is a package)` each."""
-        is_ours = self._supervisor.setup.modules and _find_source(name)
-        places = _find_spec(name).submodule_search_locations if is_ours else ()
-        return [(child.name, child.ispkg) for child in pkgutil.iter_modules(places)]
-
-    def _find_metadata(self, name: str) -> Any:
-        """Return what is installed here as distribution `name`, if it may follow, or None."""
-        setup = self._supervisor.setup
-        return setup.cargo.describe(name, self._login.facts, setup.modules)
-
-    def _on_name(self, ident: int, body: bytes) -> None:
-        """Send the definition that the script has under a name now; nothing, if that is data."""
-        name = body.decode()
-        supervisor = self._supervisor
-        packed: Any = None
-        try:
-            if supervisor.setup.modules:
-                packed = supervisor.functions.get_definition(name)
-        except Exception:       # it cannot be pickled
-            _log.debug("%s: %s cannot be sent", supervisor.title, name, exc_info=True)
-        if packed is None:
-            packed = wire.PICKLED_NONE
-        self._channel.send(wire.message(wire.ANSWER, ident, 0, packed))
-
-    def _check_question(self, kind: int, body: bytes) -> str:
-        """Return what is asked for. Raises ValueError if it was before: slots keep answers."""
-        text = body.decode()
-        if (kind, text) in self._questions:
-            raise ValueError(f"{text!r} is asked for twice")
-        self._questions.add((kind, text))
-        return text
-
-    def _send_answer(self, ident: int, answer: Any) -> None:
-        self._channel.send(wire.message(wire.ANSWER, ident, 0, wire.pack(answer)))
-
-    def _on_copy(self, ident: int, body: bytes) -> None:
-        """Have what is asked for copied by a thread of its own; everything else goes on."""
-        folder, entries = json.loads(self._check_question(wire.COPY, body))
-        if not _PLAIN_PATH.fullmatch(folder) or ".." in folder.split("/"):
-            raise ValueError(f"a path like {folder!r}")
-        names = ", ".join([name for _, name, _ in entries])
-        self._login.copies[ident] = names
-        self._copiers.append(self._supervisor.start_thread(
-            f"{self._worker.machine} copier", self._answer_copy, ident, names, folder, entries))
-
-    def _answer_copy(self, ident: int, names: str, folder: str,
-                     entries: Sequence[tuple[str, str, str]]) -> None:
-        """Copy entries, `(key, name, own version)`; answer how they travelled, or why not."""
-        login, cargo = self._login, self._supervisor.setup.cargo
-        answer: Any
-        try:
-            files = [cargo.find(key, name, login.facts) for key, name, _ in entries]
-            size = sum(file.size for file in files)
-            label = f"{', '.join([file.name for file in files])} ({size / 1e6:.3g} MB)"
-            login.copies[ident] = label
-            self._log(logging.INFO, f"gets {label}")
-            self._copy(files, folder)
-            answer = [(os.path.basename(one.source), one.digest, one.is_tar) for one in files]
-        except _LinkLost as lost:
-            self._copy_loss, answer = lost.loss.kind, lost.loss.cause
-        except Exception as error:
-            answer = str(error) or wire.describe(error)
-        finally:
-            del login.copies[ident]
-        is_news = f"{names} {answer}" not in self._logged_refusals and not login.over.is_set()
-        if isinstance(answer, str) and is_news and login.is_ready:
-            self._logged_refusals.add(f"{names} {answer}")     # other slots ask, too
-            own = ", ".join([own for _, _, own in entries])
-            self._log(logging.WARNING,
-                      f"{names} does not follow: {answer}; it has {own or 'none'}")
-        self._send_answer(ident, answer)
-
-    def _copy(self, files: Sequence[_File], folder: str) -> None:
-        over = self._login.over
-        for seconds in SCP_RETRY_SECONDS:
-            try:
-                with self._supervisor.scp_limit:
-                    self._login.copy(files, folder)     # which fails if it is over
-                return
-            except _LinkLost as lost:
-                is_crowded = lost.loss.kind is _LossKind.TOO_MANY_LOGINS
-                if not is_crowded or not seconds or over.is_set():
-                    raise
-            over.wait(seconds * random.uniform(0.5, 1.5))
-
-    def _on_stored(self, _ident: int, body: bytes) -> None:
-        """Let tasks come, for `files=` are where they find them. Raises _LinkLost if they are not.
-        """
-        login = self._login
-        if login.is_ready:
-            raise ValueError("files are stored twice")
-        if body:
-            words = body.decode("utf-8", "replace")
-            raise _LinkLost(f"cannot store files: {words}", self._copy_loss)
-        login.is_ready = True
-        self._log(logging.INFO, f"is up: {login.cores} cores, {login.found['interpreter']}")
-        self._report(_Scheduler.on_link_up, login.cores)
-        self._channel.send([wire.frame(wire.PING, monotonic_ns())])
-
-
-def _describe_exit(status: int) -> str:
-    """Say how a process ended, from its wait status."""
-    number = os.waitstatus_to_exitcode(status)
-    if number >= 0:
-        return f"exited with status {number}"
-    if number == -signal.SIGKILL:
-        return "killed by SIGKILL (out of memory?)"
-    try:
-        name = signal.Signals(-number).name
-    except ValueError:      # a real-time signal
-        name = signal.strsignal(-number) or ""
-    return f"killed by {name}"
-
-
-def _unpickling_error(name: str, error: BaseException) -> BundleError:
-    """Return the error of a future whose result cannot be unpickled."""
-    failure = BundleError(name, f"its result cannot be unpickled here: {wire.describe(error)}")
-    failure.__cause__ = error
-    return failure
-
-
-# What an ERROR message reports, by its stage.
-_STAGES = {
-    "arguments": "its function or arguments cannot be unpickled on the worker",
-    "result": "its result cannot be pickled",
-    "round trip": "its result cannot be unpickled",
-    "run": "it raised an exception that cannot be pickled",
-}
-
-
-def _rebuild_exception(name: str, body: Any) -> BaseException:
-    """Return the exception of an ERROR message, with the remote traceback as its cause.
-
-    Arguments:
-        name: of the function.
-        body: see `wire.pack_outcome`.
-
-    Raises whatever a malformed body leads to.
-    """
-    stage, pickled, kind, text, trace = wire.unpack(body)
-    error = None
-    # Two cases. The function raised, and its exception arrives. Otherwise a BundleError tells what
-    # could not be pickled or unpickled.
-    if stage == "run" and pickled:
-        try:
-            error = pickle.loads(pickled)
-        except BaseException as problem:
-            text += f" (the exception cannot be unpickled here: {wire.describe(problem)})"
-    if not isinstance(error, BaseException):
-        reason = f"{_STAGES[stage]}: {kind}: {text}"
-        if stage == "run":
-            reason += (" -- an exception is made anew from its args: pass all of them to "
-                       "super().__init__(), or define __reduce__")
-        error = BundleError(name, reason)
-    # Not by assignment: an exception may be a frozen dataclass.
-    vars(BaseException)["__cause__"].__set__(error, _RemoteTraceback(_add_source_lines(trace)))
-    return error
-
-
-def _add_source_lines(trace: str) -> str:
-    """Add lines of source to a remote traceback, from files that only this machine has.
-
-    These are the script, and the cells of a notebook.
-    """
-    def add_line(match: re.Match[str]) -> str:
-        line = linecache.getline(match[1], int(match[2])).strip()
-        return f"{match[0]}    {line}\n" if line else match[0]
-    return re.sub(
-        r'^  File "(.+)", line (\d+), in .*\n(?! {4})', add_line, trace, flags=re.MULTILINE)
-
-
 _supervisors: weakref.WeakSet[_Supervisor] = weakref.WeakSet()     # of all pools of this process
 
 
@@ -4758,8 +5346,7 @@ def _install_process_hooks() -> None:
                         after_in_child=_spawning.release)
 
 
-# While threads can still be started, unlike in functions of `atexit`.
-_register_at_exit = getattr(threading, "_register_atexit", atexit.register)
+# ───────────────────────────────────────── RemoteExecutor ─────────────────────────────────────────
 
 
 class RemoteExecutor(BaseExecutor):
@@ -4962,12 +5549,6 @@ class RemoteExecutor(BaseExecutor):
         self._supervisor.shutdown(wait, cancel_futures, quiet)
 
 
-def _is_interrupt(error: BaseException | None) -> bool:
-    """Return whether Ctrl-C raised this: KeyboardInterrupt, or in a coroutine CancelledError."""
-    cancelled = getattr(sys.modules.get("asyncio"), "CancelledError", KeyboardInterrupt)
-    return isinstance(error, (KeyboardInterrupt, cancelled))
-
-
 def _check_process() -> None:
     """Raise RuntimeError if this process is ending, or cannot read the source that workers need."""
     if sys.is_finalizing():
@@ -5069,569 +5650,6 @@ def _boolean(text: str) -> bool:
     """Parse what configuration files write for a bool, such as "yes". Raises KeyError."""
     import configparser
     return configparser.ConfigParser.BOOLEAN_STATES[text.lower()]
-
-
-# ─────────────────────────────────────────── scoreboard ───────────────────────────────────────────
-
-
-@dataclasses.dataclass(frozen=True)
-class WorkerStatus:
-    """One machine of a RemoteExecutorStatus. Times are in seconds.
-
-    Attributes:
-        worker: its record, as text.
-        state: "up", "connecting", "waiting" for the next login, or "failed" for good.
-        slots: how many it has.
-        busy: how many of them run a task.
-        ahead: tasks that wait there for a slot.
-        done: tasks that were done there; `p50` and `p95` are percentiles of how long they ran.
-        longest: how long its oldest task has been running; that calls `function`.
-        backups: backups that were started there.
-        died: slots that tasks killed.
-        lost: links that failed in a row.
-        retry_in: until its next login, if it waits for one.
-        cause: why it is not up.
-        found: what each stage of its login found.
-    """
-
-    worker: str
-    state: str
-    slots: int = 0
-    busy: int = 0
-    ahead: int = 0
-    done: int = 0
-    p50: float = 0.0
-    p95: float = 0.0
-    longest: float = 0.0
-    function: str = ""
-    backups: int = 0
-    died: int = 0
-    lost: int = 0
-    retry_in: float = 0.0
-    cause: str = ""
-    found: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-    def _cells(self) -> list[str]:
-        """Return the cells of its row after the name, the most important first."""
-        copying = _replace_unprintable(self.found.get("copying", ""))
-        notes = [f"copying {copying}"] if copying else []
-        if self.state == "up":
-            busy = f"{self.busy}/{self.slots}"
-            parts = [f"{busy:>5} slots", f"{self.done:>6} done", *notes]
-            if self.longest:
-                name = _replace_unprintable(self.function)
-                parts.append(f"longest {_seconds(self.longest):>7} {name}")
-            return parts + _format_percentiles(self, 7) + _format_counts(self, "backups", "died")
-        if self.retry_in:
-            notes.append(f"next try in {self.retry_in:.0f} s")
-        text = ", ".join([self.state, *notes])
-        if self.cause:
-            cause = " ".join(_replace_unprintable(self.cause).split())
-            text = f"{text}: {cause}"
-        return [text]
-
-
-@dataclasses.dataclass(frozen=True)
-class RemoteExecutorStatus:
-    """A snapshot of a RemoteExecutor. `str()` shows it as the scoreboard does.
-
-    Attributes:
-        title: the pool's.
-        waiting, done, failed, cancelled: numbers of tasks, each item of a `map` counted as one.
-            Those that raised have failed.
-        running: attempts that have started; one may carry many items of a `map`.
-        retried: attempts that replaced one that had started and was lost.
-        backups: backups that were started.
-        rate: tasks finished per second of late; 0 if too few were to measure it.
-        left: seconds until all is done at that rate; None if it cannot be known.
-        p50, p95: percentiles of the seconds that tasks ran.
-        workers: the status of each machine.
-
-    >>> print(RemoteExecutorStatus(
-    ...     "farm", waiting=40, running=8, done=112, failed=1, rate=4, left=10, p50=1.24, p95=2.5,
-    ...     workers=(WorkerStatus("8/me@bigbox", "up", 8, 8, 0, 112, 1.24, 2.5, 1.9, "simulate"),
-    ...              WorkerStatus("lab2", "waiting", retry_in=12.0, cause="connection refused"))))
-    farm: 112 done, 1 failed, 8 running, 40 waiting, 4/s, 10 s left, p50 1.24 s, p95 2.5 s
-      8/me@bigbox    8/8 slots     112 done  longest   1.9 s simulate  p50  1.24 s  p95   2.5 s
-      lab2         waiting, next try in 12 s: connection refused
-    """
-
-    title: str
-    waiting: int = 0
-    running: int = 0
-    done: int = 0
-    failed: int = 0
-    cancelled: int = 0
-    retried: int = 0
-    backups: int = 0
-    rate: float = 0.0
-    left: float | None = None
-    p50: float = 0.0
-    p95: float = 0.0
-    workers: tuple[WorkerStatus, ...] = ()
-    _spans: Sequence[_Span] = dataclasses.field(default=(), repr=False, compare=False)
-
-    def __str__(self) -> str:
-        return "\n".join(self._lay_out(1 << 20, 1 << 20))     # all of it
-
-    def _repr_pretty_(self, printer: Any, is_in_cycle: bool) -> None:
-        """Print it as text, for the plain form of a notebook."""
-        printer.text(str(self))
-
-    def _repr_html_(self) -> str:
-        """Return it as a table, for notebooks."""
-        import html
-        body = ""
-        for worker in self.workers:
-            cells = [html.escape(part.strip()) for part in (worker.worker, *worker._cells())]
-            body += "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
-        return f"<table><caption>{html.escape(self._summary)}</caption>{body}</table>"
-
-    @property
-    def _summary(self) -> str:
-        """The line above the machines."""
-        parts = [f"{self.title}: {self.done} done"]
-        parts += _format_counts(
-            self, "failed", "cancelled", "retried", "backups", "running", "waiting")
-        if self.rate:
-            parts.append(f"{self.rate:.3g}/s" if self.rate < 1000 else f"{self.rate:.0f}/s")
-        if self.left is not None:
-            parts.append(f"{_seconds(self.left)} left")
-        return ", ".join(parts + _format_percentiles(self, 0))
-
-    def _lay_out(self, columns: int, rows: int) -> list[str]:
-        """Lay it out in a rectangle: the head, then a line for each machine.
-
-        A line ends with the last part that fits. Machines that do not fit are counted in the last
-        line.
-        """
-        lines = _wrap_after_commas(self._summary, columns)
-        names = [worker.worker.split()[0] for worker in self.workers]
-        width = min(max(map(len, names), default=0), max(8, columns // 3))
-        room = rows - len(lines)
-        shown = len(names)
-        if shown > room:
-            shown = max(0, room - 1)
-        for name, worker in zip(names[:shown], self.workers):
-            first, *others = worker._cells()
-            line = f"  {name[:width]:{width}}  {first}"
-            for part in others:
-                if len(line) + 2 + len(part) > columns:
-                    break
-                line += f"  {part}"
-            lines.append(line[:columns])
-        hidden = [worker.state for worker in self.workers[shown:]]
-        if hidden:
-            up = hidden.count("up")
-            lines.append(f"  ... and {up} more up, {len(hidden) - up} not up")
-        return lines[:rows]
-
-    def trace(self, path: _Path) -> None:
-        """Write a trace of the last 32768 attempts, to open in ui.perfetto.dev or chrome://tracing.
-
-        Each machine is a process, each slot a thread, and each attempt a span. An arrow leads from
-        an attempt to the one that repeated or raced it. A span is as long as the slot says; it may
-        be late by the time that its result took to arrive.
-
-        Arguments:
-            path: the file to write, JSON in Google's Trace Event Format.
-        """
-        with open(path, "w", encoding="utf-8") as file:
-            events = _make_trace_events(self._spans)
-            json.dump({"traceEvents": events, "displayTimeUnit": "ms"}, file)
-
-
-def _make_trace_events(spans: Sequence[_Span]) -> list[dict[str, Any]]:
-    """Return spans as events of the Trace Event Format. Microseconds are its unit."""
-    pids: dict[_Worker, int] = {}
-    names: dict[tuple[str, int, int], str] = {}     # of processes and threads
-    events: dict[int, dict[str, Any]] = {}          # by attempt
-    next_starts: dict[tuple[int, int], float] = {}  # by process and thread
-    for span in reversed(spans):
-        pid = pids.setdefault(span.worker, len(pids) + 1)
-        tid = span.slot
-        name = f"slot {tid}"
-        if tid == wire.NO_SLOT:     # which one is not known: the attempt has a row of its own
-            tid = 1000 + len(names)
-            name = "slot not known"
-        names["process_name", pid, 0] = str(span.worker.record)
-        names["thread_name", pid, tid] = name
-        # `until` is when the result arrived, perhaps together with later ones of this slot. So an
-        # attempt ended then, or when its slot began the next one.
-        end = min(span.until, next_starts.get((pid, tid), math.inf))
-        start = end - span.ran
-        next_starts[pid, tid] = start
-        events[span.ident] = {
-            "ph": "X", "pid": pid, "tid": tid, "ts": 1e6 * start, "dur": 1e6 * span.ran,
-            "name": span.name, "cat": span.outcome,
-            "args": {"attempt": span.ident, "outcome": span.outcome}}
-    heads = [{"ph": "M", "name": kind, "pid": pid, "tid": tid, "args": {"name": name}}
-             for (kind, pid, tid), name in names.items()]
-    arrows = []
-    for span in spans:
-        if span.origin in events:
-            arrow = {"bp": "e", "id": span.ident, "name": "again", "cat": "again"}
-            arrows.append({**events[span.origin], **arrow, "ph": "s"})
-            arrows.append({**events[span.ident], **arrow, "ph": "f"})
-    return [*heads, *events.values(), *arrows]
-
-
-def _take_status(title: str, scheduler: _Scheduler,
-                 progress: Mapping[int, Mapping[str, str]]) -> RemoteExecutorStatus:
-    """Return a snapshot; the supervisor's lock must be held.
-
-    Arguments:
-        progress: what each login found so far, by its link.
-    """
-    now = scheduler.now
-    tally = scheduler.tally
-    total = scheduler.histogram()
-    p50 = total.percentile(50)
-    rate = tally.rate(now)
-    running = [one for worker in scheduler.workers for one in worker.running.values()]
-    youngest = min((now - attempt.since for attempt in running), default=math.inf)
-    started = scheduler.unfinished - scheduler.waiting
-    # It would be less than 0 while chunks whose items were cancelled have yet to be.
-    waiting = max(scheduler.count_tasks() - started, 0)
-    # What waits takes as long as its number says; then the youngest attempt has yet to end. It
-    # cannot be known if that takes longer than most did.
-    left = None
-    if rate and scheduler.up and (waiting or youngest < p50):
-        left = waiting / rate + max(0.0, p50 - youngest)
-    spans = [*tally.spans, *(one.span(wire.NO_SLOT, "running", now) for one in running)]
-    settled = tally.settled
-    workers = tuple(_take_worker_status(worker, now, progress.get(worker.link, worker.found))
-                    for worker in scheduler.workers)
-    return RemoteExecutorStatus(
-        title, waiting, started, done=settled[wire.RESULT],
-        failed=settled[wire.ERROR] + settled[_FAILED], cancelled=settled[_CANCELLED],
-        retried=tally.retried, backups=tally.backups, rate=rate, left=left, p50=p50,
-        p95=total.percentile(95), workers=workers, _spans=spans)
-
-
-def _take_worker_status(worker: _Worker, now: float, found: Mapping[str, str]) -> WorkerStatus:
-    done = worker.durations
-    longest, function = max(((now - attempt.since, attempt.name)
-                             for attempt in worker.running.values()), default=(0.0, ""))
-    return WorkerStatus(
-        str(worker.record), worker.state.name.lower(), worker.count, len(worker.running),
-        len(worker.ahead), done=done.count, p50=done.percentile(50), p95=done.percentile(95),
-        longest=longest, function=function, backups=worker.backups, died=worker.died,
-        lost=worker.failures, cause=worker.cause, found=found,
-        retry_in=max(worker.retry_at - now, 0.0) if worker.state is _WAITING else 0.0)
-
-
-def _format_counts(status: Any, *kinds: str) -> list[str]:
-    """Return texts like "3 failed" for those attributes that are not 0."""
-    return [f"{getattr(status, kind)} {kind}" for kind in kinds if getattr(status, kind)]
-
-
-def _format_percentiles(status: Any, width: int) -> list[str]:
-    """Return the median and the 95th percentile as texts, if anything was measured."""
-    if not status.p95:
-        return []
-    return [f"p50 {_seconds(status.p50):>{width}}", f"p95 {_seconds(status.p95):>{width}}"]
-
-
-def _wrap_after_commas(text: str, columns: int) -> list[str]:
-    """Break a text into lines, only after commas."""
-    # textwrap breaks at spaces, so NULs take the place of all others meanwhile.
-    glued = text.replace(" ", "\0").replace(",\0", ", ")
-    return [line.replace("\0", " ")
-            for line in textwrap.wrap(glued, columns, subsequent_indent="  ")]
-
-
-def _line_prefix(machine: str) -> str:
-    """Return what lines about a machine begin with: its name, or "here" for `:`."""
-    return "here" if machine == ":" else machine
-
-
-def _replace_unprintable(text: str) -> str:
-    """Return a text with a space for each character that is not printable."""
-    return "".join(char if char.isprintable() else " " for char in text)
-
-
-class _Terminal:
-    """Lines at the bottom of a terminal, above which everything else that is printed scrolls.
-
-    They lie outside the terminal's scrolling region (DEC STD 070, DECSTBM). So nothing overwrites
-    them, not even what child processes print, and they overwrite nothing that was printed.
-    """
-
-    # Make the whole screen the scrolling region again, at the same cursor; clear what is below.
-    _RESET = "\x1b7\x1b[r\x1b8\x1b[J"
-    # Whoever holds it draws, so that no two pools overwrite each other's lines.
-    _display_lock = threading.Lock()
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        # See https://no-color.org.
-        self._summary_format = "%s" if os.environ.get("NO_COLOR") else "\x1b[1m%s\x1b[m"
-        # From here on, the scoreboard thread alone reads and writes these.
-        self._drawn_shape = 0, 0, 0           # columns, rows, and how many of the rows are ours
-        self._restorer: Any = None    # a process, while we draw; see `_acquire`
-
-    def draw(self, status: RemoteExecutorStatus, cell: int = 0) -> None:
-        """Show a status in place of the last one, or nothing while another pool shows its own."""
-        if self._restorer is None and not self._acquire():
-            return
-        columns, rows = os.get_terminal_size(self._fd)
-        lines = status._lay_out(columns - 1, rows // 2) if columns > 10 else []
-        count = len(lines)
-        text = ""
-        if self._drawn_shape != (columns, rows, count):
-            self._drawn_shape = columns, rows, count
-            # Scroll until there is room below the cursor, and go back up.
-            text = self._RESET + "\x1bD" * count
-            if count:
-                text += f"\x1b[{count}A"
-        if lines:
-            # Set the region each time, because a program may have reset the terminal.
-            text += f"\x1b7\x1b[1;{rows - count}r\x1b8"
-            lines[0] = self._summary_format % lines[0]
-        for row, line in enumerate(lines, rows - count + 1):
-            text += f"\x1b7\x1b[{row};1H\x1b[K{line}\x1b8"
-        self._write(text)
-
-    def clear(self, _status: RemoteExecutorStatus) -> None:
-        """Clear the lines, and let the whole screen scroll again."""
-        if self._restorer:
-            self._write(self._RESET)
-            self._restorer.kill()
-            self._restorer.communicate()
-            self._restorer = None
-            self._drawn_shape = 0, 0, 0
-            self._display_lock.release()
-
-    def _acquire(self) -> bool:
-        """Return whether we may draw; if so, start a process that resets the terminal after us.
-
-        If this process is killed, the input of that one ends.
-        """
-        if not self._display_lock.acquire(blocking=False):
-            return False
-        try:
-            self._restorer = _spawn(
-                ["/bin/sh", "-c", 'cat >/dev/null; printf "%s" "$1"', "sh", self._RESET],
-                stdin=subprocess.PIPE, stdout=self._fd, stderr=subprocess.DEVNULL)
-        except OSError:
-            self._display_lock.release()
-            raise
-        return True
-
-    def _write(self, text: str) -> None:
-        wire.write_all(self._fd, [text.encode()])
-
-
-class _Notebook:
-    """The status in the output of a cell of a Jupyter notebook, drawn once a second at most.
-
-    The scoreboard thread alone reads and writes its attributes.
-    """
-
-    def __init__(self) -> None:
-        self._output: Any = None        # IPython's, of the output; None before the first
-        self._output_cell = 0                  # in which that stands
-        self._drawn_at = 0.0               # when it was drawn last
-
-    @staticmethod
-    def find_shell() -> Any:
-        """Return IPython's shell if this process is a Jupyter kernel; otherwise None."""
-        find = getattr(sys.modules.get("IPython"), "get_ipython", None)
-        shell = find() if find else None
-        return shell if hasattr(shell, "kernel") else None
-
-    @staticmethod
-    def watch_cells(supervisor: _Supervisor) -> None:
-        """Cancel what a cell has submitted, and nothing else, when that cell is interrupted."""
-        shell = _Notebook.find_shell()
-        if not shell:
-            return
-        board = supervisor.scoreboard
-        cells = itertools.count(1)
-        board.running_cell = next(cells)        # in which the pool is made
-        running: list[Any] = []         # cells that have begun: `run_cell` runs one in another
-
-        def begin(info: Any) -> None:
-            if not running:
-                board.running_cell = next(cells)
-            running.append(info)
-
-        def end(result: Any) -> None:
-            while running and running.pop() is not result.info:
-                pass        # this one never ended
-            if supervisor.all_ended.is_set():
-                shell.events.unregister("pre_run_cell", begin)
-                shell.events.unregister("post_run_cell", end)
-            elif not running:
-                # A `finally` may have raised something else in place of the interrupt.
-                error = result.error_in_exec
-                while error and not _is_interrupt(error):
-                    error = error.__cause__ or error.__context__
-                if error:
-                    supervisor.decide(supervisor.scheduler.cancel_cell, board.running_cell)
-                board.running_cell = 0
-                if not supervisor.scheduler.unfinished:
-                    board.end_display(supervisor.status())
-
-        shell.events.register("pre_run_cell", begin)
-        shell.events.register("post_run_cell", end)
-
-    def draw(self, status: RemoteExecutorStatus, cell: int) -> None:
-        """Show a status in place of the last one, or below the cell, if that is another one."""
-        if cell != self._output_cell:
-            self._output_cell = cell
-            self._output = None
-        if self._output and monotonic() - self._drawn_at < 1.0:
-            return
-        display: Any = importlib.import_module("IPython.display").display
-        self._drawn_at = monotonic()
-        if self._output:
-            self._output.update(status)
-        else:
-            self._output = display(status, display_id=True)
-
-    def clear(self, status: RemoteExecutorStatus) -> None:
-        """Leave a last status where it stands; the next one is shown in a new place."""
-        if self._output:
-            self._output.update(status)
-            self._output = None
-
-
-class _Scoreboard:
-    """Print what tasks print, and show the status: on a terminal, in a notebook, and in the log.
-
-    One thread writes, so that lines stay whole. If it is held up, by a terminal that was stopped
-    (Ctrl-S) or by a slow `output` function, only tasks that print are held up with it: a machine
-    sends at most a megabyte before it is told that this was printed.
-    """
-
-    # Escape sequences and control characters. Only tabs, and colours (group 1), may reach a
-    # terminal: nothing that a machine sends shall move its cursor or change its settings.
-    _CONTROLS = re.compile(r"(\x1b\[[\d;:]*m)|\x1b\[[0-?]*[ -/]*[@-~]|\x1b[\]P^_X][^\x07\x1b]*"
-                           r"(?:\x07|\x1b\\)?|\x1b[ -/]*[0-~]?|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-
-    def __init__(self, show: bool | None, output: bool | Callable[[str, str, str], object]) -> None:
-        self._show_status = show
-        self._output = output
-        self._terminal: _Terminal | _Notebook | None = None
-        if show is not False and _Notebook.find_shell():
-            self._terminal = _Notebook()
-        may_draw = show is not False and os.environ.get("TERM", "dumb") != "dumb"
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # it is closed, or no file
-            if may_draw and sys.stderr.isatty():
-                self._terminal = _Terminal(sys.stderr.fileno())
-        self.quiet = False              # set by `shutdown`, in any thread: show no more status
-        # Cells of a notebook, counted since the pool was made. The main thread, which runs them,
-        # writes these; the heartbeat reads the second.
-        self.running_cell = 0                   # the one that is running, or 0
-        self.status_cell = 0                # the last one that submitted; the status is shown there
-        # Read and written by the heartbeat alone.
-        self._heartbeat_count = 0
-        self._line_printed_at = monotonic()     # the last status line, where there is no terminal
-        self._has_printed = False       # whether one was
-        # What the scoreboard thread is to call: functions, each with its arguments; None ends it.
-        self._queue: SimpleQueue[tuple[Any, ...] | None] = SimpleQueue()
-        self._calls_done = 0                  # calls that it has made; others only read this
-        self.thread = threading.Thread(target=self._run_scoreboard, name="scoreboard", daemon=True)
-        self.thread.start()             # now, because at exit it may be too late
-
-    def show_output(self, machine: str, number: int, data: bytes,
-                    then: Callable[[], object]) -> None:
-        """Have lines printed that a task has printed; afterwards, have `then` called.
-
-        Arguments:
-            number: 1 if it printed to stdout, 2 if to stderr.
-            data: whole lines.
-        """
-        text = re.sub(r"\r*\n|\r", "\n", data.decode("utf-8", "replace"))
-        lines = text.removesuffix("\n").split("\n")
-        stream = "stdout" if number == 1 else "stderr"
-        if callable(self._output):
-            for line in lines:
-                self._queue.put((self._output, machine, stream, line))
-        else:
-            self._queue.put((self._print_lines, machine, stream, lines))
-        self._queue.put((then,))
-
-    def tick(self, take_status: Callable[[], RemoteExecutorStatus], is_beat: bool) -> None:
-        """Show the status while tasks run, and log it every REPORT_HEARTBEATS heartbeats.
-
-        The heartbeat thread calls this and must not wait. So while something else has yet to be
-        printed, nothing is shown; the next tick will do.
-        """
-        if is_beat:
-            self._heartbeat_count += 1
-        is_report_due = is_beat and self._heartbeat_count % REPORT_HEARTBEATS == 0
-        age = monotonic() - self._line_printed_at
-        is_line_due = self._show_status is not False and age > STATUS_LINE_SECONDS
-        if self.quiet or not (is_report_due or is_line_due or self._terminal):
-            return
-        status = take_status()
-        is_busy = status.running or status.waiting
-        if is_report_due and is_busy:
-            _log.info("%s", status)
-        if not self._queue.empty():
-            return
-        if self._terminal and is_busy:
-            self._queue.put((self._terminal.draw, status, self.status_cell))
-        elif self._terminal:
-            self.end_display(status)
-        elif not is_busy:
-            self._line_printed_at = monotonic()
-        elif self._show_status and is_report_due:
-            self._queue.put((self._write, "stderr", f"{status}\n"))
-        elif is_line_due:       # perhaps into a file, or read by nobody: so not the whole status
-            self._line_printed_at = monotonic()
-            self._has_printed = True
-            self._queue.put((self._write, "stderr", f"{status._summary}\n"))
-
-    def end_display(self, status: RemoteExecutorStatus) -> None:
-        """End the display, on a terminal by clearing it, in a notebook with this status."""
-        if self._terminal:
-            self._queue.put((self._terminal.clear, status))
-
-    def finish(self, status: RemoteExecutorStatus, histogram: Histogram) -> None:
-        """Print a summary and end the thread."""
-        self.end_display(status)
-        if not self.quiet and status.done + status.failed:
-            _log.info("%s", status._summary)
-            if self._terminal or self._show_status or self._has_printed:
-                counted = f"{histogram}\n" if status.done else ""
-                self._queue.put((self._write, "stderr", f"{status._summary}\n{counted}"))
-        self._queue.put(None)
-        # Wait as long as it makes progress.
-        done = -1
-        while self.thread.is_alive() and done < self._calls_done:
-            done = self._calls_done
-            self.thread.join(CLOSE_SECONDS)
-
-    def _run_scoreboard(self) -> None:
-        """Run the scoreboard thread: make the calls that are queued, whatever one raises."""
-        for function, *arguments in iter(self._queue.get, None):
-            try:
-                function(*arguments)
-            except BaseException as error:      # SystemExit too
-                if function is self._output:
-                    _log.exception("the function that output= names raised")
-                # Otherwise the user closed or replaced the stream, or its disk is full.
-                elif not isinstance(error, (OSError, ValueError, AttributeError)):
-                    _log.exception("what tasks print cannot be shown")
-            self._calls_done += 1
-
-    def _print_lines(self, machine: str, stream: str, lines: Iterable[str]) -> None:
-        """Print lines of a machine, on a terminal without what could change its settings."""
-        file = getattr(sys, stream)
-        if hasattr(file, "isatty") and file.isatty():
-            lines = [self._CONTROLS.sub(lambda match: match[1] or "", line) for line in lines]
-        self._write(stream, "".join(f"{_line_prefix(machine)}: {line}\n" for line in lines))
-
-    def _write(self, stream: str, text: str) -> None:
-        file = getattr(sys, stream)
-        if file is not None:
-            encoding = getattr(file, "encoding", None) or "utf-8"
-            file.write(text.encode(encoding, "backslashreplace").decode(encoding))
-            file.flush()
 
 
 # ──────────────────────────────────────────── defaults ────────────────────────────────────────────
@@ -5897,7 +5915,6 @@ def joblib_backend(pool: BaseExecutor) -> Any:
 
 
 # ────────────────────────────────────────── command line ──────────────────────────────────────────
-
 
 # No host key is checked: ssh itself starts the sshd, at the other end of a pipe.
 _PRIVATE_SSH = (

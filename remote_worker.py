@@ -189,7 +189,7 @@ QUESTIONS = FIND_MODULE, COPY, FIND_NAME, FIND_METADATA, LIST_MODULES
 _MESSAGE_KINDS = {CALL, FUNCTION, ANSWER, RESULT, ERROR, MISSING_MODULE, INITIALIZER_FAILED}
 
 
-# ──────────────────────────────────────────── frames ──────────────────────────────────────────────
+# ───────────────────────────────────────────── frames ─────────────────────────────────────────────
 
 
 class FrameError(Exception):
@@ -485,7 +485,209 @@ def write_all(fd: int, buffers: Iterable[Buffer]) -> None:
             wrote += os.write(fd, memoryview(buffer)[wrote:])
 
 
-# ──────────────────────────────────── how the script is pickled ───────────────────────────────────
+# The descriptors of a slot, besides stdin, stdout and stderr. The file's docstring draws them.
+_CALLS_FD, _RESULTS_FD, _PERMITS_FD, _QUESTIONS_FD, _ANSWERS_FD = range(3, 8)
+
+
+# ─────────────────────────────────────────── processes ────────────────────────────────────────────
+
+# Options of Linux's prctl(2).
+_PR_SET_PDEATHSIG = 1           # the signal that a process gets when its parent dies
+_PR_SET_CHILD_SUBREAPER = 36    # 1: it becomes the parent of descendants that lose theirs
+
+
+def _count_cores(root: str = "/") -> int:
+    """Return how many processors this process may use: the smallest of affinity and quotas."""
+    number = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        number = len(os.sched_getaffinity(0))
+    return max(1, min(number, *_cpu_quotas(root)))
+
+
+def _cpu_quotas(root: str) -> list[int]:
+    """Return the limits of a container, in processors, rounded up. See cgroups(7).
+
+    The first is one that no machine reaches, so there is always one.
+    """
+    quotas = [1 << 16]
+    try:
+        with open(os.path.join(root, "proc/self/cgroup")) as file:
+            groups = [line.rstrip("\n").split(":", 2) for line in file]
+    except OSError:
+        return quotas
+    for _, controllers, path in groups:
+        # Three cases: a group of version 2 (without controllers), or of version 1, for processors
+        # or for something else.
+        if not controllers:
+            place, names = "sys/fs/cgroup", ["cpu.max"]
+        elif "cpu" in controllers.split(","):
+            place, names = "sys/fs/cgroup/cpu", ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
+        else:
+            continue
+        parts = path.strip("/").split("/")
+        for depth in range(len(parts) + 1):     # the limits of the groups above it hold, too
+            try:
+                words = []
+                for name in names:
+                    with open(os.path.join(root, place, *parts[:depth], name)) as file:
+                        words += file.read().split()
+                quota, period = map(int, words)
+                if quota > 0:
+                    quotas.append(-(-quota // period))
+            except (OSError, ValueError, ZeroDivisionError):
+                pass        # no limit, or a group that is not visible in the container
+    return quotas
+
+
+def platform_facts() -> tuple[str, str, str]:
+    """Return what decides which binaries run here.
+
+    That is Python's own suffix of extension modules, the processor, and the C library.
+    """
+    system, _, release, _, processor = os.uname()
+    try:
+        libc = os.confstr("CS_GNU_LIBC_VERSION") or ""      # "glibc 2.36"
+    except (ValueError, OSError):
+        libc = "%s %s" % (system, release)
+    suffixes = *machinery.EXTENSION_SUFFIXES, ""
+    return suffixes[0], processor, libc
+
+
+def _prctl(option: int, value: int) -> None:
+    """Set an option of this process on Linux; elsewhere, do nothing."""
+    try:
+        import ctypes
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+    except (ImportError, OSError, AttributeError):
+        pass
+
+
+def _make_wake_pipe() -> tuple[int, int]:
+    """Return the ends of a pipe that becomes readable when a child changes. Also ignore Ctrl-C."""
+    wake, wake_out = os.pipe()
+    os.set_blocking(wake, False)
+    os.set_blocking(wake_out, False)
+    signal.set_wakeup_fd(wake_out, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return wake, wake_out
+
+
+def _reap_children(options: int = 0) -> Iterator[tuple[int, int]]:
+    """Yield `(process, wait status)` of children that have ended, and reap them.
+
+    Arguments:
+        options: of waitpid(2), to be told of other changes, too.
+    """
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG | options)
+        except ChildProcessError:
+            return
+        if not pid:
+            return
+        yield pid, status
+
+
+def process_tree() -> dict[int, list[int]]:
+    """Return {parent: [children]} of this machine's living processes; empty without /proc."""
+    if not os.path.exists("/proc/self/stat"):
+        return {}
+    tree = collections.defaultdict(list)
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                with open("/proc/%s/stat" % name, "rb") as file:
+                    state, parent = file.read().rpartition(b")")[2].split()[:2]
+            except (OSError, ValueError):
+                continue        # it has just ended
+            if state not in b"ZX":      # zombie, dead
+                tree[int(parent)].append(int(name))
+    return tree
+
+
+def signal_tree(pid: int, number: int) -> None:
+    """Signal a process and all its descendants; without /proc, its process group."""
+    tree = process_tree()
+    if not tree:
+        send_signal(-pid, number)
+        return
+    pids = [pid]
+    for parent in pids:     # which grows meanwhile
+        pids += tree.get(parent, ())
+    for member in pids:
+        send_signal(member, number)
+
+
+def send_signal(pid: int, number: int) -> None:
+    """Signal a process, or the process group `-pid`, unless it has ended or is not ours."""
+    try:
+        os.kill(pid, number)
+    except (ProcessLookupError, PermissionError):
+        pass
+
+
+def kill_children(spare: Container[int] = ()) -> None:
+    """Kill the children of this process, and their descendants, except the trees of `spare`."""
+    for pid in process_tree().get(os.getpid(), ()):
+        if pid not in spare:
+            signal_tree(pid, signal.SIGKILL)
+
+
+def kill_descendants() -> None:
+    """Kill all descendants of this process, which must be a subreaper: it inherits orphans."""
+    while True:
+        kill_children()
+        try:
+            os.wait()
+        except ChildProcessError:
+            return
+
+
+def _exit_after(run: Callable[[], object]) -> None:
+    """Run a forked child, and end it. It never returns into the code that forked it.
+
+    The status is 1, after a traceback, if `run` raises anything but SystemExit.
+    """
+    status = 0
+    try:
+        run()
+    except SystemExit:
+        pass
+    except BaseException:
+        status = 1
+        import traceback
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def _remove(path: str) -> None:
+    """Remove a file, or a directory with all that is in it, if it exists."""
+    if os.path.isdir(path):
+        import shutil
+        shutil.rmtree(path, ignore_errors=True)
+    elif os.path.lexists(path):
+        os.unlink(path)
+
+
+def enlarge_pipe(fd: int) -> None:
+    """Enlarge a pipe to 1 MiB where the platform can: arrays then move faster."""
+    try:
+        fcntl.fcntl(fd, 1031, MAX_FRAME)        # F_SETPIPE_SZ
+    except OSError:
+        pass
+
+
+def open_nameless_file() -> Any:
+    """Return an open file that has no name, and that lies in memory where the platform can."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("executors"), "r+b")
+    import tempfile
+    return tempfile.TemporaryFile()
+
+
+# ──────────────────────────────────── what the script defines ─────────────────────────────────────
 #
 # What `__main__` defines cannot be imported on another machine. The same holds for modules that
 # were given to `cloudpickle.register_pickle_by_value`. All of these are called the *script*, for
@@ -589,6 +791,24 @@ def script_path(obj: Any) -> tuple[Any, str]:
     return None, ""
 
 
+def script_module(space: dict[str, Any]) -> Any:
+    """Return the name of the script's module that these globals belong to, or None."""
+    name = space.get("__name__")
+    if not isinstance(name, str) or not _is_script_module(name):
+        return None
+    return name if getattr(sys.modules.get(name), "__dict__", None) is space else None
+
+
+def is_data(value: object) -> bool:
+    """Return whether a global of the script is neither a constant nor a definition nor a module."""
+    return not (is_plain(value) or is_definition(value))
+
+
+def is_definition(value: object) -> bool:
+    """Return whether an object is a function, a class or a module."""
+    return isinstance(value, (*_DEFINITION_TYPES, types.BuiltinFunctionType, types.ModuleType))
+
+
 # A token identifies a definition in pickles that go back to where it came from. None of these
 # tables keeps a definition alive.
 _tokens: Any = weakref.WeakKeyDictionary()          # definition -> token
@@ -604,518 +824,92 @@ def _token_of(obj: Any) -> bytes:
     return token
 
 
-def _make_received(make: Callable[..., Any], args: Any, token: bytes, *key: str) -> Any:
-    """Make a function or class that another process sent, and bind it to its name, if it has one.
-
-    Its attributes, defaults and so on are set after this. They may refer to it by name: a method of
-    Point may mention Point. That is why the name is bound first.
-
-    Arguments:
-        make, args: what makes the bare object.
-        token: the object's token in the process that it comes from.
-        key: `module, name` of the script, or nothing.
-    """
-    known = _definitions_by_token.get(token)
-    try:
-        obj = make(*args)
-    except Exception as error:
-        name = args[1] if type(args[1]) is str else "a function"
-        raise _cannot_recreate(error, name) from error
-    # `make` returns the very object that this process has for the token, or a new one. What was
-    # defined in this process has a token too, and must not be taken for something received.
-    if obj is not known:
-        _tokens[obj] = token
-        _definitions_by_token[token] = obj
-        _received.add(obj)
-    if key:
-        script.bind(key, obj)
-    return obj
-
-
-def _find_original(token: bytes, path: str) -> Any:
-    """Return the definition that this process sent with a token, or what a path leads to from it.
-
-    Raises UnpicklingError if it has been deleted here.
-    """
-    obj = _definitions_by_token.get(token)
-    if obj is None:
-        raise pickle.UnpicklingError(
-            "the pickle refers to a function or class that has been deleted in this process; keep "
-            "it until all results have arrived")
-    return operator.attrgetter(path)(obj) if path else obj
-
-
-def _set_class_attributes(cls: Any, state: Any) -> None:
-    """Set the attributes of a class that was received, and delete those it no longer has.
-
-    A class that was defined in this process is left as it is.
-
-    Arguments:
-        state: cloudpickle's setter, and the attributes to pass to it.
-    """
-    if cls not in _received:
-        return
-    set_state, attributes = state
-    try:
-        for name in _received_attributes.get(cls, ()):
-            if name in vars(cls) and name not in attributes[0]:
-                delattr(cls, name)
-        set_state(cls, attributes)
-    except Exception as error:
-        raise _cannot_recreate(error, cls.__name__) from error
-    _received_attributes[cls] = {*attributes[0]}
-
-
-def _cannot_recreate(error: Exception, name: str) -> TypeError:
-    return TypeError(
-        "cannot recreate %s, which the script defines, in another process (%s: %s). To fix, move "
-        "it to a module of its own, which is sent as a file" % (name, type(error).__name__, error))
-
-
-def _make_class_without_hooks(
-        make: Callable[..., Any], meta: Any, name: str, bases: Any, *args: Any) -> Any:
-    """Make a class without the hooks that the script defines: they ran when it was first made.
-
-    For example, an `__init_subclass__` that registers each subclass would register it again.
-    """
-    hooks = [(owner, hook) for owner in meta.__mro__
-             for hook in ("__new__", "__init__", "__call__", "__prepare__")]
-    for base in bases:
-        origin = getattr(base, "__origin__", base)      # of a generic alias
-        hooks += [(owner, "__init_subclass__") for owner in getattr(origin, "__mro__", ())]
-    hidden = {(owner, hook): vars(owner)[hook] for owner, hook in hooks
-              if owner in _received and hook in vars(owner)}
-    for owner, hook in hidden:
-        delattr(owner, hook)
-    try:
-        return make(meta, name, bases, *args)
-    finally:
-        for (owner, hook), value in hidden.items():
-            setattr(owner, hook, value)
-
-
-def _make_cached(settings: dict[str, Any], function: Any) -> Any:
-    return functools.lru_cache(**settings)(function)
-
-
-_shared_caches: dict[bytes, Any] = {}      # cached functions without a name, by digest
-
-
-def _share_cached(digest: bytes, settings: dict[str, Any], function: Any) -> Any:
-    """Return the one cached function with this digest, so that its cache outlives a call."""
-    if digest not in _shared_caches:
-        _shared_caches[digest] = _make_cached(settings, function)
-    while len(_shared_caches) > MAX_SHARED_CACHES:
-        oldest = next(iter(_shared_caches))
-        del _shared_caches[oldest]
-    return _shared_caches[digest]
-
-
-def _make_named(make: Callable[..., Any], args: Any, attributes: Mapping[str, Any]) -> Any:
-    """Make an object by value whose own `__reduce__` would have returned its name."""
-    obj = make(*args)
-    for name, value in attributes.items():
-        try:
-            object.__setattr__(obj, name, value)
-        except (AttributeError, TypeError):     # it takes no attributes
-            pass
-    return obj
-
-
-class _Reducers:
-    """What our picklers have in common. `_pickler_class` adds this to cloudpickle's Pickler."""
-
-    def reduce_to_reference(self, obj: Any, module: Any, path: str) -> Any:
-        """Return how a pickle refers to a definition. None means: carry it by value.
-
-        Arguments:
-            obj: the definition.
-            module, path: where the script has it, as `script_path` returns them.
-
-        Returns what `__reduce__` may return.
-        """
-        return None
-
-    def reducer_override(self, obj: Any) -> Any:
-        """Reduce definitions, and objects that have to arrive as a name. See `pickle.Pickler`."""
-        kind: Any = type(obj)
-        # Functions, classes and cached functions. cloudpickle returns six values for those that it
-        # carries by value; anything else is a name, which another machine can import.
-        if isinstance(obj, _DEFINITION_TYPES):
-            name = self.reduce_to_reference(obj, *script_path(obj))
-            if name is not None:
-                return name
-            if kind is CACHED_TYPE:
-                return self.reduce_cached(obj)
-            made = super().reducer_override(obj)        # type: ignore[misc]
-            if type(made) is not tuple or len(made) != 6:
-                return made
-            if kind is types.FunctionType:
-                return self.reduce_function(obj, made)
-            return self.reduce_class(obj, made)
-        # A class method goes by its class; cloudpickle would make a second function of it.
-        if kind is types.MethodType and isinstance(obj.__self__, type) and (
-                getattr(obj.__self__, obj.__name__, None) == obj):
-            return obj.__reduce__()
-        # A constant of a library, such as dataclasses.MISSING.
-        name = _names_of_constants(kind).get(id(obj))
-        if name and _look_up(kind.__module__, name) is obj:
-            return name
-        return self.reduce_named(obj) if _may_reduce_to_name(kind) else NotImplemented
-
-    def reduce_cached(self, cached: Any) -> Any:
-        """Carry a cached function by value, with its settings, unless it can be imported."""
-        module, path = getattr(cached, "__module__", None), getattr(cached, "__qualname__", "")
-        if module and not _is_script_module(module) and _look_up(module, path) is cached:
-            return path
-        return _share_cached, (
-            _digest_cached(cached), cached.cache_parameters(), cached.__wrapped__)
-
-    def reduce_function(self, function: Any, made: tuple[Any, ...]) -> Any:
-        """Complete what cloudpickle returns for a function that it carries by value."""
-        return made
-
-    def reduce_class(self, cls: Any, made: tuple[Any, ...], key: Any = ()) -> Any:
-        """Complete what cloudpickle returns for a class that it carries by value.
-
-        Three things are added: the class's `__slots__`; a token (see `_make_received`); and our own
-        setter of its attributes, which spares classes that were defined where the pickle arrives.
-
-        Arguments:
-            made: what cloudpickle returns.
-            key: `module, name` to bind the class to, or nothing.
-        """
-        make, args, (state, others), _, _, set_state = made
-        is_enum = len(args) != 6
-        new = type(cls).__new__
-        is_in_c = new is not type.__new__ and not hasattr(new, "__code__")
-        # A msgspec.Struct, say: its metaclass sets __slots__ itself, and refuses to be given them.
-        if is_in_c and "__slots__" in vars(cls):
-            raise TypeError("its metaclass %s is not written in Python" % type(cls).__name__)
-        if vars(cls).get("__slots__") and not is_enum:
-            slots = cls.__slots__
-            make_kwargs = {**args[3], "__slots__": slots}
-            args = (*args[:3], make_kwargs, *args[4:])
-            # `type` makes the descriptors of slots anew, also of private ones: `_Point__x`.
-            private = "_" + cls.__name__.lstrip("_")
-            names = (slots,) if isinstance(slots, str) else slots
-            hidden = {"__slots__", *names, *(private + name for name in names)}
-            state = {name: value for name, value in state.items() if name not in hidden}
-        if not is_enum:
-            make, args = _make_class_without_hooks, (make, *args)
-        return (_make_received, (make, args, _token_of(cls), *key), (set_state, (state, others)),
-                None, None, _set_class_attributes)
-
-    def reduce_named(self, obj: Any) -> Any:
-        """Reduce an object that may say that its pickle is a name.
-
-        A NewType, a TypeVar or a sentinel does. If the script has it, the name alone would mean
-        nothing where it is unpickled.
-        """
-        made = obj.__reduce_ex__(5)
-        if type(made) is not str:
-            return made
-        module: Any = getattr(obj, "__module__", None)
-        if _look_up(module, made) is not obj:
-            module = "__main__"
-        if not _is_script_module(module) or _look_up(module, made) is not obj:
-            return made
-        name = self.reduce_to_reference(obj, module, made)
-        if name is not None:
-            return name
-        # By value. Three cases: cloudpickle has a reducer for a TypeVar; a ParamSpec is made from
-        # its name; anything else is made without its __init__, and then given its attributes.
-        kind = type(obj)
-        attributes = {**getattr(obj, "__dict__", {})}
-        if kind.__module__ == "typing" and kind.__name__ != "NewType":
-            reduce_type_var = self.dispatch_table.get(kind)     # type: ignore[attr-defined]
-            made = reduce_type_var(obj) if reduce_type_var else (kind, (obj.__name__,))
-            attributes["__module__"] = module
-        else:
-            made = kind.__new__, (kind,)
-            slots = copyreg._slotnames(kind)        # type: ignore[attr-defined]
-            attributes.update((slot, getattr(obj, slot)) for slot in slots if hasattr(obj, slot))
-        return _make_named, (*made, attributes)
-
-
-@functools.lru_cache(1000)
-def _names_of_constants(kind: Any) -> dict[int, str]:
-    """Return the names, by `id`, of the stateless instances that the module of a class defines.
-
-    Code compares them by identity, for example with dataclasses.MISSING. So a pickle must refer to
-    them, not copy them.
-    """
-    module = kind.__module__
-    if module == "builtins" or _is_script_module(module) or _has_own_reduce(kind):
-        return {}
-    loaded = sys.modules.get(module)
-    if loaded is None:
-        return {}
-    names = {}
-    for name, value in [*vars(loaded).items()]:
-        try:
-            if type(value) is kind and not any(value.__reduce_ex__(5)[2:]):
-                names[id(value)] = name
-        except Exception:       # it cannot be pickled at all
-            pass
-    return names
-
-
-@functools.lru_cache(1000)
-def _may_reduce_to_name(kind: Any) -> bool:
-    """Return whether the pickle of an instance may be the name that the script has it under."""
-    if kind.__module__ == "typing":
-        return kind.__name__ in ("NewType", "ParamSpec", "TypeVar", "TypeVarTuple")
-    import cloudpickle  # type: ignore
-    if kind in cloudpickle.CloudPickler.dispatch_table:
-        return False
-    # A reducer written in Python may return a name. That of a library's decorator often does.
-    return any(isinstance(reducer, types.FunctionType)
-               for reducer in (kind.__reduce_ex__, kind.__reduce__))
-
-
-def _has_own_reduce(kind: Any) -> bool:
-    """Return whether a class defines how its instances are pickled."""
-    return (kind.__reduce_ex__ is not object.__reduce_ex__
-            or kind.__reduce__ is not object.__reduce__)
-
-
-class _ResultReducers(_Reducers):
-    """For results: refer to the definitions that came from where the result goes."""
-
-    def reduce_to_reference(self, obj: Any, module: Any, path: str) -> Any:
-        # Four cases. A definition that was received, unless a function made it: by its token.
-        if obj in _received and "<" not in getattr(obj, "__qualname__", "<"):
-            return _find_original, (_token_of(obj), "")
-        # Something inside a class that was received, say a method: by the token of the class.
-        first, _, rest = path.partition(".")
-        owner = _look_up(module, first) if rest else ABSENT
-        if owner is not ABSENT and owner in _received:
-            return _find_original, (_token_of(owner), rest)
-        # Something that this process of a ProcessExecutor has from its parent: by its name.
-        is_inherited = first in _inherited and _inherited[first] is _look_up(module, first)
-        if module == "__main__" and is_inherited:
-            return path
-        # Something that the call itself has made: by value.
-        return None
-
-    def reduce_named(self, obj: Any) -> Any:
-        """Reduce an object that may be a name to just that: the controller has it by that name."""
-        return obj.__reduce_ex__(5)
-
-
-class _ProcessReducers(_Reducers):
-    """For a process of a ProcessExecutor: refer by name to what that process has in `__main__`.
-
-    Attributes:
-        known_names: what it has for certain, by name; None if only the process itself can say.
-    """
-
-    known_names: Mapping[str, object] | None = None
-
-    def reduce_to_reference(self, obj: Any, module: Any, path: str) -> Any:
-        if module != "__main__":
-            return None
-        # Two cases. A process that imports the script decides for itself: it is sent the name, and
-        # also the value, in case the name stands for something else there.
-        first = path.partition(".")[0]
-        if self.known_names is None:
-            try:
-                pickled = _dumps(obj, _Reducers)
-            except Exception:       # then the process must have it
-                return path
-            return _look_up_or_unpickle, (path, _definition_outline(obj), pickled)
-        # A process that was forked has what `__main__` had at that time.
-        is_there = first in self.known_names and self.known_names[first] is _look_up(module, first)
-        return path if is_there else None
-
-
-class _SlotReducers(_Reducers):
-    """For a slot: refer by name to everything that the script defines at its top level.
-
-    A pickle of `(clip, 12)` refers to `clip` by name. A pickle that defines `clip` has the name as
-    its `key`, holds the code, and has LIMIT among its `used_globals`. Keys are `(module, name)`.
-
-    Attributes:
-        used_globals: keys of the globals that functions in the pickle use.
-        references: keys that the pickle itself refers to; they are bound before it is unpickled.
-        root: the object that the pickle defines, which is therefore carried by value; or None.
-        key: the key to bind `root` to, or ().
-        defining: keys of all that the pickle defines, which it does not refer to.
-    """
-
-    root: Any = None
-    key: tuple[str, ...] = ()
-    defining: Container[Any] = ()
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.used_globals: set[Any] = set()
-        self.references: set[Any] = set()
-
-    def reducer_override(self, obj: Any) -> Any:
-        if type(obj) is Prepacked:
-            self.references.update(obj.needs)
-            return bytes, (obj.data,)
-        return super().reducer_override(obj)
-
-    def reduce_to_reference(self, obj: Any, module: Any, path: str) -> Any:
-        key = module, path.partition(".")[0]
-        if module is None or key in self.defining:
-            return None
-        self.references.add(key)
-        return _find_in_script, (module, path)
-
-    def reduce_function(self, function: Any, made: tuple[Any, ...]) -> Any:
-        """Make a function use the globals of the slot's `__main__`, and note which it needs.
-
-        cloudpickle would send copies of the globals along.
-        """
-        make, args, (state, others), *rest = made
-        module = script_module(function.__globals__)
-        if module:
-            code = function.__code__
-            used = {*_global_names(code)}
-            # Code that mentions "__main__" may ask it for any attribute that it mentions.
-            if "__main__" in (*code.co_names, *code.co_consts):
-                used.update(code.co_names)
-            self.used_globals.update((module, name) for name in used)
-            self._add_annotations(function, module)
-            others = {**others, "__globals__": {}}
-            args = (args[0], _NamespaceReference(module), *args[2:])
-        if function is self.root:
-            args = make, args, _token_of(function), *self.key
-            make = _make_received
-        return make, args, (state, others), *rest
-
-    def reduce_cached(self, cached: Any) -> Any:
-        if cached is not self.root:
-            return super().reduce_cached(cached)
-        args = cached.cache_parameters(), cached.__wrapped__
-        return _make_received, (_make_cached, args, _token_of(cached), *self.key)
-
-    def reduce_class(self, cls: Any, made: tuple[Any, ...], key: Any = ()) -> Any:
-        """Reduce a class; if it is what the pickle defines, bind it to its key."""
-        self._add_annotations(cls, cls.__module__)
-        return super().reduce_class(cls, made, self.key if cls is self.root else ())
-
-    def _add_annotations(self, obj: Any, module: str) -> None:
-        """Note the globals that annotations name as text (PEP 563), for `typing.get_type_hints`."""
-        if isinstance(obj, type):
-            annotations = vars(obj).get("__annotations__", {})
-        else:
-            annotations = obj.__annotations__
-        for text in annotations.values():
-            if type(text) is str and _is_script_module(module):
-                self.used_globals.update((module, name) for name in _annotation_names(text)
-                                  if hasattr(sys.modules[module], name))
-
-
-class _DigestReducers(_Reducers):
-    """For the digest of a cached function: by value, but cached functions in it become numbers.
-
-    Attributes:
-        cached_functions: the cached functions, in the order of their numbers; grows.
-    """
-
-    cached_functions: list[Any]
-
-    def reduce_cached(self, cached: Any) -> Any:
-        if cached not in self.cached_functions:
-            self.cached_functions.append(cached)
-        return int, (self.cached_functions.index(cached),)
-
-
-def _digest_cached(cached: Any) -> bytes:
-    """Return a digest of a cached function and of all cached functions that it uses."""
-    import hashlib
-    functions, hashed = [cached], hashlib.sha256()
-    for function in functions:      # which grows: pickling one may find others
-        settings = function.cache_parameters()
-        pickled = _dumps(
-            (function.__wrapped__, settings), _DigestReducers, cached_functions=functions)
-        hashed.update(pickled)
-    return hashed.digest()
-
-
-class _DefinitionReducers(_SlotReducers):
-    """For definitions: refer also to data of the script, by key.
-
-    In `def draw(rng=rng)`, say, the default is an object that a global stands for, too. In the slot
-    these must be one object.
-
-    Attributes:
-        globals: keys of the script's data, by the `id` of the object.
-    """
-
-    globals: Mapping[int, Any] = types.MappingProxyType({})
-
-    def persistent_id(self, obj: Any) -> Any:
-        """Return the key of a global, or None; see `pickle.Pickler`."""
-        key = self.globals.get(id(obj))
-        if key is None or key in self.defining:
-            return None
-        self.references.add(key)
-        return key
-
-
-class _NamespaceReference:
-    """Stands for the globals of a function. In a slot it becomes those of the slot's module."""
-
-    def __init__(self, module: str) -> None:
-        self._module = module
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _script_namespace, (self._module,)
-
-
-def script_module(space: dict[str, Any]) -> Any:
-    """Return the name of the script's module that these globals belong to, or None."""
-    name = space.get("__name__")
-    if not isinstance(name, str) or not _is_script_module(name):
-        return None
-    return name if getattr(sys.modules.get(name), "__dict__", None) is space else None
-
-
-def _global_names(code: types.CodeType) -> Iterable[str]:
-    """Return the names of the globals that code uses, with those of functions in it."""
-    from cloudpickle import cloudpickle
-    names: Iterable[str] = cloudpickle._extract_code_globals(code)
-    return names
-
-
-@functools.lru_cache(1000)
-def _annotation_names(text: str) -> Iterable[str]:
-    """Return the names of the globals that an annotation uses."""
-    try:
-        return _global_names(compile("lambda: " + text, "", "eval"))
-    except SyntaxError:
-        return ()
-
-
-@functools.cache
-def _pickler_class(reducers: Any) -> Any:
-    """Return a subclass of cloudpickle's Pickler that reduces as a subclass of _Reducers says."""
-    import cloudpickle
-    default_table = cloudpickle.CloudPickler.dispatch_table
-
-    def reduce_code(code: types.CodeType) -> Any:
-        """Keep the file's name, for tracebacks: cloudpickle replaces it by "<dynamic-code>"."""
-        make, args = default_table[types.CodeType](code)
-        return make, tuple([
-            code.co_filename if isinstance(value, str) and value == "<dynamic-code>" else value
-            for value in args])
-
-    def reduce_cached_property(prop: Any) -> Any:
-        """Leave out the lock that one has before Python 3.12."""
-        return functools.cached_property, (prop.func,), {"attrname": prop.attrname}
-
-    table = default_table.new_child({
-        types.CodeType: reduce_code, functools.cached_property: reduce_cached_property})
-    return type("Pickler", (reducers, cloudpickle.CloudPickler), {"dispatch_table": table})
+# What this process had in `__main__` when it began, if it is one of a ProcessExecutor's.
+_inherited: dict[str, object] = {}
 
 
 # ────────────────────────────────────── the script in a slot ──────────────────────────────────────
+
+# How a slot gets the function of a call. It unpickles it for each call, so that no call sees what
+# another did to it; or once; or looks it up by its name in the script.
+UNPICKLE_EACH_CALL, UNPICKLE_ONCE, LOOK_UP_BY_NAME = range(3)
+
+
+class _SlotFunction:
+    """A function as a slot knows it, with the definitions that it uses; see `pack_function`.
+
+    Large buffers are kept in a nameless file, and mapped privately for each unpickling: a call may
+    write to them, and the next call finds them unchanged.
+
+    Attributes:
+        needs: by `(module, name)`, the versions of what it uses of the script.
+        modules: names of the modules to import before.
+    """
+
+    def __init__(self, segments: Sequence[Any]) -> None:
+        head, *buffers = segments
+        self._how, self._root, self.needs, self._definitions, self.modules = pickle.loads(head)
+        self._places: list[slice] = []      # where each buffer lies in the file
+        self._unpickled: Any = ABSENT          # the function, if it is unpickled only once
+        if not buffers:
+            return
+        self._file = open_nameless_file()
+        for buffer in buffers:
+            padding = -self._file.tell() % 64       # align arrays
+            start = self._file.seek(padding, os.SEEK_CUR)
+            self._places.append(slice(start, start + self._file.write(buffer)))
+        self._file.flush()
+
+    def get_function(self) -> Any:
+        """Return the function. May raise anything: unpickling runs code that the pickle names."""
+        script.bind_needs(self)
+        # Three cases: it is looked up in the script, unpickled for each call, or unpickled once.
+        if self._how == LOOK_UP_BY_NAME:
+            return script.find_object(*self._root)
+        if self._unpickled is not ABSENT:
+            return self._unpickled
+        function = _unpickle_definition(self._segments(self._root))
+        if self._how == UNPICKLE_ONCE:
+            self._unpickled = function
+        return function
+
+    def load_definition(self, version: bytes) -> tuple[Any, int, Any]:
+        """Unpickle a definition.
+
+        Return its keys `(module, name)`, its size in bytes, and the value of each key. For a short
+        constant, there are no keys, the size is 0, and the value is the only one.
+        """
+        if version not in self._definitions:        # a short constant, whose version is its pickle
+            return (), 0, (pickle.loads(version),)
+        keys, section = self._definitions[version]
+        segments = self._segments(section)
+        size = sum(map(len, segments))
+        value = _unpickle_definition(segments)
+        values = (value,) if len(keys) == 1 else value
+        return keys, size, values
+
+    def _segments(self, section: Any) -> Sequence[Any]:
+        """Return a pickle and its buffers, from what `pack_function` has made of them.
+
+        Three cases: a range of the buffers in the file, a list of segments, or a single pickle.
+        """
+        if isinstance(section, tuple):
+            whole = memoryview(mmap.mmap(self._file.fileno(), 0, flags=mmap.MAP_PRIVATE))
+            return [whole[place] for place in self._places[slice(*section)]]
+        if isinstance(section, list):
+            return section
+        return (section,)
+
+
+class _Unpickler(pickle.Unpickler):
+    """Unpickle a definition, which refers to other globals of the script by their keys."""
+
+    def persistent_load(self, key: Any) -> Any:
+        return script.find_object(*key)
+
+
+def _unpickle_definition(segments: Sequence[Any]) -> Any:
+    return _Unpickler(io.BytesIO(segments[0]), buffers=segments[1:]).load()
 
 
 class Script:
@@ -1326,22 +1120,10 @@ def _class_attributes(value: object) -> Any:
     return {**vars(value)} if isinstance(value, type) and value in _received else None
 
 
-def is_data(value: object) -> bool:
-    """Return whether a global of the script is neither a constant nor a definition nor a module."""
-    return not (is_plain(value) or is_definition(value))
-
-
-def is_definition(value: object) -> bool:
-    """Return whether an object is a function, a class or a module."""
-    return isinstance(value, (*_DEFINITION_TYPES, types.BuiltinFunctionType, types.ModuleType))
-
-
 script = Script()
 
 
 # What pickles for a slot refer to, see _SlotReducers.
-
-
 def _find_in_script(module: str, path: str) -> Any:
     return script.find_object(module, path)
 
@@ -1350,7 +1132,139 @@ def _script_namespace(module: str) -> dict[str, Any]:
     return script.namespace(module)
 
 
-# ────────────────────────────────────────── running a call ────────────────────────────────────────
+# ──────────────────────────────────────────── pickling ────────────────────────────────────────────
+
+
+def _make_received(make: Callable[..., Any], args: Any, token: bytes, *key: str) -> Any:
+    """Make a function or class that another process sent, and bind it to its name, if it has one.
+
+    Its attributes, defaults and so on are set after this. They may refer to it by name: a method of
+    Point may mention Point. That is why the name is bound first.
+
+    Arguments:
+        make, args: what makes the bare object.
+        token: the object's token in the process that it comes from.
+        key: `module, name` of the script, or nothing.
+    """
+    known = _definitions_by_token.get(token)
+    try:
+        obj = make(*args)
+    except Exception as error:
+        name = args[1] if type(args[1]) is str else "a function"
+        raise _cannot_recreate(error, name) from error
+    # `make` returns the very object that this process has for the token, or a new one. What was
+    # defined in this process has a token too, and must not be taken for something received.
+    if obj is not known:
+        _tokens[obj] = token
+        _definitions_by_token[token] = obj
+        _received.add(obj)
+    if key:
+        script.bind(key, obj)
+    return obj
+
+
+def _find_original(token: bytes, path: str) -> Any:
+    """Return the definition that this process sent with a token, or what a path leads to from it.
+
+    Raises UnpicklingError if it has been deleted here.
+    """
+    obj = _definitions_by_token.get(token)
+    if obj is None:
+        raise pickle.UnpicklingError(
+            "the pickle refers to a function or class that has been deleted in this process; keep "
+            "it until all results have arrived")
+    return operator.attrgetter(path)(obj) if path else obj
+
+
+def _set_class_attributes(cls: Any, state: Any) -> None:
+    """Set the attributes of a class that was received, and delete those it no longer has.
+
+    A class that was defined in this process is left as it is.
+
+    Arguments:
+        state: cloudpickle's setter, and the attributes to pass to it.
+    """
+    if cls not in _received:
+        return
+    set_state, attributes = state
+    try:
+        for name in _received_attributes.get(cls, ()):
+            if name in vars(cls) and name not in attributes[0]:
+                delattr(cls, name)
+        set_state(cls, attributes)
+    except Exception as error:
+        raise _cannot_recreate(error, cls.__name__) from error
+    _received_attributes[cls] = {*attributes[0]}
+
+
+def _cannot_recreate(error: Exception, name: str) -> TypeError:
+    return TypeError(
+        "cannot recreate %s, which the script defines, in another process (%s: %s). To fix, move "
+        "it to a module of its own, which is sent as a file" % (name, type(error).__name__, error))
+
+
+def _make_class_without_hooks(
+        make: Callable[..., Any], meta: Any, name: str, bases: Any, *args: Any) -> Any:
+    """Make a class without the hooks that the script defines: they ran when it was first made.
+
+    For example, an `__init_subclass__` that registers each subclass would register it again.
+    """
+    hooks = [(owner, hook) for owner in meta.__mro__
+             for hook in ("__new__", "__init__", "__call__", "__prepare__")]
+    for base in bases:
+        origin = getattr(base, "__origin__", base)      # of a generic alias
+        hooks += [(owner, "__init_subclass__") for owner in getattr(origin, "__mro__", ())]
+    hidden = {(owner, hook): vars(owner)[hook] for owner, hook in hooks
+              if owner in _received and hook in vars(owner)}
+    for owner, hook in hidden:
+        delattr(owner, hook)
+    try:
+        return make(meta, name, bases, *args)
+    finally:
+        for (owner, hook), value in hidden.items():
+            setattr(owner, hook, value)
+
+
+def _make_cached(settings: dict[str, Any], function: Any) -> Any:
+    return functools.lru_cache(**settings)(function)
+
+
+_shared_caches: dict[bytes, Any] = {}      # cached functions without a name, by digest
+
+
+def _share_cached(digest: bytes, settings: dict[str, Any], function: Any) -> Any:
+    """Return the one cached function with this digest, so that its cache outlives a call."""
+    if digest not in _shared_caches:
+        _shared_caches[digest] = _make_cached(settings, function)
+    while len(_shared_caches) > MAX_SHARED_CACHES:
+        oldest = next(iter(_shared_caches))
+        del _shared_caches[oldest]
+    return _shared_caches[digest]
+
+
+def _make_named(make: Callable[..., Any], args: Any, attributes: Mapping[str, Any]) -> Any:
+    """Make an object by value whose own `__reduce__` would have returned its name."""
+    obj = make(*args)
+    for name, value in attributes.items():
+        try:
+            object.__setattr__(obj, name, value)
+        except (AttributeError, TypeError):     # it takes no attributes
+            pass
+    return obj
+
+
+def _definition_outline(obj: Any) -> Any:
+    """Return a value that is equal in two processes if they have imported the same definition."""
+    if isinstance(obj, type):
+        return sorted(vars(obj))
+    code = getattr(getattr(obj, "__wrapped__", obj), "__code__", None)
+    return type(obj).__name__, code and (code.co_firstlineno, code.co_code)
+
+
+def _look_up_or_unpickle(path: str, outline: Any, pickled: bytes) -> Any:
+    """Return what `__main__` has at a path if it has this outline, otherwise unpickle the value."""
+    obj = _look_up("__main__", path)
+    return obj if _definition_outline(obj) == outline else pickle.loads(pickled)
 
 
 class _BufferList(list["Any"]):
@@ -1358,27 +1272,6 @@ class _BufferList(list["Any"]):
 
     def write(self, data: Any) -> None:
         self.append(data.raw() if type(data) is pickle.PickleBuffer else data)
-
-
-def pack_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Packed, Any]:
-    """Pickle a call's arguments for a slot. Short plain ones, the usual case, are done quickly.
-
-    Return what `pack` returns, and the keys `(module, name)` of what they need of the script.
-    """
-    if not kwargs and _SCALARS.issuperset(map(type, args)):
-        data = pickle.dumps((args, None), 5)
-        if len(data) <= MAX_INLINE:
-            return data, ()
-    return pack_for_slot((args, kwargs or None))
-
-
-def pack_for_slot(obj: object) -> tuple[Packed, Any]:
-    """Pickle for a slot. Return what `pack` returns, and the keys of what it needs of the script.
-    """
-    if is_plain(obj):
-        return pack(obj), ()
-    chunks, large, pickler = _dump(obj, _SlotReducers)
-    return _pack_buffers(chunks, large), pickler.used_globals | pickler.references
 
 
 class Prepacked:
@@ -1394,36 +1287,421 @@ class Prepacked:
         self.needs = needs
 
 
-def _has_long_string(obj: object) -> bool:
-    """Return whether there is a long text, or long bytes, in what is plain."""
-    if isinstance(obj, tuple):
-        return any(map(_has_long_string, obj))
-    return isinstance(obj, (bytes, str)) and len(obj) > MAX_INLINE
+class Pickled:
+    """A definition, or a function, as it is sent: a pickle of its own in the payload of FUNCTION.
 
-
-def pack(obj: object) -> Packed:
-    """Pickle a result, or what is plain. Raises what pickling raises.
-
-    Returns bytes if they fit one frame, otherwise `(lengths, buffers)`. These are the segments of a
-    message: the first length is that of the pickle, which may be several buffers; each other one is
-    that of a large buffer (a NumPy array), which is not copied.
+    Attributes:
+        data: the pickle.
+        buffers: its out-of-band buffers.
+        used_globals: keys `(module, name)` of the globals that its code uses.
+        references: keys that it refers to.
+        parts: of data, the mutable objects in it by `id`; other data may have some in common.
+        module: the name of the module that it imports where it is unpickled, or "".
     """
-    # Cloudpickle's pickler is slower, but does not copy what is long.
-    if is_plain(obj) and not _has_long_string(obj):
-        data = pickle.dumps(obj, 5)
-        if len(data) <= MAX_INLINE:
-            return data
-        return [len(data)], [data]
-    chunks, large, _ = _dump(obj, _ResultReducers)
-    return _pack_buffers(chunks, large)
+
+    def __init__(self, data: bytes, buffers: Sequence[Any] = (), names: Any = frozenset(),
+                 refs: Any = frozenset(), parts: Any = types.MappingProxyType({}),
+                 module: str = "") -> None:
+        self.data = data
+        self.buffers = buffers
+        self.used_globals = names
+        self.references = refs
+        self.parts = parts
+        self.module = module
+
+    @functools.cached_property
+    def digest(self) -> bytes:
+        """The SHA-256 of the pickle and its buffers, computed once."""
+        import hashlib
+        hashed = hashlib.sha256(self.data)
+        for buffer in self.buffers:
+            hashed.update(buffer)
+        return hashed.digest()
 
 
-def _pack_buffers(chunks: list[Any], large: list[Any]) -> Packed:
-    """Return what `pack` returns, for a pickle in pieces and large buffers beside it."""
-    length = sum(map(len, chunks))
-    if length <= MAX_INLINE and not large:
-        return b"".join(chunks)
-    return [length, *map(len, large)], chunks + large
+@functools.cache
+def _pickler_class(reducers: Any) -> Any:
+    """Return a subclass of cloudpickle's Pickler that reduces as a subclass of _Reducers says."""
+    import cloudpickle  # type: ignore
+    default_table = cloudpickle.CloudPickler.dispatch_table
+
+    def reduce_code(code: types.CodeType) -> Any:
+        """Keep the file's name, for tracebacks: cloudpickle replaces it by "<dynamic-code>"."""
+        make, args = default_table[types.CodeType](code)
+        return make, tuple([
+            code.co_filename if isinstance(value, str) and value == "<dynamic-code>" else value
+            for value in args])
+
+    def reduce_cached_property(prop: Any) -> Any:
+        """Leave out the lock that one has before Python 3.12."""
+        return functools.cached_property, (prop.func,), {"attrname": prop.attrname}
+
+    table = default_table.new_child({
+        types.CodeType: reduce_code, functools.cached_property: reduce_cached_property})
+    return type("Pickler", (reducers, cloudpickle.CloudPickler), {"dispatch_table": table})
+
+
+class _Reducers:
+    """What our picklers have in common. `_pickler_class` adds this to cloudpickle's Pickler."""
+
+    def reduce_to_reference(self, obj: Any, module: Any, path: str) -> Any:
+        """Return how a pickle refers to a definition. None means: carry it by value.
+
+        Arguments:
+            obj: the definition.
+            module, path: where the script has it, as `script_path` returns them.
+
+        Returns what `__reduce__` may return.
+        """
+        return None
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Reduce definitions, and objects that have to arrive as a name. See `pickle.Pickler`."""
+        kind: Any = type(obj)
+        # Functions, classes and cached functions. cloudpickle returns six values for those that it
+        # carries by value; anything else is a name, which another machine can import.
+        if isinstance(obj, _DEFINITION_TYPES):
+            name = self.reduce_to_reference(obj, *script_path(obj))
+            if name is not None:
+                return name
+            if kind is CACHED_TYPE:
+                return self.reduce_cached(obj)
+            made = super().reducer_override(obj)        # type: ignore[misc]
+            if type(made) is not tuple or len(made) != 6:
+                return made
+            if kind is types.FunctionType:
+                return self.reduce_function(obj, made)
+            return self.reduce_class(obj, made)
+        # A class method goes by its class; cloudpickle would make a second function of it.
+        if kind is types.MethodType and isinstance(obj.__self__, type) and (
+                getattr(obj.__self__, obj.__name__, None) == obj):
+            return obj.__reduce__()
+        # A constant of a library, such as dataclasses.MISSING.
+        name = _names_of_constants(kind).get(id(obj))
+        if name and _look_up(kind.__module__, name) is obj:
+            return name
+        return self.reduce_named(obj) if _may_reduce_to_name(kind) else NotImplemented
+
+    def reduce_cached(self, cached: Any) -> Any:
+        """Carry a cached function by value, with its settings, unless it can be imported."""
+        module, path = getattr(cached, "__module__", None), getattr(cached, "__qualname__", "")
+        if module and not _is_script_module(module) and _look_up(module, path) is cached:
+            return path
+        return _share_cached, (
+            _digest_cached(cached), cached.cache_parameters(), cached.__wrapped__)
+
+    def reduce_function(self, function: Any, made: tuple[Any, ...]) -> Any:
+        """Complete what cloudpickle returns for a function that it carries by value."""
+        return made
+
+    def reduce_class(self, cls: Any, made: tuple[Any, ...], key: Any = ()) -> Any:
+        """Complete what cloudpickle returns for a class that it carries by value.
+
+        Three things are added: the class's `__slots__`; a token (see `_make_received`); and our own
+        setter of its attributes, which spares classes that were defined where the pickle arrives.
+
+        Arguments:
+            made: what cloudpickle returns.
+            key: `module, name` to bind the class to, or nothing.
+        """
+        make, args, (state, others), _, _, set_state = made
+        is_enum = len(args) != 6
+        new = type(cls).__new__
+        is_in_c = new is not type.__new__ and not hasattr(new, "__code__")
+        # A msgspec.Struct, say: its metaclass sets __slots__ itself, and refuses to be given them.
+        if is_in_c and "__slots__" in vars(cls):
+            raise TypeError("its metaclass %s is not written in Python" % type(cls).__name__)
+        if vars(cls).get("__slots__") and not is_enum:
+            slots = cls.__slots__
+            make_kwargs = {**args[3], "__slots__": slots}
+            args = (*args[:3], make_kwargs, *args[4:])
+            # `type` makes the descriptors of slots anew, also of private ones: `_Point__x`.
+            private = "_" + cls.__name__.lstrip("_")
+            names = (slots,) if isinstance(slots, str) else slots
+            hidden = {"__slots__", *names, *(private + name for name in names)}
+            state = {name: value for name, value in state.items() if name not in hidden}
+        if not is_enum:
+            make, args = _make_class_without_hooks, (make, *args)
+        return (_make_received, (make, args, _token_of(cls), *key), (set_state, (state, others)),
+                None, None, _set_class_attributes)
+
+    def reduce_named(self, obj: Any) -> Any:
+        """Reduce an object that may say that its pickle is a name.
+
+        A NewType, a TypeVar or a sentinel does. If the script has it, the name alone would mean
+        nothing where it is unpickled.
+        """
+        made = obj.__reduce_ex__(5)
+        if type(made) is not str:
+            return made
+        module: Any = getattr(obj, "__module__", None)
+        if _look_up(module, made) is not obj:
+            module = "__main__"
+        if not _is_script_module(module) or _look_up(module, made) is not obj:
+            return made
+        name = self.reduce_to_reference(obj, module, made)
+        if name is not None:
+            return name
+        # By value. Three cases: cloudpickle has a reducer for a TypeVar; a ParamSpec is made from
+        # its name; anything else is made without its __init__, and then given its attributes.
+        kind = type(obj)
+        attributes = {**getattr(obj, "__dict__", {})}
+        if kind.__module__ == "typing" and kind.__name__ != "NewType":
+            reduce_type_var = self.dispatch_table.get(kind)     # type: ignore[attr-defined]
+            made = reduce_type_var(obj) if reduce_type_var else (kind, (obj.__name__,))
+            attributes["__module__"] = module
+        else:
+            made = kind.__new__, (kind,)
+            slots = copyreg._slotnames(kind)        # type: ignore[attr-defined]
+            attributes.update((slot, getattr(obj, slot)) for slot in slots if hasattr(obj, slot))
+        return _make_named, (*made, attributes)
+
+
+@functools.lru_cache(1000)
+def _names_of_constants(kind: Any) -> dict[int, str]:
+    """Return the names, by `id`, of the stateless instances that the module of a class defines.
+
+    Code compares them by identity, for example with dataclasses.MISSING. So a pickle must refer to
+    them, not copy them.
+    """
+    module = kind.__module__
+    if module == "builtins" or _is_script_module(module) or _has_own_reduce(kind):
+        return {}
+    loaded = sys.modules.get(module)
+    if loaded is None:
+        return {}
+    names = {}
+    for name, value in [*vars(loaded).items()]:
+        try:
+            if type(value) is kind and not any(value.__reduce_ex__(5)[2:]):
+                names[id(value)] = name
+        except Exception:       # it cannot be pickled at all
+            pass
+    return names
+
+
+@functools.lru_cache(1000)
+def _may_reduce_to_name(kind: Any) -> bool:
+    """Return whether the pickle of an instance may be the name that the script has it under."""
+    if kind.__module__ == "typing":
+        return kind.__name__ in ("NewType", "ParamSpec", "TypeVar", "TypeVarTuple")
+    import cloudpickle
+    if kind in cloudpickle.CloudPickler.dispatch_table:
+        return False
+    # A reducer written in Python may return a name. That of a library's decorator often does.
+    return any(isinstance(reducer, types.FunctionType)
+               for reducer in (kind.__reduce_ex__, kind.__reduce__))
+
+
+def _has_own_reduce(kind: Any) -> bool:
+    """Return whether a class defines how its instances are pickled."""
+    return (kind.__reduce_ex__ is not object.__reduce_ex__
+            or kind.__reduce__ is not object.__reduce__)
+
+
+class _ResultReducers(_Reducers):
+    """For results: refer to the definitions that came from where the result goes."""
+
+    def reduce_to_reference(self, obj: Any, module: Any, path: str) -> Any:
+        # Four cases. A definition that was received, unless a function made it: by its token.
+        if obj in _received and "<" not in getattr(obj, "__qualname__", "<"):
+            return _find_original, (_token_of(obj), "")
+        # Something inside a class that was received, say a method: by the token of the class.
+        first, _, rest = path.partition(".")
+        owner = _look_up(module, first) if rest else ABSENT
+        if owner is not ABSENT and owner in _received:
+            return _find_original, (_token_of(owner), rest)
+        # Something that this process of a ProcessExecutor has from its parent: by its name.
+        is_inherited = first in _inherited and _inherited[first] is _look_up(module, first)
+        if module == "__main__" and is_inherited:
+            return path
+        # Something that the call itself has made: by value.
+        return None
+
+    def reduce_named(self, obj: Any) -> Any:
+        """Reduce an object that may be a name to just that: the controller has it by that name."""
+        return obj.__reduce_ex__(5)
+
+
+class _ProcessReducers(_Reducers):
+    """For a process of a ProcessExecutor: refer by name to what that process has in `__main__`.
+
+    Attributes:
+        known_names: what it has for certain, by name; None if only the process itself can say.
+    """
+
+    known_names: Mapping[str, object] | None = None
+
+    def reduce_to_reference(self, obj: Any, module: Any, path: str) -> Any:
+        if module != "__main__":
+            return None
+        # Two cases. A process that imports the script decides for itself: it is sent the name, and
+        # also the value, in case the name stands for something else there.
+        first = path.partition(".")[0]
+        if self.known_names is None:
+            try:
+                pickled = _dumps(obj, _Reducers)
+            except Exception:       # then the process must have it
+                return path
+            return _look_up_or_unpickle, (path, _definition_outline(obj), pickled)
+        # A process that was forked has what `__main__` had at that time.
+        is_there = first in self.known_names and self.known_names[first] is _look_up(module, first)
+        return path if is_there else None
+
+
+class _SlotReducers(_Reducers):
+    """For a slot: refer by name to everything that the script defines at its top level.
+
+    A pickle of `(clip, 12)` refers to `clip` by name. A pickle that defines `clip` has the name as
+    its `key`, holds the code, and has LIMIT among its `used_globals`. Keys are `(module, name)`.
+
+    Attributes:
+        used_globals: keys of the globals that functions in the pickle use.
+        references: keys that the pickle itself refers to; they are bound before it is unpickled.
+        root: the object that the pickle defines, which is therefore carried by value; or None.
+        key: the key to bind `root` to, or ().
+        defining: keys of all that the pickle defines, which it does not refer to.
+    """
+
+    root: Any = None
+    key: tuple[str, ...] = ()
+    defining: Container[Any] = ()
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.used_globals: set[Any] = set()
+        self.references: set[Any] = set()
+
+    def reducer_override(self, obj: Any) -> Any:
+        if type(obj) is Prepacked:
+            self.references.update(obj.needs)
+            return bytes, (obj.data,)
+        return super().reducer_override(obj)
+
+    def reduce_to_reference(self, obj: Any, module: Any, path: str) -> Any:
+        key = module, path.partition(".")[0]
+        if module is None or key in self.defining:
+            return None
+        self.references.add(key)
+        return _find_in_script, (module, path)
+
+    def reduce_function(self, function: Any, made: tuple[Any, ...]) -> Any:
+        """Make a function use the globals of the slot's `__main__`, and note which it needs.
+
+        cloudpickle would send copies of the globals along.
+        """
+        make, args, (state, others), *rest = made
+        module = script_module(function.__globals__)
+        if module:
+            code = function.__code__
+            used = {*_global_names(code)}
+            # Code that mentions "__main__" may ask it for any attribute that it mentions.
+            if "__main__" in (*code.co_names, *code.co_consts):
+                used.update(code.co_names)
+            self.used_globals.update((module, name) for name in used)
+            self._add_annotations(function, module)
+            others = {**others, "__globals__": {}}
+            args = (args[0], _NamespaceReference(module), *args[2:])
+        if function is self.root:
+            args = make, args, _token_of(function), *self.key
+            make = _make_received
+        return make, args, (state, others), *rest
+
+    def reduce_cached(self, cached: Any) -> Any:
+        if cached is not self.root:
+            return super().reduce_cached(cached)
+        args = cached.cache_parameters(), cached.__wrapped__
+        return _make_received, (_make_cached, args, _token_of(cached), *self.key)
+
+    def reduce_class(self, cls: Any, made: tuple[Any, ...], key: Any = ()) -> Any:
+        """Reduce a class; if it is what the pickle defines, bind it to its key."""
+        self._add_annotations(cls, cls.__module__)
+        return super().reduce_class(cls, made, self.key if cls is self.root else ())
+
+    def _add_annotations(self, obj: Any, module: str) -> None:
+        """Note the globals that annotations name as text (PEP 563), for `typing.get_type_hints`."""
+        if isinstance(obj, type):
+            annotations = vars(obj).get("__annotations__", {})
+        else:
+            annotations = obj.__annotations__
+        for text in annotations.values():
+            if type(text) is str and _is_script_module(module):
+                self.used_globals.update((module, name) for name in _annotation_names(text)
+                                  if hasattr(sys.modules[module], name))
+
+
+class _DigestReducers(_Reducers):
+    """For the digest of a cached function: by value, but cached functions in it become numbers.
+
+    Attributes:
+        cached_functions: the cached functions, in the order of their numbers; grows.
+    """
+
+    cached_functions: list[Any]
+
+    def reduce_cached(self, cached: Any) -> Any:
+        if cached not in self.cached_functions:
+            self.cached_functions.append(cached)
+        return int, (self.cached_functions.index(cached),)
+
+
+def _digest_cached(cached: Any) -> bytes:
+    """Return a digest of a cached function and of all cached functions that it uses."""
+    import hashlib
+    functions, hashed = [cached], hashlib.sha256()
+    for function in functions:      # which grows: pickling one may find others
+        settings = function.cache_parameters()
+        pickled = _dumps(
+            (function.__wrapped__, settings), _DigestReducers, cached_functions=functions)
+        hashed.update(pickled)
+    return hashed.digest()
+
+
+class _DefinitionReducers(_SlotReducers):
+    """For definitions: refer also to data of the script, by key.
+
+    In `def draw(rng=rng)`, say, the default is an object that a global stands for, too. In the slot
+    these must be one object.
+
+    Attributes:
+        globals: keys of the script's data, by the `id` of the object.
+    """
+
+    globals: Mapping[int, Any] = types.MappingProxyType({})
+
+    def persistent_id(self, obj: Any) -> Any:
+        """Return the key of a global, or None; see `pickle.Pickler`."""
+        key = self.globals.get(id(obj))
+        if key is None or key in self.defining:
+            return None
+        self.references.add(key)
+        return key
+
+
+class _NamespaceReference:
+    """Stands for the globals of a function. In a slot it becomes those of the slot's module."""
+
+    def __init__(self, module: str) -> None:
+        self._module = module
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _script_namespace, (self._module,)
+
+
+def _global_names(code: types.CodeType) -> Iterable[str]:
+    """Return the names of the globals that code uses, with those of functions in it."""
+    from cloudpickle import cloudpickle
+    names: Iterable[str] = cloudpickle._extract_code_globals(code)
+    return names
+
+
+@functools.lru_cache(1000)
+def _annotation_names(text: str) -> Iterable[str]:
+    """Return the names of the globals that an annotation uses."""
+    try:
+        return _global_names(compile("lambda: " + text, "", "eval"))
+    except SyntaxError:
+        return ()
 
 
 def _dump(obj: object, reducers: Any, most: int = 254, **settings: Any) -> tuple[Any, Any, Any]:
@@ -1461,36 +1739,83 @@ def _dumps(obj: object, reducers: Any = _ResultReducers, **settings: Any) -> byt
     return b"".join(chunks)
 
 
-class Pickled:
-    """A definition, or a function, as it is sent: a pickle of its own in the payload of FUNCTION.
+# ───────────────────────────────────────── running a call ─────────────────────────────────────────
 
-    Attributes:
-        data: the pickle.
-        buffers: its out-of-band buffers.
-        used_globals: keys `(module, name)` of the globals that its code uses.
-        references: keys that it refers to.
-        parts: of data, the mutable objects in it by `id`; other data may have some in common.
-        module: the name of the module that it imports where it is unpickled, or "".
+
+class _Stream(io.TextIOWrapper):
+    """A slot's stdout or stderr, which knows whether its last line lacks an end."""
+
+    is_in_line = False
+
+    def write(self, text: str) -> int:
+        count = super().write(text)
+        if text:
+            self.is_in_line = not text.endswith("\n")
+        return count
+
+
+def _end_lines() -> None:
+    """End the last line that a call has printed, so that the next call begins a line of its own."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if getattr(stream, "is_in_line", False):
+                stream.write("\n")
+            stream.flush()
+        except (OSError, ValueError, AttributeError):
+            pass        # the user closed or replaced it
+
+
+def pack_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Packed, Any]:
+    """Pickle a call's arguments for a slot. Short plain ones, the usual case, are done quickly.
+
+    Return what `pack` returns, and the keys `(module, name)` of what they need of the script.
     """
+    if not kwargs and _SCALARS.issuperset(map(type, args)):
+        data = pickle.dumps((args, None), 5)
+        if len(data) <= MAX_INLINE:
+            return data, ()
+    return pack_for_slot((args, kwargs or None))
 
-    def __init__(self, data: bytes, buffers: Sequence[Any] = (), names: Any = frozenset(),
-                 refs: Any = frozenset(), parts: Any = types.MappingProxyType({}),
-                 module: str = "") -> None:
-        self.data = data
-        self.buffers = buffers
-        self.used_globals = names
-        self.references = refs
-        self.parts = parts
-        self.module = module
 
-    @functools.cached_property
-    def digest(self) -> bytes:
-        """The SHA-256 of the pickle and its buffers, computed once."""
-        import hashlib
-        hashed = hashlib.sha256(self.data)
-        for buffer in self.buffers:
-            hashed.update(buffer)
-        return hashed.digest()
+def pack_for_slot(obj: object) -> tuple[Packed, Any]:
+    """Pickle for a slot. Return what `pack` returns, and the keys of what it needs of the script.
+    """
+    if is_plain(obj):
+        return pack(obj), ()
+    chunks, large, pickler = _dump(obj, _SlotReducers)
+    return _pack_buffers(chunks, large), pickler.used_globals | pickler.references
+
+
+def _has_long_string(obj: object) -> bool:
+    """Return whether there is a long text, or long bytes, in what is plain."""
+    if isinstance(obj, tuple):
+        return any(map(_has_long_string, obj))
+    return isinstance(obj, (bytes, str)) and len(obj) > MAX_INLINE
+
+
+def pack(obj: object) -> Packed:
+    """Pickle a result, or what is plain. Raises what pickling raises.
+
+    Returns bytes if they fit one frame, otherwise `(lengths, buffers)`. These are the segments of a
+    message: the first length is that of the pickle, which may be several buffers; each other one is
+    that of a large buffer (a NumPy array), which is not copied.
+    """
+    # Cloudpickle's pickler is slower, but does not copy what is long.
+    if is_plain(obj) and not _has_long_string(obj):
+        data = pickle.dumps(obj, 5)
+        if len(data) <= MAX_INLINE:
+            return data
+        return [len(data)], [data]
+    chunks, large, _ = _dump(obj, _ResultReducers)
+    return _pack_buffers(chunks, large)
+
+
+def _pack_buffers(chunks: list[Any], large: list[Any]) -> Packed:
+    """Return what `pack` returns, for a pickle in pieces and large buffers beside it."""
+    length = sum(map(len, chunks))
+    if length <= MAX_INLINE and not large:
+        return b"".join(chunks)
+    return [length, *map(len, large)], chunks + large
 
 
 def pickle_definition(obj: object, globals_by_id: Mapping[int, Any], keys: Any = (),
@@ -1532,11 +1857,6 @@ def _can_be_shared(part: Any) -> bool:
         except TypeError:
             return False
     return hashing in (None, object.__hash__)
-
-
-# How a slot gets the function of a call. It unpickles it for each call, so that no call sees what
-# another did to it; or once; or looks it up by its name in the script.
-UNPICKLE_EACH_CALL, UNPICKLE_ONCE, LOOK_UP_BY_NAME = range(3)
 
 
 def pack_function(how: int, root: Pickled | tuple[str, str], needs: Mapping[Any, bytes],
@@ -1732,10 +2052,6 @@ def run_with_arrays(arrays: Mapping[int, Any], pickled: bytes) -> Any:
     return Unpickler(io.BytesIO(pickled)).load()()
 
 
-# What this process had in `__main__` when it began, if it is one of a ProcessExecutor's.
-_inherited: dict[str, object] = {}
-
-
 def begin_process() -> None:
     """Begin a process of a ProcessExecutor: record what its `__main__` has."""
     _inherited.update(vars(sys.modules["__main__"]))
@@ -1794,20 +2110,6 @@ def run_shipped(call: Any) -> Any:
             raise _Raised(error) from error
         raise
     return value if is_plain(value) else Shipped(value)
-
-
-def _definition_outline(obj: Any) -> Any:
-    """Return a value that is equal in two processes if they have imported the same definition."""
-    if isinstance(obj, type):
-        return sorted(vars(obj))
-    code = getattr(getattr(obj, "__wrapped__", obj), "__code__", None)
-    return type(obj).__name__, code and (code.co_firstlineno, code.co_code)
-
-
-def _look_up_or_unpickle(path: str, outline: Any, pickled: bytes) -> Any:
-    """Return what `__main__` has at a path if it has this outline, otherwise unpickle the value."""
-    obj = _look_up("__main__", path)
-    return obj if _definition_outline(obj) == outline else pickle.loads(pickled)
 
 
 def run_plain(function: Callable[..., Any], *args: Any) -> Any:
@@ -1880,7 +2182,229 @@ def _skip_own_frames(trace: Any) -> Any:
     return trace
 
 
+# ───────────────────────────────────────────── cache ──────────────────────────────────────────────
+
+# What is copied to this machine, for all pools: each entry is a directory named by its key, which
+# tells its content. In it, `content` is the file, or the directory that travelled as a tar file;
+# `seal` tells whether somebody has written to it since.
+CACHE = ".cache/executors"  # below the home directory
+INCOMING_SECONDS = 86400    # how long the leavings of a copy that was cut off stay
+KEEP_SECONDS = 30 * 86400   # how long the cache keeps what no run has used
+_Wanted = tuple[str, str, str]  # key and name of an entry, and the version that is here otherwise
+
+
+def _store_files(pull: Callable[[int, bytes], Any], scratch: str, files: dict[str, str]) -> bool:
+    """Link what `files=` names in the directory that slots run in, and tell the shim.
+
+    Return whether it could be done.
+
+    Arguments:
+        scratch: that directory; made here.
+        files: {name: key}.
+    """
+    problem = ""
+    try:
+        names = {key: name for name, key in files.items()}      # some may be alike
+        _fetch(pull, scratch, [(key, name, "") for key, name in names.items()])
+        os.mkdir(scratch, 0o700)
+        for name, key in files.items():
+            os.symlink(_use(key), os.path.join(scratch, name))
+        _enter(scratch, files)
+    except Exception as error:
+        problem = str(error) or describe(error)
+    write_all(_RESULTS_FD, (frame(STORED, 0, problem.encode("utf-8", "replace")),))
+    return not problem
+
+
+def _enter(scratch: str, files: dict[str, str]) -> None:
+    """Run where `files=` are, and keep them in the cache for as long."""
+    for key in files.values():
+        _use(key)
+    os.chdir(scratch)
+    sys.path.insert(0, scratch)
+
+
+def _fetch(pull: Callable[[int, bytes], Any], scratch: str, entries: list[_Wanted]) -> None:
+    """Have those entries copied that the cache has not got. Raises OSError or EOFError.
+
+    One process at a time asks for an entry and unpacks it, the others wait: it holds the entry's
+    lock, which the kernel takes from those that die.
+    """
+    cache = _make_cache()
+    missing = _find_missing(cache, entries)
+    locks: list[Any] = []
+    try:
+        for key, _, _ in sorted(missing):       # in one order, or two might wait for each other
+            locks.append(open(os.path.join(cache, "incoming-%s.lock" % key), "w"))
+            fcntl.flock(locks[-1], fcntl.LOCK_EX)
+        missing = _find_missing(cache, missing)
+        if missing:
+            _copy(pull, cache, scratch, missing)
+        for lock in locks:
+            _remove(lock.name)      # who waits for it sees that all is done
+    finally:
+        for lock in locks:
+            lock.close()
+
+
+def _find_missing(cache: str, entries: list[_Wanted]) -> list[_Wanted]:
+    return [one for one in entries if not _is_intact(os.path.join(cache, one[0]))]
+
+
+def _copy(pull: Callable[[int, bytes], Any], cache: str, scratch: str,
+          entries: list[_Wanted]) -> None:
+    """Have the controller copy entries into a folder of their own, and admit them."""
+    import json
+    # Another folder each time: an answer to who has died since is none to us.
+    folder = _incoming(cache, scratch)
+    here = os.path.join(os.path.expanduser("~"), folder)
+    os.mkdir(here, 0o700)
+    try:
+        answer = unpack(pull(COPY, json.dumps([folder, entries]).encode()))
+        if isinstance(answer, str):
+            raise OSError(answer)
+        for (key, name, _), (file, digest, is_tar) in zip(entries, answer):
+            _admit(os.path.join(cache, key), name, os.path.join(here, file), digest, is_tar)
+    finally:
+        _remove(here)
+    _prune(cache)
+
+
+def _make_cache() -> str:
+    cache = os.path.join(os.path.expanduser("~"), CACHE)
+    os.makedirs(cache, mode=0o700, exist_ok=True)
+    return cache
+
+
+def _incoming(cache: str, scratch: str) -> str:
+    """Return the path of a folder to copy to, for this shim, whose guardian removes it.
+
+    It needs no quoting, so that scp's two protocols agree on it: it is relative to the home
+    directory if that would, for scp knows the account's and not $HOME.
+    """
+    is_plain = cache.replace("/", "").translate({ord(c): "x" for c in "._-+"}).isalnum()
+    place = cache if is_plain and cache.isascii() else CACHE
+    return os.path.join(place, _incoming_of(scratch) + os.urandom(8).hex())
+
+
+def _incoming_of(scratch: str) -> str:
+    return "incoming-%s-" % os.path.basename(scratch)
+
+
+def _remove_incoming(scratch: str) -> None:
+    """Remove what was cut off on its way, with its shim."""
+    cache = os.path.join(os.path.expanduser("~"), CACHE)
+    for name in os.listdir(cache) if os.path.isdir(cache) else ():
+        if name.startswith(_incoming_of(scratch)):
+            _remove(os.path.join(cache, name))
+
+
+_locks: list[int] = []      # of what we use: it is not to be pruned, whatever the clocks say
+
+
+def _lock(place: str, how: int) -> int:
+    """Lock an entry of the cache; return the descriptor. Raises OSError if others have it."""
+    fd = os.open(place + "/seal", os.O_RDONLY)
+    try:
+        fcntl.flock(fd, how | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _use(key: str) -> str:
+    """Keep an entry of the cache from being pruned while we live; return where its content is."""
+    place = os.path.join(_make_cache(), key)
+    os.utime(place)
+    _locks.append(_lock(place, fcntl.LOCK_SH))
+    return os.path.join(place, "content")
+
+
+def _admit(place: str, name: str, temporary: str, digest: str, is_tar: bool) -> None:
+    """Move a copied file to its place, if its digest is right.
+
+    On a full disk, scp leaves a corrupt file of full length.
+    """
+    staging = os.path.dirname(temporary) + ".d"
+    content = staging + "/content"
+    try:
+        if digest_file(temporary) != digest:
+            raise OSError("%s arrived damaged (its SHA-256 differs): is the disk full?" % name)
+        os.mkdir(staging, 0o700)
+        if is_tar:
+            import tarfile
+            with tarfile.open(temporary) as tar:
+                tar.extraction_filter = getattr(tarfile, "tar_filter", None)
+                tar.extractall(staging)
+        else:
+            os.rename(temporary, content)
+        with open(staging + "/seal", "w") as file:
+            file.write(_seal(content))
+        if not _is_intact(place):
+            _remove(place)
+            os.rename(staging, place)
+    except OSError:
+        if not _is_intact(place):   # another run, or machine with this home, may have just put it
+            raise
+    finally:
+        _remove(temporary)
+        _remove(staging)
+
+
+def _seal(content: str) -> str:
+    """Return a text that changes when somebody writes to a file, or adds one to a directory.
+
+    Bytecode may come by importing.
+    """
+    entries = [(".", os.lstat(content))]
+    for folder, folders, files in os.walk(content):
+        folders[:] = sorted(set(folders) - {"__pycache__"})
+        for name in folders + sorted(files):
+            path = os.path.join(folder, name)
+            entries.append((os.path.relpath(path, content), os.lstat(path)))
+    return repr([(name, status.st_mode) if stat.S_ISDIR(status.st_mode)
+                 else (name, status.st_mode, status.st_size, status.st_mtime_ns)
+                 for name, status in entries])
+
+
+def _is_intact(place: str) -> bool:
+    try:
+        with open(place + "/seal") as file:
+            return file.read() == _seal(place + "/content")
+    except OSError:
+        return False
+
+
+def digest_file(path: str) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal."""
+    import hashlib
+    hashed = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(MAX_FRAME):
+            hashed.update(block)
+    return hashed.hexdigest()
+
+
+def _prune(cache: str) -> None:
+    for entry in os.scandir(cache):
+        keep = INCOMING_SECONDS if entry.name.startswith("incoming-") else KEEP_SECONDS
+        try:
+            if time.time() - entry.stat().st_mtime > keep:
+                if os.path.exists(entry.path + "/seal"):
+                    os.close(_lock(entry.path, fcntl.LOCK_EX))
+                _remove(entry.path)
+        except OSError:
+            pass        # another run prunes too
+
+
 # ────────────────────────────────────── modules and packages ──────────────────────────────────────
+
+
+def _prepend_to_pythonpath(folder: str) -> None:
+    """Put a folder first where processes that a task starts look for modules."""
+    paths = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = folder + os.pathsep + paths if paths else folder
 
 
 class ModuleFinder:
@@ -2308,8 +2832,6 @@ def _explain_missing_file(error: FileNotFoundError) -> str:
 
 # ────────────────────────────────────────────── slot ──────────────────────────────────────────────
 
-# The descriptors of a slot, besides stdin, stdout and stderr. The file's docstring draws them.
-_CALLS_FD, _RESULTS_FD, _PERMITS_FD, _QUESTIONS_FD, _ANSWERS_FD = range(3, 8)
 _THREAD_VARIABLES = [library + "_THREADS" for library in (
     "OMP_NUM", "MKL_NUM", "OPENBLAS_NUM", "NUMBA_NUM", "BLIS_NUM", "NUMEXPR_NUM", "POLARS_MAX",
     "VECLIB_MAXIMUM")]
@@ -2374,114 +2896,6 @@ class _ShimClient:
             self._changed.notify_all()
         for _kind, number, _tag, segments in messages:
             self._answers[number] = segments
-
-
-class _SlotFunction:
-    """A function as a slot knows it, with the definitions that it uses; see `pack_function`.
-
-    Large buffers are kept in a nameless file, and mapped privately for each unpickling: a call may
-    write to them, and the next call finds them unchanged.
-
-    Attributes:
-        needs: by `(module, name)`, the versions of what it uses of the script.
-        modules: names of the modules to import before.
-    """
-
-    def __init__(self, segments: Sequence[Any]) -> None:
-        head, *buffers = segments
-        self._how, self._root, self.needs, self._definitions, self.modules = pickle.loads(head)
-        self._places: list[slice] = []      # where each buffer lies in the file
-        self._unpickled: Any = ABSENT          # the function, if it is unpickled only once
-        if not buffers:
-            return
-        self._file = open_nameless_file()
-        for buffer in buffers:
-            padding = -self._file.tell() % 64       # align arrays
-            start = self._file.seek(padding, os.SEEK_CUR)
-            self._places.append(slice(start, start + self._file.write(buffer)))
-        self._file.flush()
-
-    def get_function(self) -> Any:
-        """Return the function. May raise anything: unpickling runs code that the pickle names."""
-        script.bind_needs(self)
-        # Three cases: it is looked up in the script, unpickled for each call, or unpickled once.
-        if self._how == LOOK_UP_BY_NAME:
-            return script.find_object(*self._root)
-        if self._unpickled is not ABSENT:
-            return self._unpickled
-        function = _unpickle_definition(self._segments(self._root))
-        if self._how == UNPICKLE_ONCE:
-            self._unpickled = function
-        return function
-
-    def load_definition(self, version: bytes) -> tuple[Any, int, Any]:
-        """Unpickle a definition.
-
-        Return its keys `(module, name)`, its size in bytes, and the value of each key. For a short
-        constant, there are no keys, the size is 0, and the value is the only one.
-        """
-        if version not in self._definitions:        # a short constant, whose version is its pickle
-            return (), 0, (pickle.loads(version),)
-        keys, section = self._definitions[version]
-        segments = self._segments(section)
-        size = sum(map(len, segments))
-        value = _unpickle_definition(segments)
-        values = (value,) if len(keys) == 1 else value
-        return keys, size, values
-
-    def _segments(self, section: Any) -> Sequence[Any]:
-        """Return a pickle and its buffers, from what `pack_function` has made of them.
-
-        Three cases: a range of the buffers in the file, a list of segments, or a single pickle.
-        """
-        if isinstance(section, tuple):
-            whole = memoryview(mmap.mmap(self._file.fileno(), 0, flags=mmap.MAP_PRIVATE))
-            return [whole[place] for place in self._places[slice(*section)]]
-        if isinstance(section, list):
-            return section
-        return (section,)
-
-
-class _Unpickler(pickle.Unpickler):
-    """Unpickle a definition, which refers to other globals of the script by their keys."""
-
-    def persistent_load(self, key: Any) -> Any:
-        return script.find_object(*key)
-
-
-def _unpickle_definition(segments: Sequence[Any]) -> Any:
-    return _Unpickler(io.BytesIO(segments[0]), buffers=segments[1:]).load()
-
-
-def open_nameless_file() -> Any:
-    """Return an open file that has no name, and that lies in memory where the platform can."""
-    if hasattr(os, "memfd_create"):
-        return os.fdopen(os.memfd_create("executors"), "r+b")
-    import tempfile
-    return tempfile.TemporaryFile()
-
-
-class _Stream(io.TextIOWrapper):
-    """A slot's stdout or stderr, which knows whether its last line lacks an end."""
-
-    is_in_line = False
-
-    def write(self, text: str) -> int:
-        count = super().write(text)
-        if text:
-            self.is_in_line = not text.endswith("\n")
-        return count
-
-
-def _end_lines() -> None:
-    """End the last line that a call has printed, so that the next call begins a line of its own."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            if getattr(stream, "is_in_line", False):
-                stream.write("\n")
-            stream.flush()
-        except (OSError, ValueError, AttributeError):
-            pass        # the user closed or replaced it
 
 
 class _Slot:
@@ -2747,12 +3161,6 @@ def _set_environment(number: int, config: Mapping[str, Any], modules: str) -> No
     os.environ.update(env)
     _prepend_to_pythonpath(modules)
     time.tzset()        # in case TZ is among them
-
-
-def _prepend_to_pythonpath(folder: str) -> None:
-    """Put a folder first where processes that a task starts look for modules."""
-    paths = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = folder + os.pathsep + paths if paths else folder
 
 
 # ────────────────────────────────────────────── shim ──────────────────────────────────────────────
@@ -3476,159 +3884,7 @@ def _make_frames(packed: Packed) -> list[bytes]:
     return [first, *(header + body for header, body in zip(rest[::2], rest[1::2]))]
 
 
-# ──────────────────────────────────────────── processes ───────────────────────────────────────────
-
-# Options of Linux's prctl(2).
-_PR_SET_PDEATHSIG = 1           # the signal that a process gets when its parent dies
-_PR_SET_CHILD_SUBREAPER = 36    # 1: it becomes the parent of descendants that lose theirs
-
-
-def _count_cores(root: str = "/") -> int:
-    """Return how many processors this process may use: the smallest of affinity and quotas."""
-    number = os.cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):
-        number = len(os.sched_getaffinity(0))
-    return max(1, min(number, *_cpu_quotas(root)))
-
-
-def _cpu_quotas(root: str) -> list[int]:
-    """Return the limits of a container, in processors, rounded up. See cgroups(7).
-
-    The first is one that no machine reaches, so there is always one.
-    """
-    quotas = [1 << 16]
-    try:
-        with open(os.path.join(root, "proc/self/cgroup")) as file:
-            groups = [line.rstrip("\n").split(":", 2) for line in file]
-    except OSError:
-        return quotas
-    for _, controllers, path in groups:
-        # Three cases: a group of version 2 (without controllers), or of version 1, for processors
-        # or for something else.
-        if not controllers:
-            place, names = "sys/fs/cgroup", ["cpu.max"]
-        elif "cpu" in controllers.split(","):
-            place, names = "sys/fs/cgroup/cpu", ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
-        else:
-            continue
-        parts = path.strip("/").split("/")
-        for depth in range(len(parts) + 1):     # the limits of the groups above it hold, too
-            try:
-                words = []
-                for name in names:
-                    with open(os.path.join(root, place, *parts[:depth], name)) as file:
-                        words += file.read().split()
-                quota, period = map(int, words)
-                if quota > 0:
-                    quotas.append(-(-quota // period))
-            except (OSError, ValueError, ZeroDivisionError):
-                pass        # no limit, or a group that is not visible in the container
-    return quotas
-
-
-def platform_facts() -> tuple[str, str, str]:
-    """Return what decides which binaries run here.
-
-    That is Python's own suffix of extension modules, the processor, and the C library.
-    """
-    system, _, release, _, processor = os.uname()
-    try:
-        libc = os.confstr("CS_GNU_LIBC_VERSION") or ""      # "glibc 2.36"
-    except (ValueError, OSError):
-        libc = "%s %s" % (system, release)
-    suffixes = *machinery.EXTENSION_SUFFIXES, ""
-    return suffixes[0], processor, libc
-
-
-def _prctl(option: int, value: int) -> None:
-    """Set an option of this process on Linux; elsewhere, do nothing."""
-    try:
-        import ctypes
-        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
-    except (ImportError, OSError, AttributeError):
-        pass
-
-
-def _make_wake_pipe() -> tuple[int, int]:
-    """Return the ends of a pipe that becomes readable when a child changes. Also ignore Ctrl-C."""
-    wake, wake_out = os.pipe()
-    os.set_blocking(wake, False)
-    os.set_blocking(wake_out, False)
-    signal.set_wakeup_fd(wake_out, warn_on_full_buffer=False)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    return wake, wake_out
-
-
-def _reap_children(options: int = 0) -> Iterator[tuple[int, int]]:
-    """Yield `(process, wait status)` of children that have ended, and reap them.
-
-    Arguments:
-        options: of waitpid(2), to be told of other changes, too.
-    """
-    while True:
-        try:
-            pid, status = os.waitpid(-1, os.WNOHANG | options)
-        except ChildProcessError:
-            return
-        if not pid:
-            return
-        yield pid, status
-
-
-def process_tree() -> dict[int, list[int]]:
-    """Return {parent: [children]} of this machine's living processes; empty without /proc."""
-    if not os.path.exists("/proc/self/stat"):
-        return {}
-    tree = collections.defaultdict(list)
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                with open("/proc/%s/stat" % name, "rb") as file:
-                    state, parent = file.read().rpartition(b")")[2].split()[:2]
-            except (OSError, ValueError):
-                continue        # it has just ended
-            if state not in b"ZX":      # zombie, dead
-                tree[int(parent)].append(int(name))
-    return tree
-
-
-def signal_tree(pid: int, number: int) -> None:
-    """Signal a process and all its descendants; without /proc, its process group."""
-    tree = process_tree()
-    if not tree:
-        send_signal(-pid, number)
-        return
-    pids = [pid]
-    for parent in pids:     # which grows meanwhile
-        pids += tree.get(parent, ())
-    for member in pids:
-        send_signal(member, number)
-
-
-def send_signal(pid: int, number: int) -> None:
-    """Signal a process, or the process group `-pid`, unless it has ended or is not ours."""
-    try:
-        os.kill(pid, number)
-    except (ProcessLookupError, PermissionError):
-        pass
-
-
-def kill_children(spare: Container[int] = ()) -> None:
-    """Kill the children of this process, and their descendants, except the trees of `spare`."""
-    for pid in process_tree().get(os.getpid(), ()):
-        if pid not in spare:
-            signal_tree(pid, signal.SIGKILL)
-
-
-def kill_descendants() -> None:
-    """Kill all descendants of this process, which must be a subreaper: it inherits orphans."""
-    while True:
-        kill_children()
-        try:
-            os.wait()
-        except ChildProcessError:
-            return
+# ──────────────────────────────────────────── guardian ────────────────────────────────────────────
 
 
 def _run_guardian(shim: int, link_in: int, scratch: str) -> None:
@@ -3669,41 +3925,6 @@ def _run_guardian(shim: int, link_in: int, scratch: str) -> None:
                 return
 
 
-def _exit_after(run: Callable[[], object]) -> None:
-    """Run a forked child, and end it. It never returns into the code that forked it.
-
-    The status is 1, after a traceback, if `run` raises anything but SystemExit.
-    """
-    status = 0
-    try:
-        run()
-    except SystemExit:
-        pass
-    except BaseException:
-        status = 1
-        import traceback
-        traceback.print_exc()
-    finally:
-        os._exit(status)
-
-
-def _remove(path: str) -> None:
-    """Remove a file, or a directory with all that is in it, if it exists."""
-    if os.path.isdir(path):
-        import shutil
-        shutil.rmtree(path, ignore_errors=True)
-    elif os.path.lexists(path):
-        os.unlink(path)
-
-
-def enlarge_pipe(fd: int) -> None:
-    """Enlarge a pipe to 1 MiB where the platform can: arrays then move faster."""
-    try:
-        fcntl.fcntl(fd, 1031, MAX_FRAME)        # F_SETPIPE_SZ
-    except OSError:
-        pass
-
-
 def serve(modules: dict[str, Packed]) -> None:
     """Turn this process into the guardian of a shim on descriptors 0 and 1.
 
@@ -3736,223 +3957,7 @@ def serve(modules: dict[str, Packed]) -> None:
     _run_guardian(shim, link_in, scratch)
 
 
-# ────────────────────────────────────────────── cache ─────────────────────────────────────────────
-
-# What is copied to this machine, for all pools: each entry is a directory named by its key, which
-# tells its content. In it, `content` is the file, or the directory that travelled as a tar file;
-# `seal` tells whether somebody has written to it since.
-CACHE = ".cache/executors"  # below the home directory
-INCOMING_SECONDS = 86400    # how long the leavings of a copy that was cut off stay
-KEEP_SECONDS = 30 * 86400   # how long the cache keeps what no run has used
-_Wanted = tuple[str, str, str]  # key and name of an entry, and the version that is here otherwise
-
-
-def _store_files(pull: Callable[[int, bytes], Any], scratch: str, files: dict[str, str]) -> bool:
-    """Link what `files=` names in the directory that slots run in, and tell the shim.
-
-    Return whether it could be done.
-
-    Arguments:
-        scratch: that directory; made here.
-        files: {name: key}.
-    """
-    problem = ""
-    try:
-        names = {key: name for name, key in files.items()}      # some may be alike
-        _fetch(pull, scratch, [(key, name, "") for key, name in names.items()])
-        os.mkdir(scratch, 0o700)
-        for name, key in files.items():
-            os.symlink(_use(key), os.path.join(scratch, name))
-        _enter(scratch, files)
-    except Exception as error:
-        problem = str(error) or describe(error)
-    write_all(_RESULTS_FD, (frame(STORED, 0, problem.encode("utf-8", "replace")),))
-    return not problem
-
-
-def _enter(scratch: str, files: dict[str, str]) -> None:
-    """Run where `files=` are, and keep them in the cache for as long."""
-    for key in files.values():
-        _use(key)
-    os.chdir(scratch)
-    sys.path.insert(0, scratch)
-
-
-def _fetch(pull: Callable[[int, bytes], Any], scratch: str, entries: list[_Wanted]) -> None:
-    """Have those entries copied that the cache has not got. Raises OSError or EOFError.
-
-    One process at a time asks for an entry and unpacks it, the others wait: it holds the entry's
-    lock, which the kernel takes from those that die.
-    """
-    cache = _make_cache()
-    missing = _find_missing(cache, entries)
-    locks: list[Any] = []
-    try:
-        for key, _, _ in sorted(missing):       # in one order, or two might wait for each other
-            locks.append(open(os.path.join(cache, "incoming-%s.lock" % key), "w"))
-            fcntl.flock(locks[-1], fcntl.LOCK_EX)
-        missing = _find_missing(cache, missing)
-        if missing:
-            _copy(pull, cache, scratch, missing)
-        for lock in locks:
-            _remove(lock.name)      # who waits for it sees that all is done
-    finally:
-        for lock in locks:
-            lock.close()
-
-
-def _find_missing(cache: str, entries: list[_Wanted]) -> list[_Wanted]:
-    return [one for one in entries if not _is_intact(os.path.join(cache, one[0]))]
-
-
-def _copy(pull: Callable[[int, bytes], Any], cache: str, scratch: str,
-          entries: list[_Wanted]) -> None:
-    """Have the controller copy entries into a folder of their own, and admit them."""
-    import json
-    # Another folder each time: an answer to who has died since is none to us.
-    folder = _incoming(cache, scratch)
-    here = os.path.join(os.path.expanduser("~"), folder)
-    os.mkdir(here, 0o700)
-    try:
-        answer = unpack(pull(COPY, json.dumps([folder, entries]).encode()))
-        if isinstance(answer, str):
-            raise OSError(answer)
-        for (key, name, _), (file, digest, is_tar) in zip(entries, answer):
-            _admit(os.path.join(cache, key), name, os.path.join(here, file), digest, is_tar)
-    finally:
-        _remove(here)
-    _prune(cache)
-
-
-def _make_cache() -> str:
-    cache = os.path.join(os.path.expanduser("~"), CACHE)
-    os.makedirs(cache, mode=0o700, exist_ok=True)
-    return cache
-
-
-def _incoming(cache: str, scratch: str) -> str:
-    """Return the path of a folder to copy to, for this shim, whose guardian removes it.
-
-    It needs no quoting, so that scp's two protocols agree on it: it is relative to the home
-    directory if that would, for scp knows the account's and not $HOME.
-    """
-    is_plain = cache.replace("/", "").translate({ord(c): "x" for c in "._-+"}).isalnum()
-    place = cache if is_plain and cache.isascii() else CACHE
-    return os.path.join(place, _incoming_of(scratch) + os.urandom(8).hex())
-
-
-def _incoming_of(scratch: str) -> str:
-    return "incoming-%s-" % os.path.basename(scratch)
-
-
-def _remove_incoming(scratch: str) -> None:
-    """Remove what was cut off on its way, with its shim."""
-    cache = os.path.join(os.path.expanduser("~"), CACHE)
-    for name in os.listdir(cache) if os.path.isdir(cache) else ():
-        if name.startswith(_incoming_of(scratch)):
-            _remove(os.path.join(cache, name))
-
-
-_locks: list[int] = []      # of what we use: it is not to be pruned, whatever the clocks say
-
-
-def _lock(place: str, how: int) -> int:
-    """Lock an entry of the cache; return the descriptor. Raises OSError if others have it."""
-    fd = os.open(place + "/seal", os.O_RDONLY)
-    try:
-        fcntl.flock(fd, how | fcntl.LOCK_NB)
-    except OSError:
-        os.close(fd)
-        raise
-    return fd
-
-
-def _use(key: str) -> str:
-    """Keep an entry of the cache from being pruned while we live; return where its content is."""
-    place = os.path.join(_make_cache(), key)
-    os.utime(place)
-    _locks.append(_lock(place, fcntl.LOCK_SH))
-    return os.path.join(place, "content")
-
-
-def _admit(place: str, name: str, temporary: str, digest: str, is_tar: bool) -> None:
-    """Move a copied file to its place, if its digest is right.
-
-    On a full disk, scp leaves a corrupt file of full length.
-    """
-    staging = os.path.dirname(temporary) + ".d"
-    content = staging + "/content"
-    try:
-        if digest_file(temporary) != digest:
-            raise OSError("%s arrived damaged (its SHA-256 differs): is the disk full?" % name)
-        os.mkdir(staging, 0o700)
-        if is_tar:
-            import tarfile
-            with tarfile.open(temporary) as tar:
-                tar.extraction_filter = getattr(tarfile, "tar_filter", None)
-                tar.extractall(staging)
-        else:
-            os.rename(temporary, content)
-        with open(staging + "/seal", "w") as file:
-            file.write(_seal(content))
-        if not _is_intact(place):
-            _remove(place)
-            os.rename(staging, place)
-    except OSError:
-        if not _is_intact(place):   # another run, or machine with this home, may have just put it
-            raise
-    finally:
-        _remove(temporary)
-        _remove(staging)
-
-
-def _seal(content: str) -> str:
-    """Return a text that changes when somebody writes to a file, or adds one to a directory.
-
-    Bytecode may come by importing.
-    """
-    entries = [(".", os.lstat(content))]
-    for folder, folders, files in os.walk(content):
-        folders[:] = sorted(set(folders) - {"__pycache__"})
-        for name in folders + sorted(files):
-            path = os.path.join(folder, name)
-            entries.append((os.path.relpath(path, content), os.lstat(path)))
-    return repr([(name, status.st_mode) if stat.S_ISDIR(status.st_mode)
-                 else (name, status.st_mode, status.st_size, status.st_mtime_ns)
-                 for name, status in entries])
-
-
-def _is_intact(place: str) -> bool:
-    try:
-        with open(place + "/seal") as file:
-            return file.read() == _seal(place + "/content")
-    except OSError:
-        return False
-
-
-def digest_file(path: str) -> str:
-    """Return the SHA-256 of a file's content, in hexadecimal."""
-    import hashlib
-    hashed = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(MAX_FRAME):
-            hashed.update(block)
-    return hashed.hexdigest()
-
-
-def _prune(cache: str) -> None:
-    for entry in os.scandir(cache):
-        keep = INCOMING_SECONDS if entry.name.startswith("incoming-") else KEEP_SECONDS
-        try:
-            if time.time() - entry.stat().st_mtime > keep:
-                if os.path.exists(entry.path + "/seal"):
-                    os.close(_lock(entry.path, fcntl.LOCK_EX))
-                _remove(entry.path)
-        except OSError:
-            pass        # another run prunes too
-
-
-# ────────────────────────────────────────── one-shot mode ─────────────────────────────────────────
+# ───────────────────────────────────────── one-shot mode ──────────────────────────────────────────
 
 READING, UNPICKLING, RUNNING, PICKLING, WRITING = range(3, 8)   # exit statuses; 2 is argparse's
 

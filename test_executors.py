@@ -7890,15 +7890,33 @@ class TestStyle:
             for number, line in enumerate(read(os.path.join(HERE, path)).splitlines(), 1):
                 assert len(line) <= 100, f"{path}:{number} has {len(line)} columns"
 
-    def test_no_class_has_more_than_twenty_attributes(self):
-        for name in self.OURS:
-            for node in ast.walk(ast.parse(read(os.path.join(HERE, name)))):
-                if isinstance(node, ast.ClassDef):
-                    attributes = {one.attr for one in ast.walk(node)
-                                  if isinstance(one, ast.Attribute)
-                                  and isinstance(one.ctx, ast.Store)
-                                  and getattr(one.value, "id", "") == "self"}
-                    assert len(attributes) <= 20, f"{name}: {node.name} has {len(attributes)}"
+    @pytest.mark.parametrize("name", OURS)
+    def test_no_room_names_one_below_it(self, name):
+        """So a file's order is its table of contents. An annotation may name a room's owner."""
+        text = read(os.path.join(HERE, name))
+        banners = [n for n, line in enumerate(text.splitlines(), 1) if line.startswith("# ───")]
+        tree = ast.parse(text)
+        defined = {}
+        for node in tree.body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                names = [node.name]
+            else:
+                names = [one.id for one in ast.walk(node)
+                         if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)]
+            room = sum(banner < node.lineno for banner in banners)
+            defined.update((one, room) for one in names if one not in defined)
+        for node in tree.body:
+            room = sum(banner < node.lineno for banner in banners)
+            annotations = {one for part in ast.walk(node)
+                           for field in ("annotation", "returns") if getattr(part, field, None)
+                           for one in ast.walk(getattr(part, field))}
+            own = {one.id for one in ast.walk(node)
+                   if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)}
+            below = [(one.lineno, one.id) for one in ast.walk(node)
+                     if isinstance(one, ast.Name) and one not in annotations
+                     and one.id not in own and defined.get(one.id, 0) > room]
+            assert not below, f"{name}: {below[0][1]} in line {below[0][0]} is of a room below"
+        assert len(banners) > 10
 
     def test_conditional_expressions_are_values_and_do_not_nest(self):
         for name in self.OURS:
