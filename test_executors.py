@@ -411,8 +411,6 @@ class Network:
 
 
 # What runs on workers. Everything here is found by name in this module, which follows to them.
-
-
 def crash(number=signal.SIGKILL):
     os.kill(os.getpid(), number)
 
@@ -487,7 +485,122 @@ def recurse(obj):
     return obj
 
 
-# ─────────────────────────────── the contract of every executor ───────────────────────────────────
+# ────────────────────────────────────────── measurement ───────────────────────────────────────────
+
+
+class TestHistogram:
+    def test_percentiles_are_within_ten_per_cent(self):
+        source = random.Random(7)
+        values = sorted(source.lognormvariate(-3, 2) for _ in range(5000))
+        histogram = executors.Histogram()
+        for value in values:
+            histogram.add(value)
+        for p in (1, 25, 50, 75, 95, 99):
+            expected = values[int(len(values) * p / 100)]
+            assert histogram.percentile(p) == pytest.approx(expected, rel=0.1)
+        assert histogram.percentile(0) == values[0] and histogram.percentile(100) == values[-1]
+
+    def test_extremes_and_nothing(self):
+        histogram = executors.Histogram()
+        assert str(histogram) == "nothing counted"
+        assert histogram.percentile(50) == 0 and histogram.mean == 0
+        for value in (0.0, 1e-9, 1e9):
+            histogram.add(value)
+        assert histogram.count == 3 and histogram.maximum == 1e9 and histogram.minimum == 0
+        assert "count 3" in str(histogram)
+
+    def test_merge(self):
+        one, other = executors.Histogram(), executors.Histogram()
+        one.add(1)
+        other.add(3)
+        one.merge(other)
+        assert (one.count, one.mean, one.minimum, one.maximum) == (2, 2, 1, 3)
+
+
+# ────────────────────────────────────── records and policies ──────────────────────────────────────
+
+
+class TestRecords:
+    @pytest.mark.parametrize("text", [
+        "8/me@bigbox weight=2 python=~/venv/bin/python", "4/lab2", ":", "lab", "me@::1", "1/:"])
+    def test_round_trip(self, text):
+        assert str(RemoteWorkerRecord.parse(text)) == text
+
+    @pytest.mark.parametrize("text, complaint", [
+        ("", "machine must not be empty"), ("-oProxyCommand=evil", "begin with '-'"),
+        ("-x@host", "username must not be empty, begin with '-'"), ("-x@host", "got '-x'"),
+        ("x/host", "x/host"), ("0/host", "at least 1"),
+        ("host weight=0", "above 0, got 0"), ("host weight=inf", "a finite number"),
+        ("host wight=1", "unknown setting 'wight'; expected weight="),
+        ("host python=a;b", "without spaces and quotes"), ("me@", "machine"),
+        ("me@:", "write me@localhost instead"), ("host:2222", "as `Port` in"),
+        ("[::1]", "without brackets"), ("a@b@c", "contain spaces, '@'"),
+        ("host weight=x", "could not convert")])
+    def test_bad_texts_are_quoted(self, text, complaint):
+        with pytest.raises(ValueError) as caught:
+            RemoteWorkerRecord.parse(text)
+        assert complaint in str(caught.value) and repr(text) in str(caught.value)
+
+    def test_it_is_frozen(self):
+        with pytest.raises(AttributeError):
+            RemoteWorkerRecord(None, "host").weight = 2
+
+    def test_weights_are_kept_to(self):
+        policy = executors.WeightedRandomRemoteWorkerSelectionPolicy(random.Random(1))
+        records = [RemoteWorkerRecord(None, "a"), RemoteWorkerRecord(None, "b", weight=3)]
+        chosen = [policy.choose(records) for _ in range(4000)]
+        assert 2850 < sum(chosen) < 3150
+
+    @pytest.mark.parametrize("policy", [
+        executors.WeightedRandomRemoteWorkerSelectionPolicy(),
+        executors.RoundRobinRemoteWorkerSelectionPolicy()])
+    def test_avoidance(self, policy):
+        records = [RemoteWorkerRecord(None, name) for name in "abc"]
+        assert {policy.choose(records, {"a", "c"}) for _ in range(50)} == {1}
+        assert policy.choose(records, {"a", "b", "c"}) is None
+
+    def test_round_robin_takes_turns(self):
+        policy = executors.RoundRobinRemoteWorkerSelectionPolicy()
+        records = [RemoteWorkerRecord(None, name) for name in "abc"]
+        assert [policy.choose(records) for _ in range(7)] == [0, 1, 2, 0, 1, 2, 0]
+
+    @pytest.mark.parametrize("options", [
+        {"workers": []}, {"heartbeat_seconds": 0}, {"max_bundle_failures": -1},
+        {"bundle_timeout": 0}])
+    def test_bad_options(self, options):
+        before = {*threading.enumerate()}
+        with pytest.raises(ValueError):
+            RemoteExecutor(**{"workers": ["1/:"], **options})
+        assert {*threading.enumerate()} <= before
+
+    @pytest.mark.parametrize("workers, options, words", [
+        ([5], {}, "must be a text like '8/me@bigbox' or a RemoteWorkerRecord, got 5"),
+        ("eight/host", {}, "worker 'eight/host': the slot count must be a number, got 'eight'"),
+        (":", {"policy": "round"}, "RoundRobinRemoteWorkerSelectionPolicy(), got 'round'"),
+        (":", {"policy": executors.RoundRobinRemoteWorkerSelectionPolicy},
+         "policy must be a RemoteWorkerSelectionPolicy, such as"),
+        (":", {"output": "yes"}, "a function of (machine, stream, line), got 'yes'"),
+        (5, {}, "workers must be a list like ['8/me@bigbox', ':'], got 5"),
+        (":", {"ssh_options": "-F x"}, "ssh_options must be a list, got '-F x'; write ['-F', 'x']"),
+        (":", {"ssh_options": ["-F x"]}, "ssh_options: '-F x' must be two items: ['-F', 'x']"),
+        (":", {"env": ["A=1"]}, "env must be a mapping like {'NAME': 'value'}, got ['A=1']"),
+        (":", {"bundle_timeout": "3"}, "bundle_timeout must be a number above 0, got '3'"),
+        (":", {"max_bundle_failures": False}, "must be a number above 0, got False"),
+        (":", {"max_tasks_per_child": 0}, "must be a whole number above 0, got 0"),
+        (":", {"modules": "no"}, "modules must be True or False, got 'no'"),
+        (":", {"initializer": 5}, "initializer must be a function, got 5")])
+    def test_bad_arguments_are_quoted(self, workers, options, words):
+        with pytest.raises(ValueError, match=re.escape(words)):
+            RemoteExecutor(workers, **options)
+
+    def test_a_missing_file_is_told_at_once(self):
+        before = {*threading.enumerate()}
+        with pytest.raises(FileNotFoundError, match="no-such-file"):
+            RemoteExecutor(["1/:"], files=["no-such-file"])
+        assert {*threading.enumerate()} <= before
+
+
+# ───────────────────────────────── the contract of every executor ─────────────────────────────────
 
 
 class TestContract:
@@ -1097,7 +1210,6 @@ def test_dask_fills_a_pool():
 
 # ─────────────────────────────────── the end of the interpreter ───────────────────────────────────
 
-
 MAKE = {
     "thread": "ThreadExecutor(3)", "process": "ProcessExecutor(3)",
     "pipe": "RemoteExecutor(['3/:'])",
@@ -1203,7 +1315,7 @@ class TestExits:
             "64", "128"], (out, err)
 
 
-# ───────────────────────────────── CPython's own executor tests ───────────────────────────────────
+# ────────────────────────────────── CPython's own executor tests ──────────────────────────────────
 
 
 def cpythons_tests():
@@ -1269,216 +1381,6 @@ if not cpythons_tests():
     @pytest.mark.skip(reason="this Python has no tests of its own (test.test_concurrent_futures)")
     def test_cpythons_own():
         pass
-
-
-# ─────────────────────────────────── defaults and parallelize ─────────────────────────────────────
-
-
-class TestDefaults:
-    @pytest.fixture(autouse=True)
-    def clean(self, monkeypatch):
-        monkeypatch.setenv("EXECUTORS_REMOTE_WORKERS", "2/:")
-        yield
-        executors.DefaultExecutors().shutdown()
-
-    def test_one_of_each(self):
-        first, second = executors.DefaultExecutors(), executors.DefaultExecutors()
-        with cf.ThreadPoolExecutor(8) as threads:
-            assert len(set(threads.map(lambda _: first.thread_pool(), range(50)))) == 1
-        assert first.process_pool() is second.process_pool()
-        assert first.remote_pool() is second.remote_pool()
-        old = first.remote_pool()
-        first.shutdown()
-        assert second.remote_pool() is not old
-
-    @pytest.mark.parametrize("method", [*executors.Method, None])
-    def test_shard_call_wait(self, method):
-        with executors.ThreadExecutor(2) as own:
-            @executors.parallelize(method or own)
-            def total(numbers, start=0):
-                return sum(numbers, start)
-
-            numbers = list(range(100))
-            shards = [numbers[n::4] for n in range(4)]
-            partial_sums = [total(shard) for shard in shards]
-            assert sum(executors.wait_all(partial_sums)) == 4950
-            assert total([0], start=total([1, 2])).result(PATIENCE) == 3      # futures are awaited
-            with pytest.raises(TypeError):
-                total(total(["x"])).result(PATIENCE)
-
-    def test_many_futures_among_the_arguments(self):
-        @executors.parallelize()
-        def add(*numbers):
-            return sum(numbers)
-
-        gate = threading.Event()
-        slow = executors.DefaultExecutors().thread_pool().submit(lambda: gate.wait(PATIENCE) and 5)
-        total = add(slow, *(add(n) for n in range(20)), slow)
-        assert not total.done()
-        gate.set()
-        assert total.result(PATIENCE) == 200
-
-    def test_an_awaited_call_fails_if_its_executor_cannot_be_made(self, monkeypatch, tmp_path):
-        monkeypatch.delenv("EXECUTORS_REMOTE_WORKERS")
-        monkeypatch.setenv("HOME", str(tmp_path))
-        one = executors.parallelize()(lambda: 1)
-        two = executors.parallelize(executors.Method.REMOTE)(neg)
-        with pytest.raises(ValueError, match="no remote workers"):
-            two(one()).result(PATIENCE)
-
-    def test_wait_all_raises_at_once(self, tmp_path):
-        pool = executors.DefaultExecutors().thread_pool()
-        slow = pool.submit(wait_for, str(tmp_path / "go"))
-        with pytest.raises(ZeroDivisionError):
-            executors.wait_all([slow, pool.submit(divmod, 1, 0)])
-        assert not slow.done()
-        (tmp_path / "go").touch()
-
-    def test_parentheses_are_asked_for(self):
-        with pytest.raises(TypeError, match="parentheses"):
-            executors.parallelize(neg)
-        with pytest.raises(TypeError, match="such as Method.PROCESS, got 'process'"):
-            executors.parallelize("process")
-
-    def test_no_workers_configured(self, monkeypatch, tmp_path):
-        monkeypatch.delenv("EXECUTORS_REMOTE_WORKERS")
-        monkeypatch.setenv("HOME", str(tmp_path))
-        words = r"EXECUTORS_REMOTE_WORKERS.*\.config/executors/workers"
-        with pytest.raises(ValueError, match=words):
-            executors.DefaultExecutors().remote_pool()
-        (tmp_path / ".config/executors").mkdir(parents=True)
-        text = "# the lab\n1/:   # this one\n\n"
-        (tmp_path / ".config/executors/workers").write_text(text)
-        with RemoteExecutor(show_status=False) as pool:
-            assert pool.submit(neg, 1).result(PATIENCE) == -1
-        pool = executors.DefaultExecutors().remote_pool()
-        assert pool.submit(neg, 1).result(PATIENCE) == -1
-
-    def test_running_work_is_finished_at_exit(self):
-        done = run("""
-            import executors
-            @executors.parallelize(executors.Method.REMOTE)
-            def inner(n):
-                return n + 1
-            @executors.parallelize(executors.Method.THREAD)
-            def outer(n):
-                print(f"{inner(n).result()}\\n", end="", flush=True)
-            for n in range(3):
-                outer(n)
-        """, env={"EXECUTORS_REMOTE_WORKERS": "2/:"})
-        assert sorted(done.stdout.split()) == ["1", "2", "3"] and not done.stderr, done
-
-
-# ────────────────────────────────────── records and policies ──────────────────────────────────────
-
-
-class TestRecords:
-    @pytest.mark.parametrize("text", [
-        "8/me@bigbox weight=2 python=~/venv/bin/python", "4/lab2", ":", "lab", "me@::1", "1/:"])
-    def test_round_trip(self, text):
-        assert str(RemoteWorkerRecord.parse(text)) == text
-
-    @pytest.mark.parametrize("text, complaint", [
-        ("", "machine must not be empty"), ("-oProxyCommand=evil", "begin with '-'"),
-        ("-x@host", "username must not be empty, begin with '-'"), ("-x@host", "got '-x'"),
-        ("x/host", "x/host"), ("0/host", "at least 1"),
-        ("host weight=0", "above 0, got 0"), ("host weight=inf", "a finite number"),
-        ("host wight=1", "unknown setting 'wight'; expected weight="),
-        ("host python=a;b", "without spaces and quotes"), ("me@", "machine"),
-        ("me@:", "write me@localhost instead"), ("host:2222", "as `Port` in"),
-        ("[::1]", "without brackets"), ("a@b@c", "contain spaces, '@'"),
-        ("host weight=x", "could not convert")])
-    def test_bad_texts_are_quoted(self, text, complaint):
-        with pytest.raises(ValueError) as caught:
-            RemoteWorkerRecord.parse(text)
-        assert complaint in str(caught.value) and repr(text) in str(caught.value)
-
-    def test_it_is_frozen(self):
-        with pytest.raises(AttributeError):
-            RemoteWorkerRecord(None, "host").weight = 2
-
-    def test_weights_are_kept_to(self):
-        policy = executors.WeightedRandomRemoteWorkerSelectionPolicy(random.Random(1))
-        records = [RemoteWorkerRecord(None, "a"), RemoteWorkerRecord(None, "b", weight=3)]
-        chosen = [policy.choose(records) for _ in range(4000)]
-        assert 2850 < sum(chosen) < 3150
-
-    @pytest.mark.parametrize("policy", [
-        executors.WeightedRandomRemoteWorkerSelectionPolicy(),
-        executors.RoundRobinRemoteWorkerSelectionPolicy()])
-    def test_avoidance(self, policy):
-        records = [RemoteWorkerRecord(None, name) for name in "abc"]
-        assert {policy.choose(records, {"a", "c"}) for _ in range(50)} == {1}
-        assert policy.choose(records, {"a", "b", "c"}) is None
-
-    def test_round_robin_takes_turns(self):
-        policy = executors.RoundRobinRemoteWorkerSelectionPolicy()
-        records = [RemoteWorkerRecord(None, name) for name in "abc"]
-        assert [policy.choose(records) for _ in range(7)] == [0, 1, 2, 0, 1, 2, 0]
-
-    @pytest.mark.parametrize("options", [
-        {"workers": []}, {"heartbeat_seconds": 0}, {"max_bundle_failures": -1},
-        {"bundle_timeout": 0}])
-    def test_bad_options(self, options):
-        before = {*threading.enumerate()}
-        with pytest.raises(ValueError):
-            RemoteExecutor(**{"workers": ["1/:"], **options})
-        assert {*threading.enumerate()} <= before
-
-    @pytest.mark.parametrize("workers, options, words", [
-        ([5], {}, "must be a text like '8/me@bigbox' or a RemoteWorkerRecord, got 5"),
-        ("eight/host", {}, "worker 'eight/host': the slot count must be a number, got 'eight'"),
-        (":", {"policy": "round"}, "RoundRobinRemoteWorkerSelectionPolicy(), got 'round'"),
-        (":", {"policy": executors.RoundRobinRemoteWorkerSelectionPolicy},
-         "policy must be a RemoteWorkerSelectionPolicy, such as"),
-        (":", {"output": "yes"}, "a function of (machine, stream, line), got 'yes'"),
-        (5, {}, "workers must be a list like ['8/me@bigbox', ':'], got 5"),
-        (":", {"ssh_options": "-F x"}, "ssh_options must be a list, got '-F x'; write ['-F', 'x']"),
-        (":", {"ssh_options": ["-F x"]}, "ssh_options: '-F x' must be two items: ['-F', 'x']"),
-        (":", {"env": ["A=1"]}, "env must be a mapping like {'NAME': 'value'}, got ['A=1']"),
-        (":", {"bundle_timeout": "3"}, "bundle_timeout must be a number above 0, got '3'"),
-        (":", {"max_bundle_failures": False}, "must be a number above 0, got False"),
-        (":", {"max_tasks_per_child": 0}, "must be a whole number above 0, got 0"),
-        (":", {"modules": "no"}, "modules must be True or False, got 'no'"),
-        (":", {"initializer": 5}, "initializer must be a function, got 5")])
-    def test_bad_arguments_are_quoted(self, workers, options, words):
-        with pytest.raises(ValueError, match=re.escape(words)):
-            RemoteExecutor(workers, **options)
-
-    def test_a_missing_file_is_told_at_once(self):
-        before = {*threading.enumerate()}
-        with pytest.raises(FileNotFoundError, match="no-such-file"):
-            RemoteExecutor(["1/:"], files=["no-such-file"])
-        assert {*threading.enumerate()} <= before
-
-
-class TestHistogram:
-    def test_percentiles_are_within_ten_per_cent(self):
-        source = random.Random(7)
-        values = sorted(source.lognormvariate(-3, 2) for _ in range(5000))
-        histogram = executors.Histogram()
-        for value in values:
-            histogram.add(value)
-        for p in (1, 25, 50, 75, 95, 99):
-            expected = values[int(len(values) * p / 100)]
-            assert histogram.percentile(p) == pytest.approx(expected, rel=0.1)
-        assert histogram.percentile(0) == values[0] and histogram.percentile(100) == values[-1]
-
-    def test_extremes_and_nothing(self):
-        histogram = executors.Histogram()
-        assert str(histogram) == "nothing counted"
-        assert histogram.percentile(50) == 0 and histogram.mean == 0
-        for value in (0.0, 1e-9, 1e9):
-            histogram.add(value)
-        assert histogram.count == 3 and histogram.maximum == 1e9 and histogram.minimum == 0
-        assert "count 3" in str(histogram)
-
-    def test_merge(self):
-        one, other = executors.Histogram(), executors.Histogram()
-        one.add(1)
-        other.add(3)
-        one.merge(other)
-        assert (one.count, one.mean, one.minimum, one.maximum) == (2, 2, 1, 3)
 
 
 # ────────────────────────────────────── the scheduler, alone ──────────────────────────────────────
@@ -2123,128 +2025,7 @@ class TestScheduler:
         assert not farm.scheduler._backups
 
 
-# ───────────────────────────────────────────── frames ─────────────────────────────────────────────
-
-
-def read_all(reader):
-    out = []
-    try:
-        while True:
-            out += reader.read()
-    except EOFError:
-        return out
-
-
-@contextmanager
-def stream(data):
-    """Yield a descriptor that gives these bytes, then ends."""
-    fd, out = os.pipe()
-
-    def write():
-        with os.fdopen(out, "wb") as file:
-            file.write(data)
-
-    writer = threading.Thread(target=write)
-    writer.start()
-    yield fd
-    while os.read(fd, 1 << 20):
-        pass
-    writer.join()
-    os.close(fd)
-
-
-class TestFrames:
-    def test_round_trip(self):
-        frames = [(wire.PING, 0, b""), (wire.KILL, 2 ** 64 - 1, b"x"),
-                  (wire.OUTPUT, 1, b"y" * 70_000), (wire.PONG, 1, b"")] * 3
-        with stream(b"".join(wire.frame(*frame) for frame in frames)) as fd:
-            read = read_all(wire.FrameReader(fd))
-        assert frames == [
-            (kind, ident, bytes(data[wire.HEADER_SIZE:])) for kind, ident, data in read]
-
-    @pytest.mark.parametrize("length", range(1, 17 + 5))
-    def test_truncation_says_what_was_expected(self, length):
-        data = wire.frame(wire.KILL, 7, b"12345")
-        with stream(data + data[:length]) as fd, pytest.raises(wire.FrameError) as caught:
-            read_all(wire.FrameReader(fd))
-        expected = 17 if length < 17 else 22
-        assert f"expected {expected} bytes, got {length}" in str(caught.value)
-
-    def test_truncation_inside_a_long_frame(self):
-        data = wire.frame(wire.OUTPUT, 1, b"x" * 500_000)[:-1]
-        with stream(data) as fd, pytest.raises(wire.FrameError, match="ended inside"):
-            read_all(wire.FrameReader(fd))
-
-    @pytest.mark.parametrize("size", [wire.MAX_FRAME + 1, 2 ** 63, 2 ** 64 - 1])
-    def test_absurd_lengths(self, size):
-        data = struct.pack("!BQQ", wire.OUTPUT, 0, size)
-        with stream(data) as fd, pytest.raises(wire.FrameError, match=f"announces {size} bytes"):
-            read_all(wire.FrameReader(fd))
-
-    @pytest.mark.parametrize("size", [99_000, 60_000])
-    def test_a_part_that_overruns(self, size):
-        """It is told, whether it is read in place or not."""
-        part = 100_000 if size == 99_000 else 60_001
-        data = b"".join(map(bytes, wire.message(wire.RESULT, 1, 0, ([part], [b"x" * part]))))
-        broken = data.replace(struct.pack("!Q", part), struct.pack("!Q", size), 1)
-        with stream(broken) as fd, pytest.raises(wire.FrameError, match="overruns"):
-            read_all(wire.MessageReader(fd))
-
-    @pytest.mark.parametrize("value", [
-        None, 1.5, "é" * 10, (1, (2, b"x")), list(range(50_000)), b"x" * 3_000_000, "y" * 200_000,
-        {"a": numpy.arange(1_000_000), "b": numpy.ones(300_000), "c": [1, 2]},
-        [numpy.full(n * 997 % 20_000 + 8192, n) for n in range(300)]])
-    def test_messages(self, value):
-        data = b"".join(map(bytes, wire.message(wire.RESULT, 5, 77, wire.pack(value))))
-        with stream(data) as fd:
-            (kind, ident, tag, segments), = read_all(wire.MessageReader(fd))
-        assert (kind, ident, tag) == (wire.RESULT, 5, 77)
-        assert pickle.dumps(wire.unpack(segments)) == pickle.dumps(value)
-
-    def test_large_buffers_are_not_copied_into_the_pickle(self):
-        lengths, _ = wire.pack(numpy.zeros(1_000_000))
-        assert lengths[0] < 1000 and lengths[1] == 8_000_000
-
-    def test_messages_interleave(self):
-        one = wire.message(wire.RESULT, 1, 0, wire.pack(numpy.full(400_000, 1.0)))
-        two = wire.message(wire.RESULT, 2, 0, wire.pack(numpy.full(400_000, 2.0)))
-        mixed = [one[0], two[0]]
-        for at in range(1, len(one), 2):
-            mixed += [*one[at:at + 2], wire.frame(wire.PONG), *two[at:at + 2]]
-        with stream(b"".join(map(bytes, mixed))) as fd:
-            messages = read_all(wire.MessageReader(fd))
-        results = {ident: wire.unpack(body) for kind, ident, _, body in messages
-                   if kind == wire.RESULT}
-        assert results[1].sum() == 400_000 and results[2].sum() == 800_000
-        assert sum(kind == wire.PONG for kind, *_ in messages) == len(range(1, len(one), 2))
-
-    def test_forgetting_half_a_message(self):
-        head, *parts = wire.message(wire.RESULT, 1, 0, wire.pack(b"x" * 3_000_000))
-        reader = wire.MessageReader(-1)
-        reader.fd, out = os.pipe()
-        os.write(out, head)
-        assert reader.read() == []
-        os.close(out)
-        os.close(reader.fd)
-        reader.forget(1)
-        with stream(b"".join(map(bytes, parts)) + wire.frame(wire.PONG)) as reader.fd:
-            assert [kind for kind, *_ in read_all(reader)] == [wire.PONG]
-
-    def test_an_outbox_survives_a_full_pipe(self):
-        read_in, out = os.pipe()
-        os.set_blocking(out, False)
-        frames = [wire.frame(wire.OUTPUT, n, b"x" * (n * 997 % 70_000)) for n in range(100)]
-        outbox, got = wire.Outbox(out), []
-        outbox.put(frames)
-        while not outbox.flush():
-            got.append(os.read(read_in, 50_000))
-        os.close(out)
-        with os.fdopen(read_in, "rb") as rest:
-            got.append(rest.read())
-        assert b"".join(got) == b"".join(frames) and outbox.size == 0
-
-
-# ─────────────────────────────────────── a channel, alone ─────────────────────────────────────────
+# ──────────────────────────────────────── a channel, alone ────────────────────────────────────────
 
 
 class Far:
@@ -2360,630 +2141,1576 @@ class TestChannel:
         assert {kind for kind, _, _ in far.read(9)} == {wire.PING}
 
 
-# ───────────────────────────────────────── a shim, alone ──────────────────────────────────────────
+# ───────────────────────────────────── what follows: modules ──────────────────────────────────────
 
 
-class Controller:
-    """A shim in a process of its own, and the controller's ends of two pipes to it."""
+class TestModules:
+    def project(self, folder, files, main):
+        """Run a project as a user would: `python main.py` in its folder. Return what it printed."""
+        for name, text in {**files, "main.py": main}.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(textwrap.dedent(text))
+        done = run([sys.executable, "main.py"], cwd=folder, env={"PYTHONPATH": HERE})
+        assert not done.stderr, done.stderr
+        return done.stdout
 
-    def __init__(self, scratch, **config):
-        (far_in, self._to), (self._from, far_out) = os.pipe(), os.pipe()
-        self.pid = os.fork()
-        if not self.pid:
-            os.close(self._to)
-            os.close(self._from)
-            wire._exit_after(lambda: wire.Shim(far_in, far_out, {}, scratch).run())
-        os.close(far_in)
-        os.close(far_out)
-        self._reader, self._seen, self._functions = wire.MessageReader(self._from), [], {}
-        config = {"slots": 2, "lease": 60.0, "machine": "here", "output": True, "env": {},
-                  "nice": 0, "initializer": False, "max_tasks_per_child": 0, "files": {},
-                  **config}
-        self.send(wire.frame(wire.CONFIG, 0, pickle.dumps(config)))
+    @pytest.mark.skipif(sys.version_info < (3, 11), reason="errors have no notes before")
+    def test_data_beside_what_was_sent_gets_a_hint(self, tmp_path):
+        """Where the code itself is not; elsewhere, what is missing was never there."""
+        printed = self.project(tmp_path, {"alone.py": """
+            def load():
+                return open(__file__ + ".no_such_file")
+            """, "space/pkg/__init__.py": """
+            import pathlib
+            def load():
+                return (pathlib.Path(__file__).parent / "no_such_file").read_text()
+            """, "proj/__init__.py": "", "proj/data/names.txt": "", "proj/inner.py": """
+            import importlib.resources, pathlib, pkgutil
+            def by_path():
+                return (pathlib.Path(__file__).parent / "data" / "no_such_file").read_text()
+            def by_resources():
+                return importlib.resources.files("proj").joinpath("no_such_file").read_text()
+            def by_pkgutil():
+                return pkgutil.get_data("proj", "no_such_file")
+            def by_all():
+                return [*(importlib.resources.files("proj") / "no_such_folder").iterdir()]
+            def by_namespace():
+                return importlib.resources.files("proj.data").joinpath("names.txt").read_text()
+            def there():
+                return len(pkgutil.get_data("proj", "inner.py"))
+            """}, """
+            import os, pathlib, shutil, tempfile
+            import alone, executors, proj.inner as inner, space.pkg
+            FOLDER = pathlib.Path(__file__).parent
+            def own():
+                return (FOLDER / "no_such_file").read_text()
+            def without_a_folder():
+                with tempfile.TemporaryDirectory() as folder:
+                    os.chdir(folder)
+                open("no_such_file")
+            calls = inner.by_path, inner.by_resources, inner.by_pkgutil, inner.by_all
+            if __name__ == "__main__":
+                with executors.RemoteExecutor("1/:", show_status=False) as pool:
+                    print(pool.submit(inner.there).result() > 100)
+                    for call in (*calls, alone.load, space.pkg.load, own):
+                        print(hasattr(pool.submit(call).exception(), "__notes__"), end=" ")
+                    namespace = pool.submit(inner.by_namespace).exception()
+                    for name in "proj", "space":
+                        shutil.rmtree(FOLDER / name)
+                    os.remove(FOLDER / "alone.py")
+                    os.rename(FOLDER / "main.py", FOLDER / "away.py")
+                    for call in (*calls, space.pkg.load, alone.load, own):
+                        print(*pool.submit(call).exception().__notes__)
+                    print(namespace)
+                    for name in "/no_such_file", "no_such_file":
+                        print(hasattr(pool.submit(open, name).exception(), "__notes__"), end=" ")
+                    print(repr(pool.submit(without_a_folder).exception()))
+            """)
+        there, *lines, space, alone, own, namespace, elsewhere = printed.splitlines()
+        assert there == "True"
+        words = ("{0} was sent without its data files; to copy all of it, pass files=['{1}/{0}'] "
+                 "to RemoteExecutor")
+        assert lines == ["False " * 7 + words.format("proj", tmp_path),
+                         *[words.format("proj", tmp_path)] * 3]
+        assert space == words.format("space", tmp_path)
+        for note, name in (alone, "alone.py.no_such_file"), (own, "no_such_file"):
+            assert note == ("code is sent without the data files beside it; to copy this one, pass "
+                            f"files=['{tmp_path}/{name}'] to RemoteExecutor, and open it as "
+                            f"'{name}'")
+        assert "namespace package proj.data was sent without its data" in namespace
+        assert elsewhere == "False False FileNotFoundError(2, 'No such file or directory')"
 
-    def send(self, *buffers):
-        wire.write_all(self._to, buffers)
+    def test_data_of_a_package_follows_by_files(self, tmp_path):
+        printed = self.project(tmp_path, {"proj/__init__.py": """
+            import importlib.resources, pathlib
+            def load():
+                found = importlib.resources.files("proj").joinpath("data/names.txt").read_text()
+                beside = pathlib.Path(__file__).parent
+                assert found == (beside / "data/names.txt").read_text()
+                return found, str(beside) != str(pathlib.Path("proj").resolve())
+            """, "proj/data/names.txt": "Ada"}, """
+            import executors, proj
+            if __name__ == "__main__":
+                with executors.RemoteExecutor("1/:", files=proj.__path__) as pool:
+                    print(pool.submit(proj.load).result())
+            """)
+        assert printed == "('Ada', True)\n", printed
 
-    def function(self, function):
-        ident = (1 << 62) + len(self._functions)
-        self._functions[ident] = function
-        packed = executors._FunctionCache().get(function).packed
-        self.send(*wire.message(wire.FUNCTION, ident, 0, packed))
-        return ident
+    def test_modules_of_the_project(self, tmp_path):
+        """Packages, relative and lazy imports, a namespace package; each once, unconfigured."""
+        printed = self.project(tmp_path, {
+            "proj/__init__.py": "", "proj/two.py": """
+                def g(n):
+                    if n < 0:
+                        raise ValueError('negative')  # here
+                    return n * 2
+                """,
+            "proj/one.py": """
+                from . import two
+                from .deep.three import T
+                def f(n):
+                    import lazily
+                    return two.g(n) + lazily.N + T
+                """,
+            "proj/deep/__init__.py": "from ..two import g\n",
+            "proj/deep/three.py": "from . import g\nT = g(50)\n", "lazily.py": "N = 1\n",
+            "space/inner/leaf.py": "from space.other import V\ndef leaf():\n    return V\n",
+            "space/other.py": "V = 7\n",
+        }, """
+            import executors, os, proj.one, space.inner.leaf
+            asked, find = [], executors._find_source
+            executors._find_source = lambda name: asked.append(name) or find(name)
+            with executors.RemoteExecutor(["4/:"], show_status=False) as pool:
+                os.chdir("/")
+                print(set(pool.map(proj.one.f, [20] * 50)))
+                print(pool.submit(space.inner.leaf.leaf).result())
+                print(pool.submit(proj.one.f, -1).exception().__cause__)
+            assert len(asked) == len(set(asked)) and "proj.deep.three" in asked, asked
+        """)
+        assert printed.startswith("{141}\n7\n"), printed
+        assert "raise ValueError('negative')  # here" in printed
 
-    def call(self, ident, function, *args):
-        self.send(*wire.message(wire.CALL, ident, function, wire.pack_call(args, {})[0]))
+    def test_edits_are_never_stale_and_the_projects_copy_wins(self, tmp_path):
+        """A worker with an older copy installed, which its Python would find first, runs ours."""
+        (tmp_path / "there").mkdir()
+        (tmp_path / "there/thing.py").write_text("ANSWER = 'installed'\n")
+        python = tmp_path / "there/python"
+        python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path}/there exec {sys.executable} "$@"\n')
+        python.chmod(0o755)
+        for answer in ("one", "two"):
+            files = {"thing.py": f"ANSWER = {answer!r}\n"}
+            assert self.project(tmp_path / "here", files, f"""
+                import executors
+                def ask():
+                    import thing
+                    return thing.ANSWER
+                with executors.RemoteExecutor([": python={python}"], show_status=False) as pool:
+                    print(pool.submit(ask).result())
+            """) == f"{answer}\n"
 
-    def await_(self, kind, ident=0):
-        """Return what comes of a kind, about somebody; leave the rest for later."""
-        while True:
-            for message in self._seen:
-                if message[:2] == (kind, ident):
-                    self._seen.remove(message)
-                    return message
-            assert select.select([self._from], [], [], PATIENCE)[0], f"no {kind} about {ident}"
-            self._seen += self._reader.read()
+    def test_a_module_that_is_pickled_by_value(self, tmp_path):
+        """When it changes, the new one runs: its name does not say what its functions do."""
+        assert self.project(tmp_path, {"thing.py": "N = 1\ndef f():\n    return N\n"}, """
+            import cloudpickle, executors, thing
+            cloudpickle.register_pickle_by_value(thing)
+            with executors.RemoteExecutor(["1/:"], show_status=False) as pool:
+                print(pool.submit(thing.f).result())
+                thing.N = 2
+                print(pool.submit(thing.f).result())
+        """) == "1\n2\n"
 
-    def result(self, ident):
-        _, _, _, body = self.await_(wire.RESULT, ident)
-        return wire.unpack(body)
+    def test_namespace_packages_with_parts_here_and_parts_installed_there(self, tmp_path):
+        there = tmp_path / "site-packages"
+        (there / "acme").mkdir(parents=True)
+        (there / "acme/installed.py").write_text("I = 1\n")
+        ours = "from acme.installed import I\ndef f():\n    return I + 1\n"
+        assert self.project(tmp_path / "here", {"acme/ours.py": ours}, f"""
+            import sys
+            sys.path.append({str(there)!r})
+            import executors, os, acme.ours
+            os.environ["PYTHONPATH"] = {str(there)!r}
+            with executors.RemoteExecutor([":"], show_status=False) as pool:
+                print(pool.submit(acme.ours.f).result())
+        """) == "2\n"
 
-    def close(self):
-        os.close(self._to)
-        os.waitpid(self.pid, 0)
-        os.close(self._from)
+    def test_a_module_longer_than_a_frame(self, tmp_path):
+        text = "T = '" + "x" * 3_000_000 + "'\ndef f(n):\n    return len(T) + n\n"
+        assert self.project(tmp_path, {"big.py": text}, """
+            import executors, big
+            with executors.RemoteExecutor(["2/:"], show_status=False) as pool:
+                print(set(pool.map(big.f, [1] * 10)))
+        """) == "{3000001}\n"
+
+    def test_an_import_that_a_signal_handler_breaks_off(self, tmp_path):
+        """What was asked for then is not taken for what is asked for next."""
+        files = {f"mod_{n}.py": f"NAME = 'mod_{n}'\n" for n in range(30)}
+        assert self.project(tmp_path, files, """
+            import executors
+            def work():
+                import importlib, signal
+                def ring(_, frame):
+                    if frame.f_code.co_name != "cb":    # a callback, from which nothing is raised
+                        raise TimeoutError
+                signal.signal(signal.SIGALRM, ring)
+                wrong = []
+                for n in range(0, 30, 2):
+                    try:
+                        signal.setitimer(signal.ITIMER_REAL, 0.0001 * (n + 1))
+                        importlib.import_module(f"mod_{n}")
+                        signal.setitimer(signal.ITIMER_REAL, 0)
+                    except TimeoutError:
+                        pass
+                    if importlib.import_module(f"mod_{n + 1}").NAME != f"mod_{n + 1}":
+                        wrong.append(n)
+                return wrong
+            with executors.RemoteExecutor(["1/:"], show_status=False) as pool:
+                print(pool.submit(work).result())
+        """) == "[]\n"
+
+    def test_threads_that_import_at_once_and_imports_while_unpickling(self, tmp_path):
+        files = {f"mod{n}.py": f"import threading, time\nfrom base import B\nV = B + {n}\n"
+                 for n in range(8)}
+        assert self.project(tmp_path, {**files, "base.py": "B = 100\n", "klass.py": """
+            import mod7
+            class K:
+                def __init__(self, v):
+                    self.v = v
+                def __reduce__(self):
+                    return make, (self.v,)
+            def make(v):
+                import mod6
+                return K(v + mod6.V)
+            """,
+        }, """
+            import executors, klass
+            def together():
+                import importlib, threading
+                values, gate = [], threading.Barrier(8)
+                def one(n):
+                    gate.wait()
+                    values.append(importlib.import_module(f"mod{n}").V)
+                threads = [threading.Thread(target=one, args=(n,)) for n in range(8)]
+                for thread in threads: thread.start()
+                for thread in threads: thread.join()
+                return sorted(values)
+            with executors.RemoteExecutor(["2/:"], show_status=False) as pool:
+                print(pool.submit(together).result() == list(range(100, 108)))
+                print(pool.submit(lambda k: k.v, klass.K(1)).result())
+        """) == "True\n107\n"
+
+    def test_a_large_closure_crosses_once(self, local):
+        pool = local("2/:")
+        block = numpy.random.default_rng(0).bytes(8 << 20)
+
+        def use(n):
+            return len(block) + n
+
+        futures = [pool.submit(use, n) for n in range(20)]
+        expected = [len(block) + n for n in range(20)]
+        assert [future.result(PATIENCE) for future in futures] == expected
+        channel, = pool._supervisor.channels.values()
+        assert len(channel._known) == 1
+
+    @pytest.mark.parametrize("size", [
+        0, 1, 65_535, 65_536, 65_537, 1 << 20, (1 << 20) + 1, 20_000_000])
+    def test_sizes_at_the_seams(self, remote, size):
+        data, array = bytes(size), numpy.arange(size // 8)
+        assert remote.submit(lambda d: d, data).result(PATIENCE) == data
+        assert (remote.submit(lambda a: a[::-1], array).result(PATIENCE) == array[::-1]).all()
+
+    def test_many_large_ones_at_once(self, remote):
+        arrays = [numpy.full(300_000, n) for n in range(30)]
+        assert [a[0] for a in remote.map(lambda a: a + 1, arrays)] == list(range(1, 31))
+
+
+# ────────────────────────────────────── what follows: files ───────────────────────────────────────
+
+
+class TestFiles:
+    @pytest.fixture
+    def home(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        (tmp_path / "home").mkdir()
+        return tmp_path / "home"
+
+    def test_files(self, login, ssh, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        sshd = login()
+        (tmp_path / "data.bin").write_bytes(os.urandom(100_000))
+        (tmp_path / "pkg/deep").mkdir(parents=True)
+        (tmp_path / "pkg/deep/run.sh").write_text("#!/bin/sh\necho ran\n")
+        (tmp_path / "pkg/deep/run.sh").chmod(0o755)
+
+        def use():
+            with open("data.bin", "rb") as file:
+                return file.read(), subprocess.check_output(["pkg/deep/run.sh"]), os.getcwd()
+
+        cache = tmp_path / "home/.cache/executors"
+        for logins in (2, 3):       # one scp for all, once
+            pool = ssh("1/odd", files=["data.bin", "pkg"], ssh_options=sshd.ssh_options)
+            data, output, folder = pool.submit(use).result(PATIENCE)
+            assert data == (tmp_path / "data.bin").read_bytes() and output == b"ran\n"
+            pool.shutdown()
+            assert sshd.log().count("Accepted ") == logins
+            assert not os.path.exists(folder)
+            assert not [name for name in os.listdir(cache) if name.startswith("incoming")]
+        assert os.stat(cache).st_mode & 0o777 == 0o700
+
+    def test_directories_keep_their_modes_and_the_cache_is_pruned(self, local, tmp_path, home):
+        tree = tmp_path / "tree"
+        (tree / "sub").mkdir(parents=True, mode=0o750)
+        (tree / "secret").write_text("x")
+        (tree / "secret").chmod(0o600)
+        (tree / "link").symlink_to("secret")
+
+        def look(folder="."):
+            return {name: oct(os.lstat(f"{folder}/tree/{name}").st_mode)
+                    for name in ("", "sub", "secret", "link")}
+
+        cache = home / ".cache/executors"
+        for content in ("old", "new"):
+            (tree / "secret").write_text(content)
+            pool = local("1/:", files=[tree])
+            assert pool.submit(look).result(PATIENCE) == look(tmp_path)
+            pool.shutdown()
+            (kept,) = cache.iterdir()       # at the second time: the first has gone by
+            past = time.time() - 31 * 86400
+            os.utime(kept, (past, past))
+        pool = local("1/:", files=[tree])       # it is found, and so used, and so kept
+        assert pool.submit(os.path.exists, "tree/secret").result(PATIENCE)
+        assert [*cache.iterdir()] == [kept] and time.time() - kept.stat().st_mtime < 1000
+
+    def test_relative_paths_and_a_directory_that_changes(self, local, tmp_path, monkeypatch):
+        (tmp_path / "data").write_text("data")
+        (tmp_path / "other").mkdir()
+        monkeypatch.chdir(tmp_path)
+        pool = local("1/:", files=["data"])
+        os.utime("data")        # which changes nothing
+        monkeypatch.chdir(tmp_path / "other")
+        assert pool.submit(read, "data").result(PATIENCE) == "data"
+
+    def test_a_file_that_is_gone_is_our_fault_and_for_good(self, local, tmp_path, home):
+        python, data, go = tmp_path / "python", tmp_path / "data", tmp_path / "go"
+        python.write_text(f"#!/bin/sh\nwhile ! test -e {go}; do sleep 0.1; done\n"
+                          f'exec {sys.executable} "$@"\n')
+        python.chmod(0o755)
+        data.write_text("data")
+        pool = local(f"1/: python={python}", files=data)
+        data.unlink()
+        go.touch()
+        until(lambda: pool.status.workers[0].state == "failed")
+        assert f"No such file or directory: '{data}'" in pool.status.workers[0].cause
+        with pytest.raises(executors.NoWorkersError):
+            pool.submit(neg, 1)
+
+    @pytest.mark.parametrize("path", ["/dev/zero", "/dev/null", "fifo"])
+    def test_what_is_no_file_is_refused(self, tmp_path, monkeypatch, path):
+        monkeypatch.chdir(tmp_path)
+        os.mkfifo("fifo")
+        with pytest.raises(ValueError, match=f"{path}, which is neither a regular file nor a dir"):
+            RemoteExecutor(["1/:"], files=path)
+
+    @pytest.mark.parametrize("protocol", ["-q", "-O"])
+    def test_names_of_any_kind(self, login, ssh, tmp_path, monkeypatch, protocol):
+        """Some of which scp's older protocol would not bear; two that differ by an ending."""
+        (tmp_path / "scp").write_text(f'#!/bin/sh\nexec {executors.SCP} {protocol} "$@"\n')
+        (tmp_path / "scp").chmod(0o755)
+        monkeypatch.setattr(executors, "SCP", str(tmp_path / "scp"))
+        names = ["a b", "new\nline", "-q", "x", "x.d", "*", "ö:ü"]
+        for name in names:
+            (tmp_path / name).write_text(name)
+        pool = ssh("1/odd", ssh_options=login().ssh_options, files=map(tmp_path.joinpath, names))
+        found = pool.submit(lambda: [open(name).read() for name in names]).result(PATIENCE)
+        assert found == names
+
+    def test_a_shutdown_does_not_wait_for_copies(self, login, ssh, tmp_path):
+        (tmp_path / "data").write_bytes(os.urandom(1 << 20))
+        pool = ssh("1/odd", ssh_options=login().ssh_options, files=tmp_path / "data")
+        freeze_scp(pool)
+        started = time.monotonic()
+        pool.shutdown()
+        assert time.monotonic() - started < 5
+
+    def test_the_same_content_and_many_machines_with_one_home(self, login, ssh, tmp_path, caplog):
+        caplog.set_level("INFO", "executors")
+        (tmp_path / "one").touch()
+        (tmp_path / "two").touch()
+        (tmp_path / "big").write_bytes(os.urandom(3 << 20))
+        config, text = tmp_path / "config", read(login().path("config"))
+        config.write_text(text.replace("Host odd", "Host odd odd1 odd2 odd3 odd4"))
+        names = ["one", "two", "big"]
+        pool = ssh(*(f"1/odd{n}" for n in range(1, 5)), ssh_options=["-F", str(config)],
+                   files=map(tmp_path.joinpath, names))
+        until(lambda: all(worker.state == "up" for worker in pool.status.workers))
+        sizes = pool.submit(lambda: list(map(os.path.getsize, names))).result(PATIENCE)
+        assert sizes == [0, 0, 3 << 20]
+        assert len(copies(caplog)) == 1     # for all four
+
+    def test_an_executable_and_a_tar_that_is_gone_when_the_pool_ends(self, local, tmp_path, home):
+        (tmp_path / "run.sh").write_text("#!/bin/sh\necho ran\n")
+        (tmp_path / "run.sh").chmod(0o755)
+        (tmp_path / "tree").mkdir()
+        pool = local("1/:", files=[tmp_path / "run.sh", tmp_path / "tree"])
+        assert pool.submit(subprocess.check_output, ["./run.sh"]).result(PATIENCE) == b"ran\n"
+        tar, = [file.source for file in pool._supervisor.setup.cargo._files.values()
+                if file.is_tar]
+        os.unlink(tar)
+        pool.shutdown()
+
+    def test_what_a_task_writes_does_not_reach_the_next_run(self, local, tmp_path, home):
+        (tmp_path / "data").write_text("original")
+        for _ in range(2):
+            pool = local("1/:", files=tmp_path / "data")
+            assert pool.submit(read, "data").result(PATIENCE) == "original"
+            pool.submit(lambda: open("data", "a").write("spoilt")).result(PATIENCE)
+            pool.shutdown()
+
+    def test_packages_by_files_have_their_data(self, local, tmp_path, monkeypatch):
+        (tmp_path / "real/sub").mkdir(parents=True)
+        (tmp_path / "real/__init__.py").write_text(textwrap.dedent("""
+            import importlib.resources
+            def f():
+                return (importlib.resources.files(__name__) / 'sub/data').read_text()
+        """))
+        (tmp_path / "real/sub/data").write_text("data")
+        (tmp_path / "linked").symlink_to(tmp_path / "real")
+        monkeypatch.syspath_prepend(str(tmp_path))
+        pool = local("1/:", files=[tmp_path / "linked"])
+        assert pool.submit(lambda: __import__("linked").f()).result(PATIENCE) == "data"
+
+    def test_a_file_that_changes_while_its_pool_lives(self, login, ssh, tmp_path):
+        (tmp_path / "data").write_text("one")
+        pool = ssh("1/odd", ssh_options=login().ssh_options, files=[tmp_path / "data"])
+        assert pool.submit(read, "data").result(PATIENCE) == "one"
+        (tmp_path / "data").write_text("two")
+        shutil.rmtree(tmp_path / "home/.cache")
+        os.kill(Machine.of(pool, "odd").ssh, signal.SIGKILL)
+        words = "has changed here since the pool was made"
+        until(lambda: words in pool.status.workers[0].cause)
+
+    @pytest.mark.parametrize("subsystem, words", [
+        ("/bin/sleep 1000", "scp of data was not done after 2 s"),
+        ("/bin/echo hello, dear user", "which breaks SFTP"),
+        ("/no/such/server", "offers no SFTP")])
+    def test_an_sftp_that_does_not_work(self, ssh, tmp_path, monkeypatch, subsystem, words):
+        (tmp_path / "data").touch()
+        monkeypatch.setattr(executors, "HELLO_SECONDS", 2.0)
+        with Sshd(["late"], [f"Subsystem sftp {subsystem}"]) as sshd:
+            pool = ssh("1/late", ssh_options=sshd.ssh_options, files=[tmp_path / "data"])
+            until(lambda: words in pool.status.workers[0].cause, words)
+            pool.shutdown()
+
+    def test_no_scp(self, ssh, tmp_path, monkeypatch):
+        (tmp_path / "data").touch()
+        monkeypatch.setattr(executors, "SCP", "/no/such/scp")
+        pool = ssh("1/alpha", files=[tmp_path / "data"])
+        until(lambda: pool.status.workers[0].state == "failed")
+        assert "install it on this machine" in pool.status.workers[0].cause
+
+    def test_a_cache_that_hangs(self, local, tmp_path, home, monkeypatch):
+        """Between hello and work there is a limit too; the machine's place is free again."""
+        (tmp_path / "data").write_text("data")
+        monkeypatch.setattr(executors, "HELLO_SECONDS", 1.0)
+        entry = home / ".cache/executors" / wire.digest_file(tmp_path / "data")
+        entry.mkdir(parents=True)
+        os.mkfifo(entry / "seal")
+        pool = local("1/:", files=[tmp_path / "data"])
+        until(lambda: "storing files was not done after 1 s" in pool.status.workers[0].cause)
+
+    def test_what_a_pool_uses_is_not_pruned_whatever_the_clock_says(self, local, tmp_path, home):
+        for name in "ab":
+            (tmp_path / name).write_text(name)
+        pool = local("1/:", files=tmp_path / "a")
+        assert pool.submit(read, "a").result(PATIENCE) == "a"
+        cache = home / ".cache/executors"
+        for entry in cache.iterdir():
+            os.utime(entry, (1, 1))     # as if the clock had been put forward
+        other = local("1/:", files=tmp_path / "b")
+        assert other.submit(read, "b").result(PATIENCE) == "b"
+        assert pool.submit(read, "a").result(PATIENCE) == "a" and len([*cache.iterdir()]) == 2
+
+    def test_a_relative_temporary_directory(self, local, tmp_path, home, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("TMPDIR", "temporary")
+        (tmp_path / "temporary").mkdir()
+        (tmp_path / "a").write_text("a")
+        pool = local("1/:", files="a")
+        assert pool.submit(read, "a").result(PATIENCE) == "a"
+        assert os.listdir("temporary")
+        pool.shutdown()
+        until(lambda: not os.listdir("temporary"))
+
+
+# ───────────────────────────────────── what follows: packages ─────────────────────────────────────
+
+
+def make_wheel(folder, name, version, files, tag="py3-none-any"):
+    """Make a wheel, as PEP 427 has it; return its path."""
+    info = f"{name}-{version}.dist-info"
+    files = {**files, f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\n"
+                                          f"Version: {version}\n",
+             f"{info}/WHEEL": f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tag}\n"}
+    record = "".join(f"{path},,\n" for path in [*files, f"{info}/RECORD"])
+    path = folder / f"{name}-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
+        for file, text in {**files, f"{info}/RECORD": record}.items():
+            wheel.writestr(file, text)
+    return path
+
+
+def install(target, *wheels):
+    run([sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--no-compile",
+         "--target", target, *wheels], check=True)
+    return target
+
+
+class Bare(NamedTuple):
+    """A machine whose Python has nothing but itself, and what is installed here in its stead."""
+
+    sshd: Sshd
+    python: str
+    site: str           # of the controller
+    own: str            # the machine's site-packages
+
+    @property
+    def cache(self):
+        return os.path.join(self.sshd.folder, ".cache/executors")
+
+    def incoming(self):
+        """Return what is there of copies, but for the locks of those that were cut off."""
+        return [name for name in os.listdir(self.cache) if re.match("incoming.*(?<!lock)$", name)]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """Distributions of every kind, in a site-packages of their own."""
+    folder = tmp_path_factory.mktemp("wheels")
+    script = "def main():\n    return 'from the entry point'\n"
+    wheels = [
+        make_wheel(folder, "Pure.Thing", "1.5", {
+            "purething.py": "import helper\nVERSION = 1.5\n",
+            "Pure.Thing-1.5.dist-info/top_level.txt": "purething\n"}),
+        make_wheel(folder, "helper", "3", {"helper/__init__.py": "from .deep import VALUE\n",
+                                           "helper/deep.py": "VALUE = 'helped'\n"}),
+        make_wheel(folder, "space_one", "1", {"space/inner/one.py": "NAME = 'one'\n"}),
+        make_wheel(folder, "space_two", "1", {
+            "space/inner/two/__init__.py": "from space.inner.one import NAME\n",
+            "space/other.py": "NAME = 'other'\n",
+            "space/further.py": "NAME = 'further'\n"}),
+        make_wheel(folder, "duo", "1", {"duo/__init__.py": "", "duo/main.py": "PART = 'main'\n"}),
+        make_wheel(folder, "duo_extra", "1", {"duo/extra.py": "from .main import PART\n"}),
+        make_wheel(folder, "withdata", "1", {"withdata/__init__.py": "", "withdata/text": "data"}),
+        make_wheel(folder, "withentry", "1", {
+            "withentry.py": script, "withentry-1.dist-info/entry_points.txt":
+                "[things]\nthing = withentry:main\n"}),
+        make_wheel(folder, "ours", "2.1", {"ours.py": "VERSION = '2.1'\n"}),
+        make_wheel(folder, "labelled", "2.1", {"labelled.py": "WHOSE = 'the controller'\n"}),
+        make_wheel(folder, "lost", "1", {"lost.py": ""}),
+        make_wheel(folder, "condas", "7", {"condas.py": ""}),
+        make_wheel(folder, "binary", "1", {"binary.py": "", "binary.so": "no library"},
+                   tag="cp310-abi3-manylinux_2_99_x86_64"),
+    ]
+    site = install(str(tmp_path_factory.mktemp("controller") / "site-packages"), *wheels)
+    os.unlink(f"{site}/lost-1.dist-info/RECORD")
+    os.unlink(f"{site}/space/other.py")         # an image that was made slim
+    os.mkdir(f"{site}/left_by_pip-1.dist-info")
+    with open(f"{site}/condas-7.dist-info/INSTALLER", "w") as file:
+        file.write("conda\n")
+    theirs = [make_wheel(folder, "ours", "2.0", {"ours.py": "VERSION = '2.0'\n"}),
+              make_wheel(folder, "labelled", "2.1+cu121", {"labelled.py": "WHOSE = 'mine'\n"}),
+              make_wheel(folder, "condas", "6", {"condas.py": "VERSION = 6\n"}),
+              make_wheel(folder, "space_one", "0.9", {"space/inner/one.py": "NAME = 'old'\n"})]
+    return site, theirs
 
 
 @pytest.fixture
-def controller(tmp_path):
-    with closing(Controller(str(tmp_path / "scratch"))) as controller:
-        yield controller
+def bare(installed, tmp_path, monkeypatch):
+    site, theirs = installed
+    monkeypatch.syspath_prepend(site)
+    run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    own = str(next((tmp_path / "venv/lib").glob("python*/site-packages")))
+    install(own, *theirs)
+    with Sshd(["bare"]) as sshd:
+        yield Bare(sshd, str(tmp_path / "venv/bin/python"), site, own)
 
 
-class TestShim:
-    def test_it_greets_and_answers(self, controller):
-        hello = controller.await_(wire.HELLO)[3]
-        cores, shim, guardian = wire.GREETING.unpack_from(hello)
-        assert tuple(hello[wire.GREETING.size:].decode().split("\n")) == wire.platform_facts()
-        assert (shim, guardian) == (controller.pid, os.getpid()) and cores >= 1
-        controller.send(wire.frame(wire.PING, 12345))
-        controller.await_(wire.PONG, 12345)
-
-    def test_what_a_call_prints_comes_before_its_result(self, controller):
-        say = controller.function(print)
-        for n in range(1, 200):
-            controller.call(n, say, f"line {n}")
-            assert controller.result(n) is None
-            text = controller.await_(wire.OUTPUT, 1)[3]
-            assert text == b"line %d\n" % n and not controller._seen[1:]
-
-    def test_what_many_calls_print_comes_before_their_results(self, controller):
-        """However they bunch: a result may come when poll has seen only the one before."""
-        def say(n):
-            print(f"<{n}>", file=(sys.stdout, sys.stderr)[n % 2])
-        function, source = controller.function(say), random.Random(3)
-        last, printed, wrong = 0, set(), []
-        while last < 4000:
-            idents = range(last + 1, last + 1 + source.choice([1, 2, 3, 50]))
-            last = idents[-1]
-            for n in idents:
-                controller.call(n, function, n)
-            missing = {*idents}
-            while missing:
-                for kind, ident, _, body in controller._reader.read():
-                    if kind == wire.OUTPUT:
-                        printed.update(map(int, re.findall(rb"<(\d+)>", body)))
-                    elif kind == wire.RESULT:
-                        missing.remove(ident)
-                        wrong += {ident} - printed
-                    if kind == wire.OUTPUT:
-                        controller.send(wire.frame(wire.OUTPUT_ACK, len(body)))
-        assert not wrong
-
-    def test_long_calls_and_functions_are_pulled(self, controller):
-        block = numpy.arange(500_000)
-        add = controller.function(lambda n, extra: block.sum() + extra.sum() + n)
-        for n in range(6):
-            controller.call(n + 1, add, n, block)
-        results = [controller.result(n + 1) for n in range(6)]
-        assert results == [2 * block.sum() + n for n in range(6)]
-
-    def test_calls_that_wait_are_given_back_and_those_that_run_are_not(self, controller, tmp_path):
-        wait = controller.function(wait_for)
-        for n in range(1, 7):
-            controller.call(n, wait, str(tmp_path / "go"))
-        controller.call(7, controller.function(len), bytes(2_000_000))      # long ones too
-        controller.send(wire.frame(wire.PING))
-        controller.await_(wire.PONG)
-        until(lambda: len(descendants(controller.pid)) == 4)     # slots, each with its keeper
-        (tmp_path / "go").touch()
-        controller.result(1)        # so that there are slots that have begun
-        controller.send(wire.frame(wire.RECALL, 100))
-        recalled = controller.await_(wire.RECALLED)[3]
-        given = {ident for ident, in wire.IDENTIFIER.iter_unpack(recalled)}
-        for ident in {*range(2, 8)} - given:
-            controller.result(ident)
-        controller.send(wire.frame(wire.PING, 1))
-        controller.await_(wire.PONG, 1)
-        assert not [message for message in controller._seen if message[0] == wire.RESULT]
-
-    def test_killing_what_runs_what_waits_and_what_is_gone(self, controller, tmp_path):
-        wait = controller.function(touch_and_wait)
-        for n in range(1, 3):
-            controller.call(n, wait, str(tmp_path / str(n)))
-            until((tmp_path / str(n)).exists)
-        controller.call(3, wait, str(tmp_path / "3"))
-        for ident in (3, 1, 99):
-            controller.send(wire.frame(wire.KILL, ident))
-        slots = [wire.DEATH.unpack(controller.await_(wire.KILLED, n)[3])[0] for n in (3, 1, 99)]
-        assert slots == [wire.NO_SLOT, 0, wire.NO_SLOT]
-        controller.call(4, controller.function(neg), 4)
-        assert controller.result(4) == -4
-
-    def test_a_function_that_is_forgotten_while_a_call_of_it_waits(self, controller, tmp_path):
-        wait, late = controller.function(wait_for), controller.function(neg)
-        for n in (1, 2):
-            controller.call(n, wait, str(tmp_path / "go"))
-        controller.call(3, late, 3)
-        controller.send(wire.frame(wire.FORGET, late))
-        (tmp_path / "go").touch()
-        assert controller.result(3) == -3
-
-    def test_a_slot_that_is_stopped_while_it_is_answered_holds_nobody_up(self, controller):
-        """Three megabytes of a module for a slot that takes nothing cost the others nothing."""
-        def ask_and_stop():
-            os.write(wire._QUESTIONS_FD, wire.frame(wire.FIND_MODULE, 1 << 40, b"big"))
-            os.kill(os.getpid(), signal.SIGSTOP)
-
-        controller.call(1, controller.function(ask_and_stop))
-        while not any(message[0] == wire.FIND_MODULE for message in controller._seen):
-            controller._seen += controller._reader.read()
-        ident = next(message[1] for message in controller._seen if message[0] == wire.FIND_MODULE)
-        answer = wire.pack(("big.py", "x" * 8_000_000, False))
-        controller.send(*wire.message(wire.ANSWER, ident, 0, answer))
-        controller.call(2, controller.function(neg), 2)
-        assert controller.result(2) == -2
-
-    def test_it_answers_while_files_are_copied(self, tmp_path, monkeypatch):
-        """Its first slot waits for them, as for a package. If that dies, the shim says so."""
-        monkeypatch.setenv("HOME", str(tmp_path))
-        (tmp_path / "data").write_text("data")
-        key = wire.digest_file(tmp_path / "data")
-        scratch = str(tmp_path / "scratch")
-        with closing(Controller(scratch, files={"data": key}, lease=0.5)) as controller:
-            _, ident, _, question = controller.await_(wire.COPY, wire.FIRST_QUESTION_ID)
-            folder, entries = json.loads(question)
-            assert entries == [[key, "data", ""]]
-            for n in range(10):
-                controller.send(wire.frame(wire.PING, n))
-                controller.await_(wire.PONG, n)
-                time.sleep(0.1)
-            shutil.copy(tmp_path / "data", tmp_path / folder)
-            answer = wire.pack([("data", key, False)])
-            controller.send(*wire.message(wire.ANSWER, ident, 0, answer))
-            assert controller.await_(wire.STORED)[3] == b""
-            controller.call(1, controller.function(read), "data")
-            assert controller.result(1) == "data"
-            until(lambda: not alive(controller.pid), "the end of the lease")
-        shutil.rmtree(tmp_path / ".cache")
-        with closing(Controller(scratch, files={"data": key})) as controller:
-            controller.await_(wire.COPY, wire.FIRST_QUESTION_ID)
-            slot, = [pid for pid in descendants(controller.pid)
-                     if parent(pid) != controller.pid]
-            os.kill(slot, signal.SIGKILL)
-            until(lambda: not alive(controller.pid))
-
-    def test_a_slot_that_has_closed_its_descriptors_costs_no_processor(self, controller):
-        def close_and_wait():
-            os.closerange(3, 64)
-            time.sleep(1)
-
-        def used():
-            fields = read(f"/proc/{controller.pid}/stat").rpartition(")")[2].split()
-            return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-        controller.call(1, controller.function(close_and_wait))
-        controller.call(2, controller.function(time.sleep), 0.8)
-        controller.result(2)
-        before = used()
-        _, status = wire.DEATH.unpack_from(controller.await_(wire.DIED, 1)[3])
-        assert used() - before < 0.1 and os.waitstatus_to_exitcode(status) == 1
-        assert b"descriptors" in b"".join(
-            body for kind, _, _, body in controller._seen if kind == wire.OUTPUT)
+@pytest.fixture
+def on_bare(bare):
+    """Make pools of the bare machine: `on_bare(slots, ...)`."""
+    with maker(bare.sshd.ssh_options) as make:
+        yield lambda slots=2, **options: make(f"{slots}/bare python={bare.python}", **options)
 
 
-# ───────────────────────────────────────── one-shot mode ──────────────────────────────────────────
+def copies(caplog):
+    return sorted(record.args[2].split(" (")[0].removeprefix("gets ") for record in caplog.records
+                  if " gets " in f" {record.getMessage()} " and record.levelname == "INFO"
+                  and str(record.args[2]).startswith("gets "))
 
 
-class TestOneShot:
-    def run(self, tmp_path, code, result="result"):
-        path = tmp_path / "code"
-        if code is not None:
-            path.write_bytes(code if type(code) is bytes else cloudpickle.dumps(code))
-        return run([sys.executable, os.path.join(HERE, "remote_worker.py"), "--code_file", path,
-                    "--result_file", tmp_path / result], cwd=tmp_path)
+class TestPackages:
+    def test_binaries(self, bare, on_bare, caplog):
+        """NumPy's libraries lie beside it; SciPy needs it. Once, for the next pool, too."""
+        def solve():
+            import scipy.linalg
+            return scipy.__file__, scipy.linalg.solve([[2.0, 0], [0, 4]], [1.0, 1]).tolist()
 
-    def test_it_runs(self, tmp_path):
-        offset = 40
-        done = self.run(tmp_path, (lambda n, m: n + m + offset, (1,), {"m": 1}))
-        assert (done.returncode, done.stderr) == (0, "")
-        assert pickle.loads((tmp_path / "result").read_bytes()) == (True, 42)
+        caplog.set_level("INFO", "executors")
+        for _ in range(2):
+            with on_bare() as pool:
+                where, solution = pool.submit(solve).result(60)
+                assert solution == [0.5, 0.25] and where.startswith(bare.cache)
+                array = pool.submit(numpy.arange, 3).result(PATIENCE)
+                assert array.tolist() == [0, 1, 2]
+        copied = copies(caplog)     # they look for others, too, which may be here
+        scipy = f"scipy {importlib.metadata.version('scipy')}"
+        assert len(copied) == len({*copied}) and {f"numpy {numpy.__version__}", scipy} <= {*copied}
+        assert not bare.incoming()
 
-    @pytest.mark.parametrize("code, result, status, words", [
-        (None, "result", 3, ["code", "No such file"]),
-        (b"rubbish", "result", 4, ["unpickle", "code"]),
-        ((len, ()), "result", 4, ["unpickle", "code", "not enough values"]),
-        ((divmod, (1, 0), {}), "result", 5, ["code", "ZeroDivisionError"]),
-        ((lambda: sys.exit(3), (), {}), "result", 5, ["SystemExit"]),
-        ((threading.Lock, (), {}), "result", 6, ["pickle", "result"]),
-        ((int, (), {}), "no/such/folder", 7, ["write", "no/such/folder"]),
-    ])
-    def test_each_failure_has_a_status_and_a_line(self, tmp_path, code, result, status, words):
-        done = self.run(tmp_path, code, result)
-        assert done.returncode == status and done.stderr.count("\n") == 1, done.stderr
-        assert all(word in done.stderr for word in words), done.stderr
-        if status == 5:
-            ok, error = pickle.loads((tmp_path / "result").read_bytes())
-            assert not ok and isinstance(error, (ZeroDivisionError, SystemExit))
-        else:
-            assert not (tmp_path / "result").exists()
+    def test_kinds(self, bare, on_bare, caplog):
+        def use():
+            import importlib.metadata as metadata
+            import importlib.resources
+            import purething
+            import withdata
+            import withentry
+            from duo import extra
+            from space import further
+            from space.inner import two
+            entry, = metadata.entry_points(group="things")
+            return (purething.VERSION, purething.helper.VALUE, two.NAME,
+                    further.NAME, extra.PART,
+                    (importlib.resources.files(withdata) / "text").read_text(), entry.load()(),
+                    metadata.version("pure-thing"), withentry.__file__)
+        caplog.set_level("INFO", "executors")
+        *found, where = on_bare().submit(use).result(PATIENCE)
+        assert found == [1.5, "helped", "one", "further", "main", "data", "from the entry point",
+                         "1.5"]
+        assert where.startswith(bare.cache)
+        assert copies(caplog) == ["Pure.Thing 1.5", "duo 1", "helper 3", "space_one 1",
+                                  "space_two 1", "withdata 1", "withentry 1"]
 
+    def test_versions(self, on_bare, caplog):
+        """The controller's counts; a local label makes no difference, and needs no copy."""
+        def use():
+            import labelled
+            import ours
+            return ours.VERSION, labelled.WHOSE
+        caplog.set_level("INFO", "executors")
+        assert on_bare().submit(use).result(PATIENCE) == ("2.1", "mine")
+        assert copies(caplog) == ["ours 2.1"]
 
-# ────────────────────────────────────────── command line ──────────────────────────────────────────
+    def test_child_processes_find_what_followed(self, bare, on_bare):
+        """As does whatever they start: it stands in PYTHONPATH."""
+        def use(n_jobs):
+            import helper
+            code = "import helper, numpy; print(helper.VALUE, numpy.zeros(2).sum())"
+            numpy.zeros(1)
+            said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+            found = joblib.Parallel(n_jobs)(joblib.delayed(numpy.square)(n) for n in range(3))
+            return said.stdout + said.stderr, [int(n) for n in found], helper.VALUE
+        found = on_bare(1).submit(use, 2).result(60)
+        assert found == ("helped 0.0\n", [0, 1, 4], "helped")
 
+    def test_metadata_before_any_import(self, bare, on_bare, tmp_path, monkeypatch):
+        """Of what may follow, and of the project itself, if it is an editable install."""
+        def use(name):
+            import importlib.metadata as metadata
+            try:
+                return metadata.version(name)
+            except metadata.PackageNotFoundError:
+                return None
+        info = tmp_path / "editable/project_e-0.7.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: project-e\nVersion: 0.7\n")
+        (info / "direct_url.json").write_text('{"dir_info": {"editable": true}, "url": "file:///"}')
+        monkeypatch.syspath_prepend(str(info.parent))
+        names = "Pure.Thing", "pure_thing", "ours", "project-e", "labelled", "condas", "nothing"
+        pool = on_bare()
+        assert list(pool.map(use, names)) == [
+            "1.5", "1.5", "2.1", "0.7", "2.1+cu121", "6", None]
+        assert not os.path.exists(bare.cache)       # nothing was copied for that
+        pool = on_bare(packages=False, modules=False)
+        assert list(pool.map(use, names)) == [None, None, "2.0", None, "2.1+cu121", "6", None]
 
-class TestCommandLine:
-    def run(self, *arguments, **options):
-        return run([sys.executable, "-m", "executors"], *arguments, **options)
+    def test_looking_for_a_package_copies_nothing(self, bare, on_bare):
+        def look():
+            import importlib.util
+            spec = importlib.util.find_spec("duo")
+            there = os.path.exists(os.path.expanduser("~/.cache/executors"))
+            missing = importlib.util.find_spec("no_such_thing")
+            import duo.main
+            return bool(spec), there, missing, duo.main.PART, duo.__file__, duo.__spec__.origin
+        *found, file, origin = on_bare(1).submit(look).result(PATIENCE)
+        assert found == [True, False, None, "main"]
+        assert file == origin and file.startswith(bare.cache)
 
-    def test_selftest(self, tmp_path):
-        done = self.run("--selftest", env={"TMPDIR": str(tmp_path)})
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert done.stdout.count("results are right\n") == 3
-        assert done.stdout.endswith("all checks passed\n")
-        assert "private sshd" in done.stdout and "p95" in done.stdout
-        assert "\x1b" not in done.stdout and not done.stderr
-        assert not os.listdir(tmp_path)
-
-    def test_selftest_on_named_workers(self):
-        done = self.run("--selftest", "--workers", "2/:")
-        assert done.returncode == 0 and "RemoteExecutor: 2/:" in done.stdout
-
-    def test_selftest_fails_honestly(self):
-        done = self.run("--selftest", "--workers", "no-such-host.invalid")
-        assert done.returncode == 1 and "some checks FAILED" in done.stdout, done.stdout
-        assert "resolve" in done.stdout
-
-    # What each stage found, in one line if there is room for it.
-    FOUND = {"name": "ok", "TCP": "ok", "login": "ok", "shell": "quiet",
-             "python": "{}.{}.{}".format(*sys.version_info), "interpreter": sys.executable,
-             "start": r"\S+ \S+", "cores": r"\d+", "trip": r"\S+ \S+",
-             "MB/s": r"[\d.]+ there and [\d.]+ back", "scp": "ok"}
-
-    def paragraph(self, machine, **found):
-        """Return a pattern for what is said of a machine, which found all this."""
-        return f"{machine}: " + ", ".join(f"{stage} {text}" for stage, text in found.items())
-
-    @pytest.mark.parametrize("columns", [80, 40])
-    def test_check(self, columns):
-        """A paragraph for each machine, in lines that fit; and what did not do is below it."""
-        done = self.run("--check", "--workers", ":,no-such-host.invalid",
-                        env={"COLUMNS": str(columns)})
-        assert done.returncode == 1, done.stdout
-        assert max(map(len, done.stdout.splitlines())) < columns
-        words = " ".join(done.stdout.split())
-        assert "name: ssh: Could not resolve hostname" in words and "check the name" in words
-        assert words.endswith("some checks FAILED: see above")
-        reached = {stage: text for stage, text in self.FOUND.items()
-                   if stage not in ("name", "TCP", "login", "scp")}     # there is no ssh to here
-        reached["interpreter"] = ".*"
-        # What is wider than a line is broken anywhere.
-        assert re.search(self.paragraph("here", **reached).replace(" ", ""),
-                         words.replace(" ", "")), words
-        paragraphs = re.split(r"\n(?! )", done.stdout)
-        assert "no-such-host.invalid: name FAILED" in paragraphs
-
-    def test_check_of_this_machine_alone(self):
-        assert self.run("--check", "--workers", "1/:").returncode == 0
-
-    def test_check_passes_every_stage(self, sshds):
-        cache = pathlib.Path("~/.cache/executors").expanduser()
-        before = {*cache.glob("*")}
-        done = self.run("--check", "--workers", f"alpha python={sys.executable}",
-                        "--ssh_options", f"-F {sshds[0].path('config')}",
-                        env={"COLUMNS": "1000"})
-        assert done.returncode == 0, done.stdout + done.stderr
-        paragraph = self.paragraph("alpha", **self.FOUND)
-        assert re.fullmatch(f"{paragraph}\nall checks passed\n", done.stdout), done.stdout
-        assert {*cache.glob("*")} <= before
-
-    @pytest.mark.parametrize("stage, worker, options, words", [
-        ("login", "alpha", "-o IdentityFile=none", "Permission denied"),
-        ("TCP", "alpha", "-p 1", "Connection refused"),
-        ("python", "alpha python=/no/python", "", "Looked in: /no/python"),
-    ])
-    def test_check_names_the_stage_that_fails(self, sshds, tmp_path, stage, worker, options, words):
-        config, text = tmp_path / "config", read(sshds[0].path("config"))
-        hidden = "#" if stage == "login" else "IdentityFile"
-        config.write_text(text.replace("IdentityFile", hidden))
-        done = self.run("--check", "--workers", worker, "--ssh_options", f"{options} -F {config}")
-        assert done.returncode == 1 and f"alpha: {stage}: " in done.stdout, done.stdout
-        assert words in " ".join(done.stdout.split()), done.stdout
-
-    def test_check_imports(self, sshds):
-        done = self.run("--check", "--workers", f"alpha python={sys.executable}", "--import",
-                        "numpy,no_such_module", "--ssh-options", f"-F {sshds[0].path('config')}",
-                        env={"COLUMNS": "1000"})
-        stages, why, *_ = done.stdout.splitlines()
-        assert stages.startswith("alpha: ") and done.returncode == 1
-        assert stages.split(", ")[-2:] == [
-            f"import numpy {numpy.__version__}", "import no_such_module FAILED"]
-        assert why.startswith("alpha: import no_such_module: No module named 'no_such_module'")
-
-    def test_without_cloudpickle(self, tmp_path):
-        """What is to be done is said at once, wherever one begins."""
-        venv.create(tmp_path / "env", symlinks=True)
-        for how, code in (["-m", "executors", "--selftest"], 2), (
-                ["-c", "import executors; executors.RemoteExecutor(':')"], 1), (
-                ["-c", "import executors; executors.ProcessExecutor()"], 1):
-            done = run([str(tmp_path / "env/bin/python"), *how], cwd=HERE)
-            assert done.returncode == code, done
-            assert done.stderr.endswith("not installed here: pip install cloudpickle\n"), done
-
-    def test_check_has_a_limit_for_each_stage(self, tmp_path):
-        (tmp_path / "hangs.py").write_text("import time\ntime.sleep(1000)\n")
-        done = run("""
-            import executors, sys
-            executors.CHECK_SECONDS = 20, 1
-            sys.exit(executors._main(["--check", "--workers", "1/:", "--import", "hangs"]))
-            """, cwd=tmp_path, env={"PYTHONPATH": f"{HERE}:{tmp_path}"})
-        assert "here: import hangs: not done after 1 s\n" in done.stdout, done
-        assert done.returncode == 1
-
-    def test_check_interrupted_in_a_stage(self, tmp_path):
-        (tmp_path / "hangs.py").write_text(
-            f"import time\nopen({str(tmp_path / 'began')!r}, 'w')\ntime.sleep(1000)\n")
-        process = subprocess.Popen(
-            [sys.executable, "-m", "executors", "--check", "--workers", "1/:", "--import", "hangs"],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env={**os.environ, "PYTHONPATH": f"{HERE}:{tmp_path}"})
-        until((tmp_path / "began").exists)
-        children = descendants(process.pid)
-        process.send_signal(signal.SIGINT)
-        assert process.communicate(timeout=PATIENCE)[1] == "interrupted\n"
-        assert children and not any(map(alive, children))
-
-    def test_check_interrupted(self):
-        """Who is done has been told; one line, and no ssh is left where a login leads nowhere."""
-        with socket.create_server(("127.0.0.1", 0)) as silent:
-            options = f"-p {silent.getsockname()[1]}"
-            script = ("import executors; executors._main("
-                      f"['--check', '--workers', '127.0.0.1,:', '--ssh_options', '{options}'])")
-            process = subprocess.Popen([sys.executable, "-c", script], cwd=HERE, text=True,
-                                       stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-            with silent.accept()[0]:
-                said = process.stdout.readline()
-                assert said.startswith("here: shell quiet, ")
-                while "MB/s " not in said:      # the last stage of a machine without ssh
-                    said += process.stdout.readline()
-                children = descendants(process.pid)
-                process.send_signal(signal.SIGINT)
-                assert process.communicate(timeout=PATIENCE) == ("", "interrupted\n")
-        assert children and not any(map(alive, children))
-
-    def test_nonsense(self):
-        done = self.run("--check", "--workers", "x/y")
-        assert done.returncode == 2 and "'x/y'" in done.stderr
-        assert self.run().returncode == 2
-
-
-# ──────────────────────────────────────── faults, for real ────────────────────────────────────────
-
-
-def remember(n, seen=[]):     # noqa: B006 -- a module keeps its state
-    seen.append(n)
-    return len(seen)
-
-
-class TestBlame:
-    def test_an_exception_comes_with_its_remote_traceback(self, remote, by_name):
-        error = remote.submit(raise_it, ValueError("so far away")).exception(PATIENCE)
-        assert type(error) is ValueError and error.args == ("so far away",)
-        assert "raise error" in str(error.__cause__) and "in raise_it" in str(error.__cause__)
-        assert "run_call" not in str(error.__cause__)
-
-    def test_a_traceback_shows_the_lines_of_a_script(self, tmp_path):
-        """The file is known here alone, as that of a notebook's cell is."""
-        (tmp_path / "script.py").write_text(textwrap.dedent("""
-            import executors, linecache, os
-            def inner(n):
-                return 1 // n
-            work = lambda n: inner(n - 1)
-            if __name__ == "__main__":
-                linecache.getlines(__file__)
-                os.rename(__file__, "away.py")
-                with executors.RemoteExecutor("1/:", show_status=False) as pool:
-                    print(pool.submit(work, 1).exception().__cause__)
+    @pytest.mark.skipif(not importlib.util.find_spec("numba"), reason="no wheel of numba")
+    def test_numba_in_a_project_module(self, bare, on_bare, tmp_path, monkeypatch):
+        """It may ask for its cache where there is no file of the source: it compiles, then."""
+        (tmp_path / "project").mkdir()
+        (tmp_path / "project/fast.py").write_text(textwrap.dedent("""
+            import numba
+            @numba.njit(cache=True)
+            def add(a, b):
+                return a + b
             """))
-        done = run([sys.executable, "script.py"], cwd=tmp_path, env={"PYTHONPATH": HERE})
-        path = os.path.join(tmp_path, "script.py")
-        assert f'  File "{path}", line 5, in <lambda>\n    work = lambda n: inner(n - 1)\n' \
-               f'  File "{path}", line 4, in inner\n    return 1 // n\n' in done.stdout, done
+        monkeypatch.syspath_prepend(str(tmp_path / "project"))
+        import fast
+        with Sshd(["hidden"], prefix=["unshare", "-m", "sh", "-c", textwrap.dedent(f"""
+                mount -t tmpfs tmpfs {tmp_path}/project && exec "$@\""""), "sh"]) as hidden:
+            with maker(hidden.ssh_options) as make:
+                pool = make(f"1/hidden python={sys.executable}")
+                assert pool.submit(os.path.exists, fast.__file__).result(PATIENCE) is False
+                assert pool.submit(fast.add, 1, 2).result(120) == 3
 
-    def test_an_argument_that_cannot_be_pickled_is_named(self, remote):
-        for args, options, words in (
-                ((1, threading.Lock()), {}, "argument 2 of print, a lock, cannot be pickled ("),
-                ((), {"value": (n for n in ())}, "argument value of print, a generator, cannot"),
-                ((cf.Future(),), {}, "it is a future: pass what its result() returns")):
-            with pytest.raises(TypeError, match=re.escape(words)):
-                remote.submit(print, *args, **options)
-        with pytest.raises(TypeError, match="argument 1 of print, a lock"):
-            list(remote.map(print, [1, threading.Lock(), 2]))
+    def test_a_storm(self, bare, caplog, tmp_path):
+        """Many slots, and threads in each, of two machines that share a home: it is copied once."""
+        def use(_):
+            with cf.ThreadPoolExecutor(3) as threads:
+                names = "numpy", "purething", "space.inner.two"
+                modules = threads.map(importlib.import_module, names)
+                return [module.__name__ for module in modules]
+        caplog.set_level("INFO", "executors")
+        config = tmp_path / "config"
+        config.write_text(read(bare.sshd.path("config")).replace("Host bare", "Host bare1 bare2"))
+        with maker(["-F", str(config)]) as make:
+            pool = make(*(f"8/{name} python={bare.python}" for name in ("bare1", "bare2")))
+            found = list(pool.map(use, range(64)))
+        assert found == [["numpy", "purething", "space.inner.two"]] * 64
+        assert copies(caplog) == ["Pure.Thing 1.5", "helper 3", f"numpy {numpy.__version__}",
+                                  "space_one 1", "space_two 1"]
 
-    @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()])
-    def test_no_exception_is_too_base(self, remote, error):
-        assert type(remote.submit(raise_it, error).exception(PATIENCE)) is type(error)
+    def test_a_machine_that_comes_later(self, bare, on_bare):
+        def use():
+            import purething
+            return purething.VERSION, os.environ["EXECUTORS_MACHINE"]
+        with Sshd(["later"]) as later:
+            with open(bare.sshd.path("config"), "a") as both:
+                both.write("\n" + read(later.path("config")))
+            pool = on_bare()
+            assert pool.submit(use).result(PATIENCE) == (1.5, "bare")
+            pool.add_worker(f"1/later python={bare.python}")
+            pool.remove_worker(f"2/bare python={bare.python}")
+            assert pool.submit(use).result(PATIENCE) == (1.5, "later")
+
+    def test_a_task_that_is_a_controller(self, on_bare):
+        def use():
+            import executors
+            with executors.RemoteExecutor(["1/:"], show_status=False) as pool:
+                return pool.submit(get).result(PATIENCE)
+
+        def get():
+            import purething
+            return purething.VERSION, os.environ["EXECUTORS_MACHINE"]
+        assert on_bare().submit(use).result(PATIENCE) == (1.5, ":")
+
+    @pytest.mark.parametrize("module, packages, words", [
+        ("lost", True, "lost 1 does not follow (its installer here has left no list of its files), "
+                       "and it has none"),
+        ("purething", True, "are not sent unasked: name all that is to follow, "
+                            "packages=['Pure.Thing', ...]"),
+        ("binary", True, "its binaries need glibc 2.99"),
+        ("purething", False, "install it there"),
+        ("purething", ["helper"], "install it there")])
+    def test_what_does_not_follow(self, bare, on_bare, monkeypatch, module, packages, words):
+        monkeypatch.setattr(executors, "MAX_UNASKED_BYTES", 40)
+        pool = on_bare(packages=packages)
+        error = pool.submit(importlib.import_module, module).exception(PATIENCE)
+        assert type(error) is ModuleNotFoundError
+        said = " ".join([str(error), *getattr(error, "__notes__", ())])
+        assert words in said and f"on bare, with {bare.python}: " in said
+        version = {"lost": "lost==1", "binary": "binary==1"}.get(module)
+        assert not version or f"`{bare.python} -m pip install {version}` there mends it" in said
+
+    def test_another_version_that_cannot_be_had(self, on_bare, caplog):
+        """What the machine has must do; that it is another is told."""
+        assert on_bare().submit(lambda: importlib.import_module("condas").VERSION).result(
+            PATIENCE) == 6
+        assert "condas does not follow: conda has installed it here" in caplog.text
+        assert "it has 6" in caplog.text
+
+    @pytest.mark.parametrize("how", ["submit", "map"])
+    def test_a_machine_without_a_module_gets_no_tasks_that_need_it(self, bare, how, tmp_path):
+        """It would fail quickly, and so be given nearly all. It is told once."""
+        config = tmp_path / "config"
+        config.write_text(read(bare.sshd.path("config")).replace("Host bare", "Host bare full"))
+
+        def work(n):
+            import ours, purething      # the machine has the first alone
+            return purething.VERSION, os.environ["EXECUTORS_MACHINE"]
+        with open(os.path.join(tmp_path, "full"), "w") as file:
+            file.write(f"#!/bin/sh\nPYTHONPATH={bare.site} exec {bare.python} \"$@\"\n")
+        os.chmod(file.name, 0o755)
+        with maker(["-F", str(config)]) as make:
+            pool = make(f"2/bare python={bare.python}", f"1/full python={file.name}",
+                        packages=False)
+            if how == "map":
+                found = list(pool.map(work, range(300)))
+            else:
+                found = [one.result(PATIENCE) for one in [pool.submit(work, n) for n in range(100)]]
+            assert {*found} == {(1.5, "full")}
+            assert isinstance(pool.submit(neg, 1).result(PATIENCE), int)
+            pool.remove_worker(f"1/full python={file.name}")
+            error = pool.submit(work, 1).exception(PATIENCE)        # now it is nobody's fault
+            said = " ".join([str(error), *getattr(error, "__notes__", ())])
+            assert "No module named 'purething'" in said and "on bare, with" in said
+
+    def test_names(self, on_bare, monkeypatch):
+        monkeypatch.setattr(executors, "MAX_UNASKED_BYTES", 40)
+        pool = on_bare(packages=["pure_thing", "HELPER"])
+        assert pool.submit(lambda: importlib.import_module("purething").VERSION).result(
+            PATIENCE) == 1.5
+        with pytest.raises(ValueError, match="packages is 'numpy'"):
+            on_bare(packages="numpy")
+
+    def test_a_long_copy_holds_nothing_up(self, bare, on_bare, tmp_path, monkeypatch):
+        """Neither pings, other imports and results, nor is its time the task's."""
+        pool = on_bare(2, heartbeat_seconds=0.1, bundle_timeout=7.0)      # the lease: 1.2 seconds
+        assert pool.submit(neg, 1).result(PATIENCE) == -1
+        future = pool.submit(lambda: importlib.import_module("numpy").__version__)
+        scp = freeze_scp(pool)
+        assert "numpy" in str(pool.status) and "copying" in str(pool.status)
+        end = time.monotonic() + 8
+        while time.monotonic() < end:
+            assert pool.submit(lambda: importlib.import_module("purething").VERSION).result(
+                PATIENCE) == 1.5
+        os.killpg(scp, signal.SIGCONT)
+        assert future.result(PATIENCE) == numpy.__version__
+        assert pool.status.workers[0].lost == 0 and pool.status.retried == 0
+
+    @pytest.mark.parametrize("victim", ["task", "scp", "link", "controller"])
+    def test_a_copy_that_is_cut_off(self, bare, on_bare, victim):
+        """Nothing half is used, nor does it stay; whoever comes next is served."""
+        def use():
+            import purething
+            return purething.VERSION
+        if victim == "controller":
+            controller = subprocess.Popen([sys.executable, "-c", textwrap.dedent(f"""
+                import importlib, os, signal, sys, time
+                sys.path.insert(0, {bare.site!r})
+                import executors
+                pool = executors.RemoteExecutor(["1/bare python={bare.python}"], show_status=False,
+                                                ssh_options={bare.sshd.ssh_options})
+                future = pool.submit(importlib.import_module, "numpy")
+                logins = pool._supervisor.logins
+                while not any(login.processes[1:] for login in [*logins.values()]):
+                    time.sleep(0.001)
+                os.kill(os.getpid(), signal.SIGKILL)
+                """)], cwd=HERE)
+            controller.wait(PATIENCE)
+            until(lambda: not [pid for pid in descendants(bare.sshd.process.pid)])
+        else:
+            pool = on_bare(1)
+            future = pool.submit(use)
+            scp = freeze_scp(pool)
+            if victim == "task":
+                assert future.cancel()
+            os.killpg(scp, signal.SIGKILL if victim == "scp" else signal.SIGCONT)
+            if victim == "link":
+                os.kill(Machine.of(pool, "bare").ssh, signal.SIGKILL)
+                assert future.result(PATIENCE) == 1.5
+            pool.shutdown()
+        pool = on_bare(1)
+        assert pool.submit(use).result(PATIENCE) == 1.5
+        pool.shutdown()
+        until(lambda: not bare.incoming())
+
+    @pytest.mark.parametrize("mounts, words", [
+        ('mount --bind "$1" "$1"; mount -o remount,ro,bind "$1"', "Read-only file system"),
+        ('mount -t tmpfs -o size=64k tmpfs "$1"', "check that there is room")])
+    def test_a_home_that_takes_nothing(self, bare, login, mounts, words):
+        sshd = login(mounts=mounts)
+        with maker(sshd.ssh_options) as make:
+            pool = make(f"1/odd python={bare.python}")
+            assert pool.submit(neg, 1).result(PATIENCE) == -1
+            error = pool.submit(importlib.import_module, "numpy").exception(PATIENCE)
+        said = " ".join([str(error), *getattr(error, "__notes__", ())])
+        assert words in said
+        assert f"-m pip install numpy=={numpy.__version__}` there mends it" in said
+
+    @pytest.mark.parametrize("tags, facts, problem", [
+        ([], ("x", "y", "z"), ""),
+        (["manylinux_2_17_x86_64"], (".so", "x86_64", "glibc 2.17"), ""),
+        (["manylinux_2_17_x86_64"], (".so", "x86_64", "glibc 2.9"), "need glibc 2.17"),
+        (["manylinux1_x86_64", "manylinux_2_28_x86_64"], (".so", "x86_64", "glibc 2.5"), ""),
+        (["linux_x86_64"], (".so", "x86_64", "glibc 2.35"), "need glibc 2.36"),
+        (["linux_x86_64"], (".so", "x86_64", "glibc 2.36"), ""),
+        (["manylinux_2_17_x86_64"], (".so", "aarch64", "glibc 2.17"), "for x86_64"),
+        (["manylinux_2_17_x86_64"], (".t.so", "x86_64", "glibc 2.17"), "for x86_64"),
+        (["macosx_11_0_arm64"], ("", "", ""), "for x86_64")])
+    def test_which_binaries_run_where(self, monkeypatch, tags, facts, problem):
+        monkeypatch.setattr(wire, "platform_facts", lambda: (".so", "x86_64", "glibc 2.36"))
+        found = executors._misfit(tags, facts)
+        assert problem in found and bool(problem) == bool(found)
+
+
+# ─────────────────────────────────────────── connecting ───────────────────────────────────────────
+
+
+class TestConnecting:
+    def cause(self, pool):
+        with pytest.raises(NoWorkersError) as caught:
+            pool.submit(neg, 1).result(PATIENCE)
+        (machine, cause), = caught.value.causes
+        assert machine in str(caught.value) and cause in str(caught.value)
+        return cause
+
+    def edited(self, sshds, tmp_path, old, new):
+        """Return options that name alpha's configuration, with something else in it."""
+        config, text = tmp_path / "config", read(sshds[0].path("config"))
+        assert old in text
+        config.write_text(text.replace(old, new))
+        return ["-F", str(config)]
+
+    def test_no_such_host(self, ssh):
+        assert "resolve hostname" in self.cause(ssh("no-such-host.invalid"))
+
+    def test_no_key(self, ssh, sshds, tmp_path):
+        key = str(tmp_path / "key")
+        run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+        options = self.edited(sshds, tmp_path, sshds[0].path("user"), key)
+        cause = self.cause(ssh("alpha", ssh_options=options))
+        assert "Permission denied (publickey)" in cause and "ssh-copy-id alpha" in cause
+
+    def test_an_unknown_host_key(self, ssh, sshds, tmp_path):
+        options = self.edited(sshds, tmp_path, sshds[0].path("known_hosts"), str(tmp_path / "none"))
+        cause = self.cause(ssh("alpha", ssh_options=options))
+        assert "Host key verification failed" in cause and "ssh alpha" in cause
+
+    def test_a_host_key_that_has_changed(self, ssh, sshds, tmp_path):
+        """Nobody is told to accept it, as one that is unknown."""
+        key = str(tmp_path / "key")
+        run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+        host = read(sshds[0].path("known_hosts")).split()[0]
+        (tmp_path / "known").write_text(f"{host} {read(key + '.pub')}")
+        options = self.edited(
+            sshds, tmp_path, sshds[0].path("known_hosts"), str(tmp_path / "known"))
+        cause = self.cause(ssh("alpha", ssh_options=options))
+        assert "REMOTE HOST IDENTIFICATION HAS CHANGED" in cause and "accept" not in cause
+        assert "whether its key was replaced" in cause and "ssh-keygen" in cause and "-R" in cause
+
+    def test_a_banner_does_not_decide_what_is_wrong(self, ssh, tmp_path, monkeypatch):
+        (tmp_path / "ssh").write_text(
+            "#!/bin/sh\necho Permission denied to others. Invalid users are prosecuted. >&2\n"
+            "echo 'Unauthorised use of this system is an offence.' >&2\n"
+            "echo 'ssh: connect to host alpha port 22: Connection timed out' >&2\nexit 255\n")
+        (tmp_path / "ssh").chmod(0o755)
+        monkeypatch.setattr(executors, "SSH", str(tmp_path / "ssh"))
+        pool = ssh("alpha")
+        until(lambda: pool.status.workers[0].cause)
+        cause = pool.status.workers[0].cause
+        assert "timed out -- check that the machine is up" in cause and "ssh-copy-id" not in cause
+
+    def test_what_an_interpreter_prints_is_not_run(self, ssh, tmp_path, monkeypatch):
+        """That of an environment is tried on machines, too, whatever it prints when it starts."""
+        evil, python, ran = (tmp_path / name for name in ("evil", "python", "ran"))
+        ours = sys.executable
+        evil.write_text(f"#!/bin/sh\ntouch {ran}\nexit 127\n")
+        python.write_text(f"#!/bin/sh\necho {evil}\nexec {sys.executable} \"$@\"\n")
+        for path in (evil, python):
+            path.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(python))
+        monkeypatch.setattr(sys, "prefix", str(tmp_path))
+        pool = ssh("1/alpha", python="")
+        assert pool.submit(neg, 1).result(PATIENCE) == -1 and not ran.exists()
+        assert pool.status.workers[0].found["interpreter"] == ours
+
+    def test_no_python(self, ssh):
+        cause = self.cause(ssh("alpha", python="/no/such/python"))
+        assert "found none)" in cause and "Looked in: /no/such/python" in cause
+        assert "python=" in cause
+        assert "uv python install" in cause
+
+    def test_the_wrong_python(self, ssh):
+        ours = "{}.{}".format(*sys.version_info)
+        others = [f"/root/.pyenv/versions/{version}/bin/python" for version in (
+            "2.7.18", "3.6.15", "3.12.1", "3.10.13") if not version.startswith(ours)]
+        other = next(filter(os.path.exists, others), None)
+        if other is None:
+            pytest.skip("there is only one Python here")
+        cause = self.cause(ssh("alpha", python=other))
+        assert "cpython" in cause or "python 2" in cause
+        assert other in cause and f"no cpython {ours} on " in cause
+
+    def test_bad_ssh_options(self, ssh):
+        assert "nonsense" in self.cause(ssh("alpha", ssh_options=["-o", "nonsense=1"])).lower()
+
+    def test_words_of_ssh_that_nobody_has_heard(self, ssh, tmp_path, monkeypatch):
+        """They reach the user; that nothing is known about them is no reason to hide them."""
+        (tmp_path / "ssh").write_text("#!/bin/sh\necho the moon is full >&2\nexit 255\n")
+        (tmp_path / "ssh").chmod(0o755)
+        monkeypatch.setattr(executors, "SSH", str(tmp_path / "ssh"))
+        pool = ssh("alpha")
+        until(lambda: "the moon is full -- try `ssh alpha`" in pool.status.workers[0].cause)
+
+    def test_nobody_listens(self, ssh):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        pool = ssh("127.0.0.1", ssh_options=["-p", str(port), "-F", "none"])
+        future = pool.submit(neg, 1)
+        until(lambda: "Connection refused" in pool.status.workers[0].cause)
+        assert "check that sshd runs" in pool.status.workers[0].cause
+        assert not future.done()        # it may start yet
+        pool.shutdown(cancel_futures=True)
+
+    def test_a_shutdown_while_it_connects(self, ssh, local):
+        """At whatever stage of connecting it comes, nothing is left."""
+        before = {*threading.enumerate()}
+        mine = {pid for pid in descendants() if "b64decode" in command_line(pid)}
+        for n in range(12):
+            pool = ssh("1/alpha", "1/beta") if n % 3 == 0 else local("1/:")
+            time.sleep(n * n / 500)
+            pool.shutdown()
+        until(lambda: {*threading.enumerate()} <= before, "the end of all threads")
+        until(lambda: not [pid for pid in descendants() - mine if "b64decode" in command_line(pid)])
+
+    def test_one_bad_machine_does_not_stop_the_others(self, ssh):
+        pool = ssh("1/no-such-host.invalid", "1/alpha")
+        assert list(pool.map(neg, range(10))) == [-n for n in range(10)]
+
+    def test_the_environment_that_the_controller_runs_in_is_found(self, ssh, monkeypatch):
+        """Homes are often shared: what is its `sys.executable` may be there too."""
+        monkeypatch.setattr(sys, "base_prefix", "/elsewhere")       # whether it is one or not
+        pool = ssh("1/alpha", python=None)
+        assert pool.submit(lambda: sys.executable).result(PATIENCE) == sys.executable
+
+    def test_whatever_habits_the_users_configuration_has(self, ssh, sshds, tmp_path):
+        """Each would break a link, or scp, if it were not overruled; a machine for each."""
+        habits = [
+            "RequestTTY force", "RemoteCommand echo hello", "StdinNull yes", "SessionType none",
+            "PermitLocalCommand yes\nLocalCommand echo hello", "ForkAfterAuthentication yes",
+            "ControlMaster auto\nControlPath /tmp/" + "long/" * 40 + "%C\nControlPersist yes",
+            "LogLevel QUIET", "LogLevel DEBUG3", "ForwardX11 yes\nForwardAgent yes", "BatchMode no",
+            "LocalForward 127.0.0.1:1 127.0.0.1:2\nExitOnForwardFailure yes", "Compression yes",
+            "SendEnv LANG LC_*"]
+        config, data = tmp_path / "config", tmp_path / "data"
+        data.write_bytes(os.urandom(100))
+        hosts = [f"Host h{n}\n{habit}\n" for n, habit in enumerate(habits)]
+        text = read(sshds[0].path("config")).replace("Host alpha", "Host h*")
+        config.write_text("".join(hosts) + text)
+        pool = ssh(*(f"1/h{n}" for n in range(len(habits))), ssh_options=["-F", str(config)],
+                   files=[str(data)])
+
+        def look():
+            time.sleep(0.1)
+            return read("data")
+
+        def working():
+            list(pool.map(look, *[[]]))
+            futures = [pool.submit(look) for _ in habits]
+            assert {future.result(PATIENCE) for future in futures} == {read(data)}
+            return all(worker.done for worker in pool.status.workers)
+
+        until(working, "work on every machine")
+
+    def test_a_port_by_an_option(self, ssh, sshds, tmp_path):
+        port = f"Port {sshds[0].port}\n"
+        options = self.edited(sshds, tmp_path, port, "Port 1\n")
+        (tmp_path / "data").write_text("data")
+        pool = ssh("1/alpha", ssh_options=[*options, "-p", str(sshds[0].port)],
+                   files=[tmp_path / "data"])
+        assert pool.submit(read, "data").result(PATIENCE) == "data"     # scp has it too
+
+    @pytest.mark.parametrize("address", ["::1", "127.0.0.1"])
+    def test_addresses_and_jump_hosts(self, ssh, sshds, tmp_path, address):
+        """A worker at an IPv6 or IPv4 address, without an alias, by way of another."""
+        data, config = tmp_path / "data", tmp_path / "config"
+        data.write_bytes(b"data")
+        with Sshd([address], address=address) as far:
+            config.write_text(f"Host {address}\nProxyJump alpha\n{read(far.path('config'))}\n"
+                              f"{read(sshds[0].path('config'))}")
+            pool = ssh(f"1/{address}", ssh_options=["-F", str(config)], files=[str(data)])
+            assert pool.submit(os.path.getsize, "data").result(PATIENCE) == 4
+            pool.shutdown()
+
+    def test_what_a_jump_host_says(self, ssh, sshds):
+        options = ["-J", "alpha", *sshds[0].ssh_options]
+        cause = self.cause(ssh("1/no-such-host.invalid", ssh_options=options))
+        assert "open failed" in cause and "UNKNOWN" not in cause
+
+    def test_banners(self, ssh, tmp_path, caplog):
+        banner = "Permission denied to the unauthorised! No such file or directory.\n"
+        (tmp_path / "banner").write_text(banner * 50)
+        with Sshd(["proud"], [f"Banner {tmp_path / 'banner'}", "PrintMotd yes"]) as sshd:
+            pool = ssh("1/proud", ssh_options=sshd.ssh_options)
+            assert pool.submit(neg, 1).result(PATIENCE) == -1
+            assert "unauthorised" not in caplog.text
+            pool.shutdown()
+            pool = ssh("1/proud", python="/no/python", ssh_options=sshd.ssh_options)
+            assert "No such host" not in self.cause(pool)
+
+    @pytest.mark.timeout(240)
+    @pytest.mark.parametrize("number, limit", [(40, "10:30:100"), (12, "2:50:4")])
+    def test_many_machines_behind_one_sshd(self, ssh, number, limit):
+        """The first limit is sshd's default. Under the other some are refused, and tried again."""
+        names = [f"m{n}" for n in range(number)]
+        with Sshd(names, [f"MaxStartups {limit}"]) as sshd:
+            pool = ssh(*(f"1/{name}" for name in names), ssh_options=sshd.ssh_options,
+                       heartbeat_seconds=5)
+            pool.submit(neg, 1).result(PATIENCE)
+            deadline = time.monotonic() + 200
+            while not all(worker.state == "up" for worker in pool.status.workers):
+                assert time.monotonic() < deadline, str(pool.status)
+                list(pool.map(neg, range(100)))
+            pool.shutdown()
+
+    def test_workers_may_come_and_go(self, ssh):
+        pool = ssh("1/alpha")
+        assert pool.submit(neg, 1).result(PATIENCE) == -1
+        pool.add_worker(f"1/beta python={sys.executable}")
+        pool.remove_worker(f"1/alpha python={sys.executable}")
+        assert pool.submit(neg, 2).result(PATIENCE) == -2
+        assert [worker.worker.split()[0] for worker in pool.status.workers] == ["1/beta"]
+        with pytest.raises(ValueError, match="not in the pool"):
+            pool.remove_worker("1/alpha")
+
+    def test_a_program_that_forks_while_it_connects(self):
+        """A child that is forked meanwhile must not hold what tells that ssh has started."""
+        done = run("""
+            import executors, operator, os, threading, time
+            done, children = threading.Event(), []
+            def fork():
+                while not done.is_set():
+                    pid = os.fork()
+                    if pid == 0:
+                        time.sleep(100)
+                        os._exit(0)
+                    children.append(pid)
+                    time.sleep(0.001)
+            forker = threading.Thread(target=fork)
+            forker.start()
+            started = time.monotonic()
+            for n in range(6):
+                with executors.RemoteExecutor(["1/:"], show_status=False) as pool:
+                    assert pool.submit(operator.neg, n).result(15) == -n
+            done.set()
+            forker.join()
+            for pid in children:
+                os.kill(pid, 9)
+            print("done")
+        """, env={"PYTHONWARNINGS": "ignore"})
+        assert done.stdout == "done\n", done
+
+
+# ────────────────────────────────── logins as they are out there ──────────────────────────────────
+
+RC_FILES = {"sh": ".profile", "dash": ".profile", "bash": ".bashrc", "zsh": ".zshenv",
+            "tcsh": ".tcshrc", "fish": ".config/fish/config.fish"}
+READING = {"tcsh": "set line = $<", "fish": "read line"}
+NOISES = {
+    "nothing": "", "no newline": "printf noise", "reading": "read line",
+    "a megabyte": "awk 'BEGIN { for (i = 0; i < 20000; i++) print \"a login file that prints "
+                  "without end, no one knows why\" }'",
+}
+
+
+def odd_login(stack, folder, shell="sh", files=(), mounts=":", name="odd"):
+    """Start an sshd that sees another /etc/passwd than everyone else.
+
+    In it, we have the shell and the home that a test wants. `mounts` is shell code that runs there,
+    in a mount namespace of its own, with the home as $1.
+    """
+    path = shutil.which(shell)
+    assert path, f"apt-get install {shell}"
+    home, passwd = folder / "home", folder / "passwd"
+    home.mkdir(exist_ok=True, parents=True)
+    for file, text in dict(files).items():
+        (home / file).parent.mkdir(parents=True, exist_ok=True)
+        (home / file).write_text(text + "\n")
+    us = f"root:x:0:0:root:{home}:{path}\n"
+    lines = read("/etc/passwd").splitlines(keepends=True)
+    passwd.write_text("".join(us if line.startswith("root:") else line for line in lines))
+    script = f'mount --bind "$0" /etc/passwd; {mounts}; shift; exec "$@"'
+    prefix = ["unshare", "-m", "sh", "-c", script, str(passwd), str(home)]
+    return stack.enter_context(Sshd([name], prefix=prefix, has_home=True))
+
+
+@pytest.fixture
+def login(tmp_path):
+    """Make odd logins: `login(shell, files, mounts)`."""
+    if os.getuid() != 0 or not sys.platform.startswith("linux"):
+        pytest.skip("a private passwd file needs root on Linux")
+    with ExitStack() as stack:
+        yield functools.partial(odd_login, stack, tmp_path)
+
+
+class TestLoginShells:
+    @pytest.mark.parametrize("shell", RC_FILES)
+    def test_it_connects(self, login, ssh, tmp_path, shell):
+        """Whatever noise the login file makes; a machine for each kind."""
+        # Debian's sh reads .profile only as a login shell; what sshd starts reads $ENV if it is
+        # set. So each has what it reads.
+        config = ""
+        for n, (noise, text) in enumerate(NOISES.items()):
+            text = READING.get(shell, text) if noise == "reading" else text
+            sshd = login.func(*login.args[:1], tmp_path / str(n), shell,
+                              {RC_FILES[shell]: text}, name=f"odd{n}")
+            config += read(sshd.path("config")) + "\n"
+        (tmp_path / "config").write_text(config)
+        pool = ssh(*(f"1/odd{n}" for n in range(len(NOISES))),
+                   ssh_options=["-F", str(tmp_path / "config")])
+        until(lambda: all(worker.state == "up" for worker in pool.status.workers), pool.status)
+        futures = [pool.submit(time.sleep, 0.2) for _ in NOISES]
+        assert [future.result(PATIENCE) for future in futures] == [None] * len(NOISES)
+        if shell in ("bash", "zsh", "tcsh", "fish"):        # it did come, and did no harm
+            assert "noisy" in [worker.found["shell"] for worker in pool.status.workers]
+            noises = [login._noise for login in pool._supervisor.logins.values()]
+            assert any(b"no one knows why" in noise for noise in noises)
+
+    @pytest.mark.parametrize("shell, words", [
+        ("false", "ended with status 1"), ("nologin", "This account is currently not available")])
+    def test_a_login_that_is_none(self, login, shell, words):
+        with RemoteExecutor(["1/odd"], ssh_options=login(shell).ssh_options,
+                            show_status=False) as pool:
+            with pytest.raises(NoWorkersError, match=words) as caught:
+                pool.submit(neg, 1).result(PATIENCE)
+            assert "check that `ssh odd echo hello` prints hello" in str(caught.value)
+
+    @pytest.mark.parametrize("shell", ["bash", "zsh"])
+    def test_noise_is_quoted_when_it_is_all_there_is(self, login, ssh, shell):
+        sshd = login(shell, {RC_FILES[shell]: "echo today nobody works here; exit 3"})
+        words = "status 3 before Python started: today nobody works here"
+        with pytest.raises(NoWorkersError, match=words):
+            ssh("1/odd", ssh_options=sshd.ssh_options).submit(neg, 1).result(PATIENCE)
+
+    @pytest.mark.parametrize("python", [
+        "~/venv/bin/python", "~/.pyenv/versions/3/bin/python", "~/.pyenv/shims/python"])
+    def test_interpreters_in_the_home(self, login, ssh, tmp_path, python):
+        configuration = f"home = {os.path.dirname(sys.executable)}"
+        sshd = login("dash", {"venv/pyvenv.cfg": configuration, ".pyenv/versions/3/bin/x": ""})
+        (tmp_path / "home/venv/bin").mkdir()
+        (tmp_path / "home/venv/bin/python").symlink_to(sys.executable)
+        (tmp_path / "home/.pyenv/versions/3/bin/python").symlink_to(sys.executable)
+        (tmp_path / "home/.pyenv/shims").mkdir()
+        shim = tmp_path / "home/.pyenv/shims/python"
+        shim.write_text(f'#!/usr/bin/env bash\nset -e\nexec {sys.executable} "$@"\n')
+        shim.chmod(0o755)
+        pool = ssh("1/odd", python=python, ssh_options=sshd.ssh_options)
+        prefix = pool.submit(lambda: sys.prefix).result(PATIENCE)
+        assert "/venv/" not in python or prefix == str(tmp_path / "home/venv")
+
+    OURS = "python{}.{}".format(*sys.version_info)
+    # What runs as a Python says of itself; the second is real, but for its version.
+    SHIM = "echo 'pyenv: command not found' >&2; exit 127"
+    OLD = (f"exec {sys.executable} -c 'import sys; sys.version_info = 3, 8, 1; code = sys.argv[2]; "
+           "sys.argv[1:] = sys.argv[3:]; exec(code)' \"$@\"")
+    RIGHT = f'exec {sys.executable} "$@"'
+
+    @pytest.mark.parametrize("place, before", [
+        ("bin/python3", SHIM), ("bin/python3", OLD), (f".local/bin/{OURS}", OLD),
+        (f".pyenv/versions/9.9.9/bin/{OURS}", OLD),
+        (f".local/share/uv/python/cpython-9.9.9-linux/bin/{OURS}", OLD), ("", OLD)])
+    def test_an_interpreter_is_looked_for(self, login, ssh, tmp_path, monkeypatch, place, before):
+        """What is ours by its name and yet does not fit is passed over; where none fits, all that
+        was found is named, and what to do."""
+        monkeypatch.setattr(sys, "prefix", sys.base_prefix)     # it is no environment
+        monkeypatch.setattr(executors, "_PYTHON_PLACES", [     # none but those of this home
+            path for path in executors._PYTHON_PLACES if path[0] in "~p"])
+        sshd = login("bash", {".bashrc": f"PATH={tmp_path}/home/bin:{tmp_path}/tools"})
+        (tmp_path / "tools").mkdir()
+        for tool in ("sh", "test"):
+            (tmp_path / "tools" / tool).symlink_to(shutil.which(tool))
+        for name, text in ((f"bin/{self.OURS}", before), (place, self.RIGHT)):
+            if name:
+                path = tmp_path / "home" / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(f"#!/bin/sh\n{text}\n")
+                path.chmod(0o755)
+        pool = ssh("1/odd", python=None, ssh_options=sshd.ssh_options)
+        if place:
+            version = sys.version_info[:3]
+            assert pool.submit(lambda: sys.version_info[:3]).result(PATIENCE) == version
+        else:
+            with pytest.raises(NoWorkersError) as caught:
+                pool.submit(neg, 1).result(PATIENCE)
+            said = str(caught.value)
+            assert f"found cpython 3.8.1 {sys.executable})" in said
+            assert f"Looked in: {self.OURS}, " in said
+            assert "uv python install" in said
+
+    @pytest.mark.parametrize("mounts, words", [
+        ('mount --bind "$1" "$1"; mount -o remount,ro,bind "$1"', "Read-only file system"),
+        ('mount -t tmpfs -o size=64k tmpfs "$1"; cat /dev/zero > "$1/full" 2>/dev/null',
+         "check that there is room"),
+    ])
+    def test_a_home_that_takes_nothing(self, login, ssh, sshds, tmp_path, mounts, words):
+        """Work needs no disk. Files do: that machine stays out, with the reason; others work."""
+        sshd, data, config = login(mounts=mounts), tmp_path / "data", tmp_path / "config"
+        data.write_bytes(os.urandom(1 << 20))
+        config.write_text(read(sshd.path("config")) + "\n" + read(sshds[0].path("config")))
+        options = ["-F", str(config)]
+        pool = ssh("1/odd", ssh_options=options)
+        assert pool.submit(neg, 1).result(PATIENCE) == -1
+        pool.shutdown()
+        pool = ssh("1/odd", "1/alpha", ssh_options=options, files=[str(data)])
+        until(lambda: pool.status.workers[0].state == "failed")
+        assert words in pool.status.workers[0].cause
+        assert pool.submit(os.path.getsize, "data").result(PATIENCE) == 1 << 20
+        check = run([sys.executable, "-m", "executors", "--check", "--workers",
+                     f"odd python={sys.executable}", "--ssh_options", " ".join(options)])
+        assert check.returncode == 1 and "odd: scp: " in check.stdout, check.stdout
+
+
+# ──────────────────────────────────────────── futures ─────────────────────────────────────────────
+
+
+class TestCancel:
+    def test_a_running_bundle_and_all_it_started_is_killed(self, remote, tmp_path):
+        def family(path):
+            child = subprocess.Popen([sys.executable, "-c", f"""if 1:
+                import os, signal, time
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                if os.fork() == 0:
+                    os.setsid()
+                    if os.fork():
+                        os._exit(0)
+                    open({path!r} + ".orphan", "w").write(str(os.getpid()))
+                time.sleep(1000)"""])
+            with open(path, "w") as file:
+                file.write(f"{os.getpid()} {child.pid}")
+            time.sleep(1000)
+
+        path = str(tmp_path / "pids")
+        orphan = path + ".orphan"
+        future = remote.submit(family, path)
+        until(lambda: all(os.path.exists(one) and os.path.getsize(one) for one in (path, orphan)))
+        assert future.running() and not future.done()
+        pids = [int(pid) for pid in f"{read(path)} {read(orphan)}".split()]
+        assert len(pids) == 3 and all(map(alive, pids))
+        assert future.cancel() and future.cancelled() and future.cancel()
+        with pytest.raises(cf.CancelledError):
+            future.result(PATIENCE)
+        until(lambda: not any(map(alive, pids)), "killing")
         assert remote.submit(neg, 1).result(PATIENCE) == -1
 
-    @pytest.mark.parametrize("make, words", [
-        (lambda: raise_it(TwoArguments("x", "y")),
-         "exception that cannot be pickled: TwoArguments"),
-        (lambda: raise_it(TwoArguments("x", "y")), "x and y"),
-        (lambda: raise_it(ValueError(threading.Lock())), "that cannot be pickled: ValueError"),
-        (threading.Lock, "result cannot be pickled: TypeError: cannot pickle '_thread.lock'"),
-        (lambda: recurse([]), "result cannot be pickled: RecursionError: maximum recursion"),
-        (lambda: BombOnPickle(sys.exit, 1), "result cannot be pickled: SystemExit"),
-        (lambda: Bomb(sys.exit, "boom"), "result cannot be unpickled: SystemExit: boom"),
-        (lambda: Bomb(raise_it, KeyboardInterrupt()), "cannot be unpickled: KeyboardInterrupt"),
-        (lambda: Bomb(divmod, 1, 0), "result cannot be unpickled: ZeroDivisionError"),
-        (lambda: Bomb(exit_unless_in_a_slot, parent(parent(parent(os.getpid())))),
-         "result cannot be unpickled here: SystemExit"),
-    ])
-    def test_what_cannot_be_pickled_is_one_clear_error(self, remote, make, words):
-        retried = remote.status.retried
-        error = remote.submit(make).exception(PATIENCE)
-        # Pickler's own words may differ from Python to Python.
-        if "recursion" in words and "recursion" in str(error):
-            words = "result cannot be pickled"
-        assert type(error) is BundleError and words in str(error), str(error)
-        assert remote.submit(neg, 1).result(PATIENCE) == -1     # slot, link and threads live on
-        assert remote.status.retried == retried
-
-    @pytest.mark.parametrize("bomb, words", [
-        (Bomb(divmod, 1, 0), "ZeroDivisionError"), (Bomb(sys.exit, 4), "SystemExit: 4")])
-    def test_arguments_that_cannot_be_unpickled_there(self, remote, bomb, words):
-        error = remote.submit(neg, bomb).exception(PATIENCE)
-        assert type(error) is BundleError and words in str(error)
-        assert "arguments cannot be unpickled on the worker" in str(error)
-
-    def test_arguments_that_cannot_be_pickled_are_told_by_submit(self, remote):
-        before = remote.task_count
-        with pytest.raises(TypeError, match="lock"):
-            remote.submit(neg, threading.Lock())
-        assert remote.task_count == before
-
-    @pytest.mark.parametrize("how, name", [
-        ("closure", "lock"), ("global", "LOCK"), ("method", "self.pool"), ("map", "lock")])
-    def test_what_cannot_be_pickled_is_named_by_its_variable(self, remote, how, name):
-        lock = threading.Lock()
-
-        class Holder:
-            def __init__(self):
-                self.pool = remote
-
-            def work(self):
-                return self.pool
-        space = {"__name__": "__main__", "LOCK": lock}
-        exec("def work(): return LOCK", space)
-        call = {"closure": lambda: lock, "map": lambda n: lock, "global": space["work"],
-                "method": Holder().work}[how]
-        with pytest.raises(TypeError, match=f"cannot be sent: {re.escape(name)}, which it uses"):
-            if how == "map":
-                remote.map(call, [1])
-            else:
-                remote.submit(call)
-
-    def test_a_missing_module_is_named_with_its_machine_and_the_remedy(self, remote):
-        def needs():
-            import no_such_module
-            return no_such_module
-        error = remote.submit(needs).exception(PATIENCE)
-        assert type(error) is ModuleNotFoundError and error.name == "no_such_module"
-        text = " ".join([str(error), *getattr(error, "__notes__", ())])
-        assert sys.executable in text and "python=" in text
-
-    @pytest.mark.parametrize("how, words", [
-        (functools.partial(crash, signal.SIGSEGV), "SIGSEGV"),
-        (functools.partial(crash, signal.SIGKILL), "SIGKILL"),
-        (lambda: os._exit(3), "exited with status 3"),
-        (lambda: os.write(2, b"last words\n") and os._exit(9), "last words")])
-    def test_a_death_is_charged_to_its_bundle(self, remote, how, words):
-        others = [remote.submit(neg, n) for n in range(20)]
-        error = remote.submit(how).exception(PATIENCE)
-        assert type(error) is BundleError and len(error.attempts) == 3 and words in str(error)
-        assert [future.result(PATIENCE) for future in others] == [-n for n in range(20)]
-
-    def test_it_is_retried_on_another_machine(self, ssh):
-        pool = ssh("1/alpha", "1/beta", max_bundle_failures=2)
-        error = pool.submit(os._exit, 1).exception(PATIENCE)
-        assert sorted(machine for machine, _, _ in error.attempts) == ["alpha", "beta"]
-
-    def test_innocents_in_the_same_pipe_are_not_charged(self, local):
-        """Short calls are sent ahead into a slot's pipe; if one kills it, the next lose nothing."""
-        pool = local("1/:", max_bundle_failures=1, schedule_backups=False)
-        list(pool.map(neg, range(100), chunksize=1))
-        futures = [pool.submit(neg, n) if n % 50 else pool.submit(os._exit, 7) for n in range(300)]
-        outcomes = [future.exception(PATIENCE) for future in futures]
-        assert [n for n, error in enumerate(outcomes) if error] == [0, 50, 100, 150, 200, 250]
-
-    def test_the_first_call_of_a_slot_is_charged_alone(self, local):
-        def work(n):
-            os._exit(7) if n is None else None
-            return n
-
-        pool = local("1/:", max_bundle_failures=1)
-        list(pool.map(work, range(20), chunksize=1))
-        futures = [pool.submit(work, n) for n in (None, None, *range(20))]
-        is_well = [future.exception(PATIENCE) is None for future in futures]
-        assert is_well == [False, False, *[True] * 20]
-
-    def test_a_slot_that_dies_before_its_long_call_has_arrived(self, local):
-        pool = local("1/:")
-        slot = pool.submit(os.getpid).result(PATIENCE)
-        os.kill(slot, signal.SIGSTOP)
-        future = pool.submit(len, bytes(5_000_000))
-        until(future.running)
-        os.kill(slot, signal.SIGKILL)
-        assert future.result(PATIENCE) == 5_000_000
-
-    def test_short_and_long_calls_mixed(self, local):
+    def test_it_spares_its_neighbours(self, local, tmp_path):
         pool = local("2/:")
-        list(pool.map(len, ["x"] * 20, chunksize=1))
-        arguments = [numpy.zeros(200_001) if n % 5 == 0 else "x" * n for n in range(200)]
-        futures = [pool.submit(len, x) for x in arguments]
-        assert [future.result(PATIENCE) for future in futures] == [*map(len, arguments)]
-        assert all(worker.died == 0 for worker in pool.status.workers)
-
-    def test_a_function_that_arrives_while_its_slot_is_busy(self, local, tmp_path):
-        pool = local("1/:", heartbeat_seconds=0.2)
-
-        def make(array):
-            def use(path=None):
-                if path:
-                    wait_for(path)
-                return len(array)
-            return use
-
-        list(pool.map(make(numpy.zeros(10)), [None] * 20, chunksize=1))
-        busy = pool.submit(make(numpy.zeros(11)), str(tmp_path / "go"))
-        behind = pool.submit(make(numpy.zeros(2_000_000)))
-        channel, = pool._supervisor.channels.values()
-        pings = channel._reads
-        until(lambda: channel._reads > pings + 8, "eight answers to pings")
+        kept = pool.submit(wait_for, str(tmp_path / "go"))
+        future = pool.submit(touch_and_wait, str(tmp_path / "started"))
+        until((tmp_path / "started").exists)
+        waiting = [pool.submit(neg, n) for n in range(10)]
+        assert future.cancel() and waiting[5].cancel()
+        del waiting[5]
+        results = [future.result(PATIENCE) for future in waiting]
+        assert results == [-n for n in range(10) if n != 5]
         (tmp_path / "go").touch()
-        assert busy.result(PATIENCE) == 11 and behind.result(PATIENCE) == 2_000_000
-        assert pool.status.retried == 0
+        assert kept.result(PATIENCE)
 
-    def test_a_child_that_a_call_forked_is_no_slot(self, remote):
-        def fork():
-            if os.fork() == 0:
-                sys.exit(0)
-            return os.wait()[1]
+    def test_a_finished_one_cannot_be(self, remote):
+        future = remote.submit(neg, 1)
+        assert future.result(PATIENCE) == -1 and not future.cancel()
 
-        assert remote.submit(fork).result(PATIENCE) == 0
-        assert list(remote.map(len, [bytes(200_000)] * 10)) == [200_000] * 10
+    def test_cancelling_at_any_moment(self, remote):
+        """Each future is either cancelled or has its value, and the pool is as good as new."""
+        source = random.Random(3)
+        futures = [remote.submit(time.sleep, source.random() / 100) for _ in range(300)]
+        for future in source.sample(futures, 150):
+            future.cancel()
+        cf.wait(futures, PATIENCE)
+        assert all(future.cancelled() or future.result() is None for future in futures)
+        until(lambda: sum(worker.busy for worker in remote.status.workers) == 0)
+        assert remote.submit(neg, 1).result(PATIENCE) == -1
 
-    def test_a_child_that_a_call_forked_imports_as_usual(self, remote):
-        def fork():
-            if os.fork() == 0:
-                import colorsys
-                os._exit(colorsys.hsv_to_rgb(0, 0, 0)[0] != 0)
-            return os.wait()[1]
+    def test_what_was_only_sent_ahead_has_not_started(self, local, tmp_path):
+        """It is not running, and cancel_futures does not spare it; what runs is spared."""
+        def work(path=None):
+            return wait_for(path) if path else 0
 
-        assert remote.submit(fork).result(PATIENCE) == 0
+        pool = local("1/:", schedule_backups=False)
+        list(pool.map(work, [None] * 50, chunksize=1))       # it is known to be short
+        first = pool.submit(work, str(tmp_path / "go"))
+        others = [pool.submit(work) for _ in range(20)]
+        until(lambda: pool.status.workers[0].ahead, "sending ahead")
+        until(first.running)
+        assert not any(future.running() for future in others)
+        pool.shutdown(wait=False, cancel_futures=True)
+        cf.wait(others, PATIENCE)
+        assert all(future.cancelled() for future in others)
+        (tmp_path / "go").touch()
+        assert first.result(PATIENCE)
 
-    def test_many_large_buffers(self, remote):
-        arrays = [numpy.full(10_000, n) for n in range(300)]
-        result = remote.submit(lambda a: a, arrays).result(PATIENCE)
-        assert [a[0] for a in result] == [*range(300)]
+    def test_a_submission_that_loses_the_race_with_close(self, local):
+        pool = local("1/:")
+        pool.submit(neg, 1).result(PATIENCE)
+        supervisor = pool._supervisor
+        # As when another thread shuts down between our look at the door and our turn there.
+        supervisor.events.put((supervisor.scheduler.close, (False,), None))
+        future = pool.submit(neg, 2)
+        assert "cannot schedule" in str(future.exception(PATIENCE))
+        assert not future.cancel() and not future.cancelled()
 
-    def test_bundle_timeout(self, ssh, tmp_path):
-        pool = ssh("1/alpha", bundle_timeout=1)
-        error = pool.submit(touch_and_wait, str(tmp_path / "started")).exception(PATIENCE)
-        assert type(error) is executors.BundleTimeoutError and "bundle_timeout=1" in str(error)
-        assert pool.submit(neg, 1).result(PATIENCE) == -1
 
-    def test_a_machine_that_cannot_fork_all_its_slots(self, local, tmp_path, caplog):
-        """It says so; what it has works, and time-outs begin when a call does."""
-        python = tmp_path / "python"
-        python.write_text(f'#!/bin/sh\nulimit -n 50\nexec {sys.executable} "$@"\n')
-        python.chmod(0o755)
-        pool = local(f"9/: python={python}", bundle_timeout=1.5)
-        futures = [pool.submit(time.sleep, 0.5) for _ in range(12)]
-        assert [future.result(PATIENCE) for future in futures] == [None] * 12
-        count = pool.status.workers[0].slots
-        assert 1 <= count < 9
-        assert f"only {count} slots: [Errno 24] Too many open files" in caplog.text
+    def test_whatever_threads_do_to_futures_as_they_are_settled(self, local):
+        """Wait, add callbacks, cancel, ask: at the very moment that results arrive."""
+        pool, source = local("4/:"), random.Random(3)
+        told, problems = SimpleQueue(), []
+
+        def use(futures):
+            try:
+                for n, future in futures:
+                    kind = source.randrange(6)
+                    if kind == 0:
+                        future.add_done_callback(told.put)
+                    elif kind == 1:
+                        done, left = cf.wait([future for _, future in futures], PATIENCE)
+                        assert len(done) == len(futures) and not left
+                    elif kind == 2:
+                        assert len([*cf.as_completed([one for _, one in futures], PATIENCE)]) == 50
+                    elif kind == 3:
+                        assert not future.cancel() or future.cancelled()
+                    elif kind == 4:
+                        assert not future.done() or future in cf.wait([future], 0)[0]
+                    try:
+                        assert future.result(PATIENCE) == -n and future.done()
+                    except cf.CancelledError:
+                        assert future.cancelled() and future.done()
+                    added.append(kind == 0)
+            except BaseException as problem:
+                problems.append(problem)
+
+        added = []
+        for _ in range(20):
+            futures = [(n, pool.submit(neg, n)) for n in range(50)]
+            threads = [threading.Thread(target=use, args=(futures,)) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(2 * PATIENCE)
+            assert not problems, problems
+        assert len(added) == 4000 and told.qsize() == sum(added)
+
+
+class TestEveryFutureIsSettled:
+    @dataclasses.dataclass(frozen=True)
+    class NotFound(Exception):
+        """An exception that takes no attributes."""
+
+    @dataclasses.dataclass(frozen=True)
+    class NotThere(Exception):
+        """One that even pickle cannot give any."""
+
+        name: str
+
+    def test_an_exception_that_takes_no_attributes(self, remote):
+        error = remote.submit(raise_it, self.NotFound()).exception(PATIENCE)
+        assert type(error).__name__ == "NotFound" and "raise_it" in str(error.__cause__)
+        kind = self.NotThere
+        error = remote.submit(lambda: raise_it(kind("x"))).exception(PATIENCE)
+        assert type(error) is BundleError and "NotThere" in str(error)
+
+    @pytest.mark.parametrize("body", [b"", b"\x80\x05", pickle.dumps(5), pickle.dumps((1,) * 5)])
+    def test_an_error_that_cannot_be_decoded(self, local, body):
+        pool = local("1/:")
+        future = pool.submit(time.sleep, 100)
+        until(future.running)
+        supervisor = pool._supervisor
+        (link, worker), = ((one.link, one) for one in supervisor.scheduler.workers)
+        ident, = worker.running
+        supervisor.decide(supervisor.scheduler.on_report, worker, link,
+                          executors._Scheduler.on_results, [(wire.ERROR, ident, 0, (body,))])
+        assert "cannot be unpickled here" in str(future.exception(PATIENCE))
+
+    OUTCOMES = {"result": (wire.RESULT, (pickle.dumps(7),)), "cancelled": (-2, ()),
+                "failed": (-1, ValueError()),
+                "error": (wire.ERROR, (pickle.dumps(("run", b"", "X", "y", "z")),))}
+
+    @pytest.mark.parametrize("outcome, is_running", [
+        *((outcome, False) for outcome in ("result", "cancelled", "failed", "error")),
+        ("cancelled", True)])
+    def test_whatever_raises_between_a_decision_and_its_future(
+            self, local, tmp_path, monkeypatch, outcome, is_running):
+        """A fault in the n-th call of ours, for each n, outside the lock."""
+        monkeypatch.setattr(executors, "QUARANTINE_SECONDS", (0.05, 0.1))   # of broken links
+        pool = local("1/:", heartbeat_seconds=0.1)
+        for number in itertools.count():
+            busy = pool.submit(wait_for, str(tmp_path / "go"))
+            until(busy.running)
+            future = busy if is_running else pool.submit(neg, 1)
+            future.add_done_callback(lambda _: None)
+            is_reached = self.inject(pool._supervisor, number, future, self.OUTCOMES[outcome])
+            assert cf.wait([future], PATIENCE)[0]
+            assert busy.cancel() or is_running
+            if not is_reached:
+                break
+        assert number > 1
+
+    def inject(self, supervisor, number, future, ending):
+        """Settle a future while the n-th call raises; return whether there was such a call."""
+        count, armed, reached = itertools.count(), [], []
+
+        def fault(frame, event, _):
+            ours = frame.f_code.co_filename in (executors.__file__, wire.__file__)
+            if (event == "call" and ours and armed and not reached
+                    and not supervisor._lock._is_owned() and next(count) == number):
+                reached.append(True)
+                raise MemoryError("injected")
+
+        def decide():
+            armed.append(True)
+            supervisor.scheduler._settle(bundle, *ending)
+
+        def settle():
+            sys.settrace(fault)
+            try:
+                supervisor._process_events([(decide, (), None)])
+            except MemoryError:
+                pass        # in what runs the callbacks
+            sys.settrace(None)
+
+        until(lambda: future._bundle.phase is executors._LIVE)
+        bundle = future._bundle
+        thread = threading.Thread(target=settle)
+        thread.start()
+        thread.join(PATIENCE)
+        return bool(reached)
+
+    def test_iterators_that_the_collector_ends(self):
+        """A partly read `map` in a cycle is finalised in any thread, under any lock."""
+        done = run("""
+            import executors, gc, operator, threading
+            gc.set_threshold(50)
+            pool = executors.RemoteExecutor(["2/:"], show_status=False)
+            def use():
+                for _ in range(60):
+                    cycle = [pool.map(operator.neg, range(30))]
+                    next(cycle[0])
+                    cycle.append(cycle)
+            threads = [threading.Thread(target=use) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            pool.shutdown()
+            print("done")
+        """, timeout=45)
+        assert done.stdout == "done\n", done
+
+    def test_callbacks_run_where_the_standard_library_runs_them(self, local):
+        """Under a lock of the caller's that the callback takes once more."""
+        pool, lock, where = local("1/:"), threading.RLock(), []
+
+        def note(_):
+            with lock:
+                where.append(threading.current_thread())
+
+        with lock:
+            for _ in range(3):
+                future = pool.submit(time.sleep, 1000)
+                future.add_done_callback(note)
+                assert future.cancel()
+        assert where == [threading.current_thread()] * 3
+
+    def test_a_callback_that_raises_keeps_nobody_from_his(self, local):
+        pool, told = local("1/:"), SimpleQueue()
+        busy = pool.submit(time.sleep, 1000)
+        until(busy.running)
+        futures = [pool.submit(neg, n) for n in range(3)]
+        futures[0].add_done_callback(lambda _: sys.exit())
+        for future in futures:
+            future.add_done_callback(told.put)
+        with pytest.raises(SystemExit):
+            pool.shutdown(wait=False, cancel_futures=True)
+        assert {told.get(timeout=PATIENCE) for _ in range(2)} == {*futures[1:]}
+        assert busy.cancel()
+
+    def test_a_forked_child_is_told_so(self, local):
+        pool = local("1/:")
+        pool.submit(neg, 1).result(PATIENCE)
+        child = os.fork()
+        if child == 0:
+            refused = 0
+            for ask in (lambda: pool.status, lambda: pool.task_count, pool.shutdown_if_idle,
+                        lambda: pool.add_worker(":"), lambda: pool.submit(neg, 1)):
+                try:
+                    ask()
+                except RuntimeError as error:
+                    refused += "parent process" in str(error)
+            os._exit(refused)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 5
+
+
+# ──────────────────────────────────── what calls are sent with ────────────────────────────────────
 
 
 class TestState:
@@ -4159,6 +4886,235 @@ class TestTheScript:
             """, "('ready', [1], 9)\n('ready', [1], 9) ('ready', [1], 9)", ["pipe"])
 
 
+# ──────────────────────────────────────── faults, for real ────────────────────────────────────────
+
+
+def remember(n, seen=[]):     # noqa: B006 -- a module keeps its state
+    seen.append(n)
+    return len(seen)
+
+
+class TestBlame:
+    def test_an_exception_comes_with_its_remote_traceback(self, remote, by_name):
+        error = remote.submit(raise_it, ValueError("so far away")).exception(PATIENCE)
+        assert type(error) is ValueError and error.args == ("so far away",)
+        assert "raise error" in str(error.__cause__) and "in raise_it" in str(error.__cause__)
+        assert "run_call" not in str(error.__cause__)
+
+    def test_a_traceback_shows_the_lines_of_a_script(self, tmp_path):
+        """The file is known here alone, as that of a notebook's cell is."""
+        (tmp_path / "script.py").write_text(textwrap.dedent("""
+            import executors, linecache, os
+            def inner(n):
+                return 1 // n
+            work = lambda n: inner(n - 1)
+            if __name__ == "__main__":
+                linecache.getlines(__file__)
+                os.rename(__file__, "away.py")
+                with executors.RemoteExecutor("1/:", show_status=False) as pool:
+                    print(pool.submit(work, 1).exception().__cause__)
+            """))
+        done = run([sys.executable, "script.py"], cwd=tmp_path, env={"PYTHONPATH": HERE})
+        path = os.path.join(tmp_path, "script.py")
+        assert f'  File "{path}", line 5, in <lambda>\n    work = lambda n: inner(n - 1)\n' \
+               f'  File "{path}", line 4, in inner\n    return 1 // n\n' in done.stdout, done
+
+    def test_an_argument_that_cannot_be_pickled_is_named(self, remote):
+        for args, options, words in (
+                ((1, threading.Lock()), {}, "argument 2 of print, a lock, cannot be pickled ("),
+                ((), {"value": (n for n in ())}, "argument value of print, a generator, cannot"),
+                ((cf.Future(),), {}, "it is a future: pass what its result() returns")):
+            with pytest.raises(TypeError, match=re.escape(words)):
+                remote.submit(print, *args, **options)
+        with pytest.raises(TypeError, match="argument 1 of print, a lock"):
+            list(remote.map(print, [1, threading.Lock(), 2]))
+
+    @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()])
+    def test_no_exception_is_too_base(self, remote, error):
+        assert type(remote.submit(raise_it, error).exception(PATIENCE)) is type(error)
+        assert remote.submit(neg, 1).result(PATIENCE) == -1
+
+    @pytest.mark.parametrize("make, words", [
+        (lambda: raise_it(TwoArguments("x", "y")),
+         "exception that cannot be pickled: TwoArguments"),
+        (lambda: raise_it(TwoArguments("x", "y")), "x and y"),
+        (lambda: raise_it(ValueError(threading.Lock())), "that cannot be pickled: ValueError"),
+        (threading.Lock, "result cannot be pickled: TypeError: cannot pickle '_thread.lock'"),
+        (lambda: recurse([]), "result cannot be pickled: RecursionError: maximum recursion"),
+        (lambda: BombOnPickle(sys.exit, 1), "result cannot be pickled: SystemExit"),
+        (lambda: Bomb(sys.exit, "boom"), "result cannot be unpickled: SystemExit: boom"),
+        (lambda: Bomb(raise_it, KeyboardInterrupt()), "cannot be unpickled: KeyboardInterrupt"),
+        (lambda: Bomb(divmod, 1, 0), "result cannot be unpickled: ZeroDivisionError"),
+        (lambda: Bomb(exit_unless_in_a_slot, parent(parent(parent(os.getpid())))),
+         "result cannot be unpickled here: SystemExit"),
+    ])
+    def test_what_cannot_be_pickled_is_one_clear_error(self, remote, make, words):
+        retried = remote.status.retried
+        error = remote.submit(make).exception(PATIENCE)
+        # Pickler's own words may differ from Python to Python.
+        if "recursion" in words and "recursion" in str(error):
+            words = "result cannot be pickled"
+        assert type(error) is BundleError and words in str(error), str(error)
+        assert remote.submit(neg, 1).result(PATIENCE) == -1     # slot, link and threads live on
+        assert remote.status.retried == retried
+
+    @pytest.mark.parametrize("bomb, words", [
+        (Bomb(divmod, 1, 0), "ZeroDivisionError"), (Bomb(sys.exit, 4), "SystemExit: 4")])
+    def test_arguments_that_cannot_be_unpickled_there(self, remote, bomb, words):
+        error = remote.submit(neg, bomb).exception(PATIENCE)
+        assert type(error) is BundleError and words in str(error)
+        assert "arguments cannot be unpickled on the worker" in str(error)
+
+    def test_arguments_that_cannot_be_pickled_are_told_by_submit(self, remote):
+        before = remote.task_count
+        with pytest.raises(TypeError, match="lock"):
+            remote.submit(neg, threading.Lock())
+        assert remote.task_count == before
+
+    @pytest.mark.parametrize("how, name", [
+        ("closure", "lock"), ("global", "LOCK"), ("method", "self.pool"), ("map", "lock")])
+    def test_what_cannot_be_pickled_is_named_by_its_variable(self, remote, how, name):
+        lock = threading.Lock()
+
+        class Holder:
+            def __init__(self):
+                self.pool = remote
+
+            def work(self):
+                return self.pool
+        space = {"__name__": "__main__", "LOCK": lock}
+        exec("def work(): return LOCK", space)
+        call = {"closure": lambda: lock, "map": lambda n: lock, "global": space["work"],
+                "method": Holder().work}[how]
+        with pytest.raises(TypeError, match=f"cannot be sent: {re.escape(name)}, which it uses"):
+            if how == "map":
+                remote.map(call, [1])
+            else:
+                remote.submit(call)
+
+    def test_a_missing_module_is_named_with_its_machine_and_the_remedy(self, remote):
+        def needs():
+            import no_such_module
+            return no_such_module
+        error = remote.submit(needs).exception(PATIENCE)
+        assert type(error) is ModuleNotFoundError and error.name == "no_such_module"
+        text = " ".join([str(error), *getattr(error, "__notes__", ())])
+        assert sys.executable in text and "python=" in text
+
+    @pytest.mark.parametrize("how, words", [
+        (functools.partial(crash, signal.SIGSEGV), "SIGSEGV"),
+        (functools.partial(crash, signal.SIGKILL), "SIGKILL"),
+        (lambda: os._exit(3), "exited with status 3"),
+        (lambda: os.write(2, b"last words\n") and os._exit(9), "last words")])
+    def test_a_death_is_charged_to_its_bundle(self, remote, how, words):
+        others = [remote.submit(neg, n) for n in range(20)]
+        error = remote.submit(how).exception(PATIENCE)
+        assert type(error) is BundleError and len(error.attempts) == 3 and words in str(error)
+        assert [future.result(PATIENCE) for future in others] == [-n for n in range(20)]
+
+    def test_it_is_retried_on_another_machine(self, ssh):
+        pool = ssh("1/alpha", "1/beta", max_bundle_failures=2)
+        error = pool.submit(os._exit, 1).exception(PATIENCE)
+        assert sorted(machine for machine, _, _ in error.attempts) == ["alpha", "beta"]
+
+    def test_innocents_in_the_same_pipe_are_not_charged(self, local):
+        """Short calls are sent ahead into a slot's pipe; if one kills it, the next lose nothing."""
+        pool = local("1/:", max_bundle_failures=1, schedule_backups=False)
+        list(pool.map(neg, range(100), chunksize=1))
+        futures = [pool.submit(neg, n) if n % 50 else pool.submit(os._exit, 7) for n in range(300)]
+        outcomes = [future.exception(PATIENCE) for future in futures]
+        assert [n for n, error in enumerate(outcomes) if error] == [0, 50, 100, 150, 200, 250]
+
+    def test_the_first_call_of_a_slot_is_charged_alone(self, local):
+        def work(n):
+            os._exit(7) if n is None else None
+            return n
+
+        pool = local("1/:", max_bundle_failures=1)
+        list(pool.map(work, range(20), chunksize=1))
+        futures = [pool.submit(work, n) for n in (None, None, *range(20))]
+        is_well = [future.exception(PATIENCE) is None for future in futures]
+        assert is_well == [False, False, *[True] * 20]
+
+    def test_a_slot_that_dies_before_its_long_call_has_arrived(self, local):
+        pool = local("1/:")
+        slot = pool.submit(os.getpid).result(PATIENCE)
+        os.kill(slot, signal.SIGSTOP)
+        future = pool.submit(len, bytes(5_000_000))
+        until(future.running)
+        os.kill(slot, signal.SIGKILL)
+        assert future.result(PATIENCE) == 5_000_000
+
+    def test_short_and_long_calls_mixed(self, local):
+        pool = local("2/:")
+        list(pool.map(len, ["x"] * 20, chunksize=1))
+        arguments = [numpy.zeros(200_001) if n % 5 == 0 else "x" * n for n in range(200)]
+        futures = [pool.submit(len, x) for x in arguments]
+        assert [future.result(PATIENCE) for future in futures] == [*map(len, arguments)]
+        assert all(worker.died == 0 for worker in pool.status.workers)
+
+    def test_a_function_that_arrives_while_its_slot_is_busy(self, local, tmp_path):
+        pool = local("1/:", heartbeat_seconds=0.2)
+
+        def make(array):
+            def use(path=None):
+                if path:
+                    wait_for(path)
+                return len(array)
+            return use
+
+        list(pool.map(make(numpy.zeros(10)), [None] * 20, chunksize=1))
+        busy = pool.submit(make(numpy.zeros(11)), str(tmp_path / "go"))
+        behind = pool.submit(make(numpy.zeros(2_000_000)))
+        channel, = pool._supervisor.channels.values()
+        pings = channel._reads
+        until(lambda: channel._reads > pings + 8, "eight answers to pings")
+        (tmp_path / "go").touch()
+        assert busy.result(PATIENCE) == 11 and behind.result(PATIENCE) == 2_000_000
+        assert pool.status.retried == 0
+
+    def test_a_child_that_a_call_forked_is_no_slot(self, remote):
+        def fork():
+            if os.fork() == 0:
+                sys.exit(0)
+            return os.wait()[1]
+
+        assert remote.submit(fork).result(PATIENCE) == 0
+        assert list(remote.map(len, [bytes(200_000)] * 10)) == [200_000] * 10
+
+    def test_a_child_that_a_call_forked_imports_as_usual(self, remote):
+        def fork():
+            if os.fork() == 0:
+                import colorsys
+                os._exit(colorsys.hsv_to_rgb(0, 0, 0)[0] != 0)
+            return os.wait()[1]
+
+        assert remote.submit(fork).result(PATIENCE) == 0
+
+    def test_many_large_buffers(self, remote):
+        arrays = [numpy.full(10_000, n) for n in range(300)]
+        result = remote.submit(lambda a: a, arrays).result(PATIENCE)
+        assert [a[0] for a in result] == [*range(300)]
+
+    def test_bundle_timeout(self, ssh, tmp_path):
+        pool = ssh("1/alpha", bundle_timeout=1)
+        error = pool.submit(touch_and_wait, str(tmp_path / "started")).exception(PATIENCE)
+        assert type(error) is executors.BundleTimeoutError and "bundle_timeout=1" in str(error)
+        assert pool.submit(neg, 1).result(PATIENCE) == -1
+
+    def test_a_machine_that_cannot_fork_all_its_slots(self, local, tmp_path, caplog):
+        """It says so; what it has works, and time-outs begin when a call does."""
+        python = tmp_path / "python"
+        python.write_text(f'#!/bin/sh\nulimit -n 50\nexec {sys.executable} "$@"\n')
+        python.chmod(0o755)
+        pool = local(f"9/: python={python}", bundle_timeout=1.5)
+        futures = [pool.submit(time.sleep, 0.5) for _ in range(12)]
+        assert [future.result(PATIENCE) for future in futures] == [None] * 12
+        count = pool.status.workers[0].slots
+        assert 1 <= count < 9
+        assert f"only {count} slots: [Errno 24] Too many open files" in caplog.text
+
+
 class TestDeadlockMatrix:
     """CPython's test_concurrent_futures/test_deadlock.py: what may go wrong, times where."""
 
@@ -4193,281 +5149,6 @@ class TestDeadlockMatrix:
         for doing in self.DOINGS.values():
             pool.submit(doing[0], *doing[1]).exception(PATIENCE)
         pool.shutdown()
-
-
-class TestCancel:
-    def test_a_running_bundle_and_all_it_started_is_killed(self, remote, tmp_path):
-        def family(path):
-            child = subprocess.Popen([sys.executable, "-c", f"""if 1:
-                import os, signal, time
-                signal.signal(signal.SIGTERM, signal.SIG_IGN)
-                if os.fork() == 0:
-                    os.setsid()
-                    if os.fork():
-                        os._exit(0)
-                    open({path!r} + ".orphan", "w").write(str(os.getpid()))
-                time.sleep(1000)"""])
-            with open(path, "w") as file:
-                file.write(f"{os.getpid()} {child.pid}")
-            time.sleep(1000)
-
-        path = str(tmp_path / "pids")
-        orphan = path + ".orphan"
-        future = remote.submit(family, path)
-        until(lambda: all(os.path.exists(one) and os.path.getsize(one) for one in (path, orphan)))
-        assert future.running() and not future.done()
-        pids = [int(pid) for pid in f"{read(path)} {read(orphan)}".split()]
-        assert len(pids) == 3 and all(map(alive, pids))
-        assert future.cancel() and future.cancelled() and future.cancel()
-        with pytest.raises(cf.CancelledError):
-            future.result(PATIENCE)
-        until(lambda: not any(map(alive, pids)), "killing")
-        assert remote.submit(neg, 1).result(PATIENCE) == -1
-
-    def test_it_spares_its_neighbours(self, local, tmp_path):
-        pool = local("2/:")
-        kept = pool.submit(wait_for, str(tmp_path / "go"))
-        future = pool.submit(touch_and_wait, str(tmp_path / "started"))
-        until((tmp_path / "started").exists)
-        waiting = [pool.submit(neg, n) for n in range(10)]
-        assert future.cancel() and waiting[5].cancel()
-        del waiting[5]
-        results = [future.result(PATIENCE) for future in waiting]
-        assert results == [-n for n in range(10) if n != 5]
-        (tmp_path / "go").touch()
-        assert kept.result(PATIENCE)
-
-    def test_a_finished_one_cannot_be(self, remote):
-        future = remote.submit(neg, 1)
-        assert future.result(PATIENCE) == -1 and not future.cancel()
-
-    def test_cancelling_at_any_moment(self, remote):
-        """Each future is either cancelled or has its value, and the pool is as good as new."""
-        source = random.Random(3)
-        futures = [remote.submit(time.sleep, source.random() / 100) for _ in range(300)]
-        for future in source.sample(futures, 150):
-            future.cancel()
-        cf.wait(futures, PATIENCE)
-        assert all(future.cancelled() or future.result() is None for future in futures)
-        until(lambda: sum(worker.busy for worker in remote.status.workers) == 0)
-        assert remote.submit(neg, 1).result(PATIENCE) == -1
-
-    def test_what_was_only_sent_ahead_has_not_started(self, local, tmp_path):
-        """It is not running, and cancel_futures does not spare it; what runs is spared."""
-        def work(path=None):
-            return wait_for(path) if path else 0
-
-        pool = local("1/:", schedule_backups=False)
-        list(pool.map(work, [None] * 50, chunksize=1))       # it is known to be short
-        first = pool.submit(work, str(tmp_path / "go"))
-        others = [pool.submit(work) for _ in range(20)]
-        until(lambda: pool.status.workers[0].ahead, "sending ahead")
-        until(first.running)
-        assert not any(future.running() for future in others)
-        pool.shutdown(wait=False, cancel_futures=True)
-        cf.wait(others, PATIENCE)
-        assert all(future.cancelled() for future in others)
-        (tmp_path / "go").touch()
-        assert first.result(PATIENCE)
-
-    def test_a_submission_that_loses_the_race_with_close(self, local):
-        pool = local("1/:")
-        pool.submit(neg, 1).result(PATIENCE)
-        supervisor = pool._supervisor
-        # As when another thread shuts down between our look at the door and our turn there.
-        supervisor.events.put((supervisor.scheduler.close, (False,), None))
-        future = pool.submit(neg, 2)
-        assert "cannot schedule" in str(future.exception(PATIENCE))
-        assert not future.cancel() and not future.cancelled()
-
-
-    def test_whatever_threads_do_to_futures_as_they_are_settled(self, local):
-        """Wait, add callbacks, cancel, ask: at the very moment that results arrive."""
-        pool, source = local("4/:"), random.Random(3)
-        told, problems = SimpleQueue(), []
-
-        def use(futures):
-            try:
-                for n, future in futures:
-                    kind = source.randrange(6)
-                    if kind == 0:
-                        future.add_done_callback(told.put)
-                    elif kind == 1:
-                        done, left = cf.wait([future for _, future in futures], PATIENCE)
-                        assert len(done) == len(futures) and not left
-                    elif kind == 2:
-                        assert len([*cf.as_completed([one for _, one in futures], PATIENCE)]) == 50
-                    elif kind == 3:
-                        assert not future.cancel() or future.cancelled()
-                    elif kind == 4:
-                        assert not future.done() or future in cf.wait([future], 0)[0]
-                    try:
-                        assert future.result(PATIENCE) == -n and future.done()
-                    except cf.CancelledError:
-                        assert future.cancelled() and future.done()
-                    added.append(kind == 0)
-            except BaseException as problem:
-                problems.append(problem)
-
-        added = []
-        for _ in range(20):
-            futures = [(n, pool.submit(neg, n)) for n in range(50)]
-            threads = [threading.Thread(target=use, args=(futures,)) for _ in range(4)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join(2 * PATIENCE)
-            assert not problems, problems
-        assert len(added) == 4000 and told.qsize() == sum(added)
-
-
-class TestEveryFutureIsSettled:
-    @dataclasses.dataclass(frozen=True)
-    class NotFound(Exception):
-        """An exception that takes no attributes."""
-
-    @dataclasses.dataclass(frozen=True)
-    class NotThere(Exception):
-        """One that even pickle cannot give any."""
-
-        name: str
-
-    def test_an_exception_that_takes_no_attributes(self, remote):
-        error = remote.submit(raise_it, self.NotFound()).exception(PATIENCE)
-        assert type(error).__name__ == "NotFound" and "raise_it" in str(error.__cause__)
-        kind = self.NotThere
-        error = remote.submit(lambda: raise_it(kind("x"))).exception(PATIENCE)
-        assert type(error) is BundleError and "NotThere" in str(error)
-
-    @pytest.mark.parametrize("body", [b"", b"\x80\x05", pickle.dumps(5), pickle.dumps((1,) * 5)])
-    def test_an_error_that_cannot_be_decoded(self, local, body):
-        pool = local("1/:")
-        future = pool.submit(time.sleep, 100)
-        until(future.running)
-        supervisor = pool._supervisor
-        (link, worker), = ((one.link, one) for one in supervisor.scheduler.workers)
-        ident, = worker.running
-        supervisor.decide(supervisor.scheduler.on_report, worker, link,
-                          executors._Scheduler.on_results, [(wire.ERROR, ident, 0, (body,))])
-        assert "cannot be unpickled here" in str(future.exception(PATIENCE))
-
-    OUTCOMES = {"result": (wire.RESULT, (pickle.dumps(7),)), "cancelled": (-2, ()),
-                "failed": (-1, ValueError()),
-                "error": (wire.ERROR, (pickle.dumps(("run", b"", "X", "y", "z")),))}
-
-    @pytest.mark.parametrize("outcome, is_running", [
-        *((outcome, False) for outcome in ("result", "cancelled", "failed", "error")),
-        ("cancelled", True)])
-    def test_whatever_raises_between_a_decision_and_its_future(
-            self, local, tmp_path, monkeypatch, outcome, is_running):
-        """A fault in the n-th call of ours, for each n, outside the lock."""
-        monkeypatch.setattr(executors, "QUARANTINE_SECONDS", (0.05, 0.1))   # of broken links
-        pool = local("1/:", heartbeat_seconds=0.1)
-        for number in itertools.count():
-            busy = pool.submit(wait_for, str(tmp_path / "go"))
-            until(busy.running)
-            future = busy if is_running else pool.submit(neg, 1)
-            future.add_done_callback(lambda _: None)
-            is_reached = self.inject(pool._supervisor, number, future, self.OUTCOMES[outcome])
-            assert cf.wait([future], PATIENCE)[0]
-            assert busy.cancel() or is_running
-            if not is_reached:
-                break
-        assert number > 1
-
-    def inject(self, supervisor, number, future, ending):
-        """Settle a future while the n-th call raises; return whether there was such a call."""
-        count, armed, reached = itertools.count(), [], []
-
-        def fault(frame, event, _):
-            ours = frame.f_code.co_filename in (executors.__file__, wire.__file__)
-            if (event == "call" and ours and armed and not reached
-                    and not supervisor._lock._is_owned() and next(count) == number):
-                reached.append(True)
-                raise MemoryError("injected")
-
-        def decide():
-            armed.append(True)
-            supervisor.scheduler._settle(bundle, *ending)
-
-        def settle():
-            sys.settrace(fault)
-            try:
-                supervisor._process_events([(decide, (), None)])
-            except MemoryError:
-                pass        # in what runs the callbacks
-            sys.settrace(None)
-
-        until(lambda: future._bundle.phase is executors._LIVE)
-        bundle = future._bundle
-        thread = threading.Thread(target=settle)
-        thread.start()
-        thread.join(PATIENCE)
-        return bool(reached)
-
-    def test_iterators_that_the_collector_ends(self):
-        """A partly read `map` in a cycle is finalised in any thread, under any lock."""
-        done = run("""
-            import executors, gc, operator, threading
-            gc.set_threshold(50)
-            pool = executors.RemoteExecutor(["2/:"], show_status=False)
-            def use():
-                for _ in range(60):
-                    cycle = [pool.map(operator.neg, range(30))]
-                    next(cycle[0])
-                    cycle.append(cycle)
-            threads = [threading.Thread(target=use) for _ in range(4)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-            pool.shutdown()
-            print("done")
-        """, timeout=45)
-        assert done.stdout == "done\n", done
-
-    def test_callbacks_run_where_the_standard_library_runs_them(self, local):
-        """Under a lock of the caller's that the callback takes once more."""
-        pool, lock, where = local("1/:"), threading.RLock(), []
-
-        def note(_):
-            with lock:
-                where.append(threading.current_thread())
-
-        with lock:
-            for _ in range(3):
-                future = pool.submit(time.sleep, 1000)
-                future.add_done_callback(note)
-                assert future.cancel()
-        assert where == [threading.current_thread()] * 3
-
-    def test_a_callback_that_raises_keeps_nobody_from_his(self, local):
-        pool, told = local("1/:"), SimpleQueue()
-        busy = pool.submit(time.sleep, 1000)
-        until(busy.running)
-        futures = [pool.submit(neg, n) for n in range(3)]
-        futures[0].add_done_callback(lambda _: sys.exit())
-        for future in futures:
-            future.add_done_callback(told.put)
-        with pytest.raises(SystemExit):
-            pool.shutdown(wait=False, cancel_futures=True)
-        assert {told.get(timeout=PATIENCE) for _ in range(2)} == {*futures[1:]}
-        assert busy.cancel()
-
-    def test_a_forked_child_is_told_so(self, local):
-        pool = local("1/:")
-        pool.submit(neg, 1).result(PATIENCE)
-        child = os.fork()
-        if child == 0:
-            refused = 0
-            for ask in (lambda: pool.status, lambda: pool.task_count, pool.shutdown_if_idle,
-                        lambda: pool.add_worker(":"), lambda: pool.submit(neg, 1)):
-                try:
-                    ask()
-                except RuntimeError as error:
-                    refused += "parent process" in str(error)
-            os._exit(refused)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 5
 
 
 class TestLostMachines:
@@ -5022,1534 +5703,7 @@ class TestNothingIsLeft:
         assert supervisor.all_ended.wait(PATIENCE) and not alive(shim)
 
 
-# ─────────────────────────────────────────── connecting ───────────────────────────────────────────
-
-
-class TestConnecting:
-    def cause(self, pool):
-        with pytest.raises(NoWorkersError) as caught:
-            pool.submit(neg, 1).result(PATIENCE)
-        (machine, cause), = caught.value.causes
-        assert machine in str(caught.value) and cause in str(caught.value)
-        return cause
-
-    def edited(self, sshds, tmp_path, old, new):
-        """Return options that name alpha's configuration, with something else in it."""
-        config, text = tmp_path / "config", read(sshds[0].path("config"))
-        assert old in text
-        config.write_text(text.replace(old, new))
-        return ["-F", str(config)]
-
-    def test_no_such_host(self, ssh):
-        assert "resolve hostname" in self.cause(ssh("no-such-host.invalid"))
-
-    def test_no_key(self, ssh, sshds, tmp_path):
-        key = str(tmp_path / "key")
-        run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
-        options = self.edited(sshds, tmp_path, sshds[0].path("user"), key)
-        cause = self.cause(ssh("alpha", ssh_options=options))
-        assert "Permission denied (publickey)" in cause and "ssh-copy-id alpha" in cause
-
-    def test_an_unknown_host_key(self, ssh, sshds, tmp_path):
-        options = self.edited(sshds, tmp_path, sshds[0].path("known_hosts"), str(tmp_path / "none"))
-        cause = self.cause(ssh("alpha", ssh_options=options))
-        assert "Host key verification failed" in cause and "ssh alpha" in cause
-
-    def test_a_host_key_that_has_changed(self, ssh, sshds, tmp_path):
-        """Nobody is told to accept it, as one that is unknown."""
-        key = str(tmp_path / "key")
-        run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
-        host = read(sshds[0].path("known_hosts")).split()[0]
-        (tmp_path / "known").write_text(f"{host} {read(key + '.pub')}")
-        options = self.edited(
-            sshds, tmp_path, sshds[0].path("known_hosts"), str(tmp_path / "known"))
-        cause = self.cause(ssh("alpha", ssh_options=options))
-        assert "REMOTE HOST IDENTIFICATION HAS CHANGED" in cause and "accept" not in cause
-        assert "whether its key was replaced" in cause and "ssh-keygen" in cause and "-R" in cause
-
-    def test_a_banner_does_not_decide_what_is_wrong(self, ssh, tmp_path, monkeypatch):
-        (tmp_path / "ssh").write_text(
-            "#!/bin/sh\necho Permission denied to others. Invalid users are prosecuted. >&2\n"
-            "echo 'Unauthorised use of this system is an offence.' >&2\n"
-            "echo 'ssh: connect to host alpha port 22: Connection timed out' >&2\nexit 255\n")
-        (tmp_path / "ssh").chmod(0o755)
-        monkeypatch.setattr(executors, "SSH", str(tmp_path / "ssh"))
-        pool = ssh("alpha")
-        until(lambda: pool.status.workers[0].cause)
-        cause = pool.status.workers[0].cause
-        assert "timed out -- check that the machine is up" in cause and "ssh-copy-id" not in cause
-
-    def test_what_an_interpreter_prints_is_not_run(self, ssh, tmp_path, monkeypatch):
-        """That of an environment is tried on machines, too, whatever it prints when it starts."""
-        evil, python, ran = (tmp_path / name for name in ("evil", "python", "ran"))
-        ours = sys.executable
-        evil.write_text(f"#!/bin/sh\ntouch {ran}\nexit 127\n")
-        python.write_text(f"#!/bin/sh\necho {evil}\nexec {sys.executable} \"$@\"\n")
-        for path in (evil, python):
-            path.chmod(0o755)
-        monkeypatch.setattr(sys, "executable", str(python))
-        monkeypatch.setattr(sys, "prefix", str(tmp_path))
-        pool = ssh("1/alpha", python="")
-        assert pool.submit(neg, 1).result(PATIENCE) == -1 and not ran.exists()
-        assert pool.status.workers[0].found["interpreter"] == ours
-
-    def test_no_python(self, ssh):
-        cause = self.cause(ssh("alpha", python="/no/such/python"))
-        assert "found none)" in cause and "Looked in: /no/such/python" in cause
-        assert "python=" in cause
-        assert "uv python install" in cause
-
-    def test_the_wrong_python(self, ssh):
-        ours = "{}.{}".format(*sys.version_info)
-        others = [f"/root/.pyenv/versions/{version}/bin/python" for version in (
-            "2.7.18", "3.6.15", "3.12.1", "3.10.13") if not version.startswith(ours)]
-        other = next(filter(os.path.exists, others), None)
-        if other is None:
-            pytest.skip("there is only one Python here")
-        cause = self.cause(ssh("alpha", python=other))
-        assert "cpython" in cause or "python 2" in cause
-        assert other in cause and f"no cpython {ours} on " in cause
-
-    def test_bad_ssh_options(self, ssh):
-        assert "nonsense" in self.cause(ssh("alpha", ssh_options=["-o", "nonsense=1"])).lower()
-
-    def test_words_of_ssh_that_nobody_has_heard(self, ssh, tmp_path, monkeypatch):
-        """They reach the user; that nothing is known about them is no reason to hide them."""
-        (tmp_path / "ssh").write_text("#!/bin/sh\necho the moon is full >&2\nexit 255\n")
-        (tmp_path / "ssh").chmod(0o755)
-        monkeypatch.setattr(executors, "SSH", str(tmp_path / "ssh"))
-        pool = ssh("alpha")
-        until(lambda: "the moon is full -- try `ssh alpha`" in pool.status.workers[0].cause)
-
-    def test_nobody_listens(self, ssh):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        pool = ssh("127.0.0.1", ssh_options=["-p", str(port), "-F", "none"])
-        future = pool.submit(neg, 1)
-        until(lambda: "Connection refused" in pool.status.workers[0].cause)
-        assert "check that sshd runs" in pool.status.workers[0].cause
-        assert not future.done()        # it may start yet
-        pool.shutdown(cancel_futures=True)
-
-    def test_a_shutdown_while_it_connects(self, ssh, local):
-        """At whatever stage of connecting it comes, nothing is left."""
-        before = {*threading.enumerate()}
-        mine = {pid for pid in descendants() if "b64decode" in command_line(pid)}
-        for n in range(12):
-            pool = ssh("1/alpha", "1/beta") if n % 3 == 0 else local("1/:")
-            time.sleep(n * n / 500)
-            pool.shutdown()
-        until(lambda: {*threading.enumerate()} <= before, "the end of all threads")
-        until(lambda: not [pid for pid in descendants() - mine if "b64decode" in command_line(pid)])
-
-    def test_one_bad_machine_does_not_stop_the_others(self, ssh):
-        pool = ssh("1/no-such-host.invalid", "1/alpha")
-        assert list(pool.map(neg, range(10))) == [-n for n in range(10)]
-
-    def test_the_environment_that_the_controller_runs_in_is_found(self, ssh, monkeypatch):
-        """Homes are often shared: what is its `sys.executable` may be there too."""
-        monkeypatch.setattr(sys, "base_prefix", "/elsewhere")       # whether it is one or not
-        pool = ssh("1/alpha", python=None)
-        assert pool.submit(lambda: sys.executable).result(PATIENCE) == sys.executable
-
-    def test_whatever_habits_the_users_configuration_has(self, ssh, sshds, tmp_path):
-        """Each would break a link, or scp, if it were not overruled; a machine for each."""
-        habits = [
-            "RequestTTY force", "RemoteCommand echo hello", "StdinNull yes", "SessionType none",
-            "PermitLocalCommand yes\nLocalCommand echo hello", "ForkAfterAuthentication yes",
-            "ControlMaster auto\nControlPath /tmp/" + "long/" * 40 + "%C\nControlPersist yes",
-            "LogLevel QUIET", "LogLevel DEBUG3", "ForwardX11 yes\nForwardAgent yes", "BatchMode no",
-            "LocalForward 127.0.0.1:1 127.0.0.1:2\nExitOnForwardFailure yes", "Compression yes",
-            "SendEnv LANG LC_*"]
-        config, data = tmp_path / "config", tmp_path / "data"
-        data.write_bytes(os.urandom(100))
-        hosts = [f"Host h{n}\n{habit}\n" for n, habit in enumerate(habits)]
-        text = read(sshds[0].path("config")).replace("Host alpha", "Host h*")
-        config.write_text("".join(hosts) + text)
-        pool = ssh(*(f"1/h{n}" for n in range(len(habits))), ssh_options=["-F", str(config)],
-                   files=[str(data)])
-
-        def look():
-            time.sleep(0.1)
-            return read("data")
-
-        def working():
-            list(pool.map(look, *[[]]))
-            futures = [pool.submit(look) for _ in habits]
-            assert {future.result(PATIENCE) for future in futures} == {read(data)}
-            return all(worker.done for worker in pool.status.workers)
-
-        until(working, "work on every machine")
-
-    def test_a_port_by_an_option(self, ssh, sshds, tmp_path):
-        port = f"Port {sshds[0].port}\n"
-        options = self.edited(sshds, tmp_path, port, "Port 1\n")
-        (tmp_path / "data").write_text("data")
-        pool = ssh("1/alpha", ssh_options=[*options, "-p", str(sshds[0].port)],
-                   files=[tmp_path / "data"])
-        assert pool.submit(read, "data").result(PATIENCE) == "data"     # scp has it too
-
-    @pytest.mark.parametrize("address", ["::1", "127.0.0.1"])
-    def test_addresses_and_jump_hosts(self, ssh, sshds, tmp_path, address):
-        """A worker at an IPv6 or IPv4 address, without an alias, by way of another."""
-        data, config = tmp_path / "data", tmp_path / "config"
-        data.write_bytes(b"data")
-        with Sshd([address], address=address) as far:
-            config.write_text(f"Host {address}\nProxyJump alpha\n{read(far.path('config'))}\n"
-                              f"{read(sshds[0].path('config'))}")
-            pool = ssh(f"1/{address}", ssh_options=["-F", str(config)], files=[str(data)])
-            assert pool.submit(os.path.getsize, "data").result(PATIENCE) == 4
-            pool.shutdown()
-
-    def test_what_a_jump_host_says(self, ssh, sshds):
-        options = ["-J", "alpha", *sshds[0].ssh_options]
-        cause = self.cause(ssh("1/no-such-host.invalid", ssh_options=options))
-        assert "open failed" in cause and "UNKNOWN" not in cause
-
-    def test_banners(self, ssh, tmp_path, caplog):
-        banner = "Permission denied to the unauthorised! No such file or directory.\n"
-        (tmp_path / "banner").write_text(banner * 50)
-        with Sshd(["proud"], [f"Banner {tmp_path / 'banner'}", "PrintMotd yes"]) as sshd:
-            pool = ssh("1/proud", ssh_options=sshd.ssh_options)
-            assert pool.submit(neg, 1).result(PATIENCE) == -1
-            assert "unauthorised" not in caplog.text
-            pool.shutdown()
-            pool = ssh("1/proud", python="/no/python", ssh_options=sshd.ssh_options)
-            assert "No such host" not in self.cause(pool)
-
-    @pytest.mark.timeout(240)
-    @pytest.mark.parametrize("number, limit", [(40, "10:30:100"), (12, "2:50:4")])
-    def test_many_machines_behind_one_sshd(self, ssh, number, limit):
-        """The first limit is sshd's default. Under the other some are refused, and tried again."""
-        names = [f"m{n}" for n in range(number)]
-        with Sshd(names, [f"MaxStartups {limit}"]) as sshd:
-            pool = ssh(*(f"1/{name}" for name in names), ssh_options=sshd.ssh_options,
-                       heartbeat_seconds=5)
-            pool.submit(neg, 1).result(PATIENCE)
-            deadline = time.monotonic() + 200
-            while not all(worker.state == "up" for worker in pool.status.workers):
-                assert time.monotonic() < deadline, str(pool.status)
-                list(pool.map(neg, range(100)))
-            pool.shutdown()
-
-    def test_workers_may_come_and_go(self, ssh):
-        pool = ssh("1/alpha")
-        assert pool.submit(neg, 1).result(PATIENCE) == -1
-        pool.add_worker(f"1/beta python={sys.executable}")
-        pool.remove_worker(f"1/alpha python={sys.executable}")
-        assert pool.submit(neg, 2).result(PATIENCE) == -2
-        assert [worker.worker.split()[0] for worker in pool.status.workers] == ["1/beta"]
-        with pytest.raises(ValueError, match="not in the pool"):
-            pool.remove_worker("1/alpha")
-
-    def test_a_program_that_forks_while_it_connects(self):
-        """A child that is forked meanwhile must not hold what tells that ssh has started."""
-        done = run("""
-            import executors, operator, os, threading, time
-            done, children = threading.Event(), []
-            def fork():
-                while not done.is_set():
-                    pid = os.fork()
-                    if pid == 0:
-                        time.sleep(100)
-                        os._exit(0)
-                    children.append(pid)
-                    time.sleep(0.001)
-            forker = threading.Thread(target=fork)
-            forker.start()
-            started = time.monotonic()
-            for n in range(6):
-                with executors.RemoteExecutor(["1/:"], show_status=False) as pool:
-                    assert pool.submit(operator.neg, n).result(15) == -n
-            done.set()
-            forker.join()
-            for pid in children:
-                os.kill(pid, 9)
-            print("done")
-        """, env={"PYTHONWARNINGS": "ignore"})
-        assert done.stdout == "done\n", done
-
-
-# ───────────────────────────────────── what follows: modules ──────────────────────────────────────
-
-
-class TestModules:
-    def project(self, folder, files, main):
-        """Run a project as a user would: `python main.py` in its folder. Return what it printed."""
-        for name, text in {**files, "main.py": main}.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_text(textwrap.dedent(text))
-        done = run([sys.executable, "main.py"], cwd=folder, env={"PYTHONPATH": HERE})
-        assert not done.stderr, done.stderr
-        return done.stdout
-
-    @pytest.mark.skipif(sys.version_info < (3, 11), reason="errors have no notes before")
-    def test_data_beside_what_was_sent_gets_a_hint(self, tmp_path):
-        """Where the code itself is not; elsewhere, what is missing was never there."""
-        printed = self.project(tmp_path, {"alone.py": """
-            def load():
-                return open(__file__ + ".no_such_file")
-            """, "space/pkg/__init__.py": """
-            import pathlib
-            def load():
-                return (pathlib.Path(__file__).parent / "no_such_file").read_text()
-            """, "proj/__init__.py": "", "proj/data/names.txt": "", "proj/inner.py": """
-            import importlib.resources, pathlib, pkgutil
-            def by_path():
-                return (pathlib.Path(__file__).parent / "data" / "no_such_file").read_text()
-            def by_resources():
-                return importlib.resources.files("proj").joinpath("no_such_file").read_text()
-            def by_pkgutil():
-                return pkgutil.get_data("proj", "no_such_file")
-            def by_all():
-                return [*(importlib.resources.files("proj") / "no_such_folder").iterdir()]
-            def by_namespace():
-                return importlib.resources.files("proj.data").joinpath("names.txt").read_text()
-            def there():
-                return len(pkgutil.get_data("proj", "inner.py"))
-            """}, """
-            import os, pathlib, shutil, tempfile
-            import alone, executors, proj.inner as inner, space.pkg
-            FOLDER = pathlib.Path(__file__).parent
-            def own():
-                return (FOLDER / "no_such_file").read_text()
-            def without_a_folder():
-                with tempfile.TemporaryDirectory() as folder:
-                    os.chdir(folder)
-                open("no_such_file")
-            calls = inner.by_path, inner.by_resources, inner.by_pkgutil, inner.by_all
-            if __name__ == "__main__":
-                with executors.RemoteExecutor("1/:", show_status=False) as pool:
-                    print(pool.submit(inner.there).result() > 100)
-                    for call in (*calls, alone.load, space.pkg.load, own):
-                        print(hasattr(pool.submit(call).exception(), "__notes__"), end=" ")
-                    namespace = pool.submit(inner.by_namespace).exception()
-                    for name in "proj", "space":
-                        shutil.rmtree(FOLDER / name)
-                    os.remove(FOLDER / "alone.py")
-                    os.rename(FOLDER / "main.py", FOLDER / "away.py")
-                    for call in (*calls, space.pkg.load, alone.load, own):
-                        print(*pool.submit(call).exception().__notes__)
-                    print(namespace)
-                    for name in "/no_such_file", "no_such_file":
-                        print(hasattr(pool.submit(open, name).exception(), "__notes__"), end=" ")
-                    print(repr(pool.submit(without_a_folder).exception()))
-            """)
-        there, *lines, space, alone, own, namespace, elsewhere = printed.splitlines()
-        assert there == "True"
-        words = ("{0} was sent without its data files; to copy all of it, pass files=['{1}/{0}'] "
-                 "to RemoteExecutor")
-        assert lines == ["False " * 7 + words.format("proj", tmp_path),
-                         *[words.format("proj", tmp_path)] * 3]
-        assert space == words.format("space", tmp_path)
-        for note, name in (alone, "alone.py.no_such_file"), (own, "no_such_file"):
-            assert note == ("code is sent without the data files beside it; to copy this one, pass "
-                            f"files=['{tmp_path}/{name}'] to RemoteExecutor, and open it as "
-                            f"'{name}'")
-        assert "namespace package proj.data was sent without its data" in namespace
-        assert elsewhere == "False False FileNotFoundError(2, 'No such file or directory')"
-
-    def test_data_of_a_package_follows_by_files(self, tmp_path):
-        printed = self.project(tmp_path, {"proj/__init__.py": """
-            import importlib.resources, pathlib
-            def load():
-                found = importlib.resources.files("proj").joinpath("data/names.txt").read_text()
-                beside = pathlib.Path(__file__).parent
-                assert found == (beside / "data/names.txt").read_text()
-                return found, str(beside) != str(pathlib.Path("proj").resolve())
-            """, "proj/data/names.txt": "Ada"}, """
-            import executors, proj
-            if __name__ == "__main__":
-                with executors.RemoteExecutor("1/:", files=proj.__path__) as pool:
-                    print(pool.submit(proj.load).result())
-            """)
-        assert printed == "('Ada', True)\n", printed
-
-    def test_modules_of_the_project(self, tmp_path):
-        """Packages, relative and lazy imports, a namespace package; each once, unconfigured."""
-        printed = self.project(tmp_path, {
-            "proj/__init__.py": "", "proj/two.py": """
-                def g(n):
-                    if n < 0:
-                        raise ValueError('negative')  # here
-                    return n * 2
-                """,
-            "proj/one.py": """
-                from . import two
-                from .deep.three import T
-                def f(n):
-                    import lazily
-                    return two.g(n) + lazily.N + T
-                """,
-            "proj/deep/__init__.py": "from ..two import g\n",
-            "proj/deep/three.py": "from . import g\nT = g(50)\n", "lazily.py": "N = 1\n",
-            "space/inner/leaf.py": "from space.other import V\ndef leaf():\n    return V\n",
-            "space/other.py": "V = 7\n",
-        }, """
-            import executors, os, proj.one, space.inner.leaf
-            asked, find = [], executors._find_source
-            executors._find_source = lambda name: asked.append(name) or find(name)
-            with executors.RemoteExecutor(["4/:"], show_status=False) as pool:
-                os.chdir("/")
-                print(set(pool.map(proj.one.f, [20] * 50)))
-                print(pool.submit(space.inner.leaf.leaf).result())
-                print(pool.submit(proj.one.f, -1).exception().__cause__)
-            assert len(asked) == len(set(asked)) and "proj.deep.three" in asked, asked
-        """)
-        assert printed.startswith("{141}\n7\n"), printed
-        assert "raise ValueError('negative')  # here" in printed
-
-    def test_edits_are_never_stale_and_the_projects_copy_wins(self, tmp_path):
-        """A worker with an older copy installed, which its Python would find first, runs ours."""
-        (tmp_path / "there").mkdir()
-        (tmp_path / "there/thing.py").write_text("ANSWER = 'installed'\n")
-        python = tmp_path / "there/python"
-        python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path}/there exec {sys.executable} "$@"\n')
-        python.chmod(0o755)
-        for answer in ("one", "two"):
-            files = {"thing.py": f"ANSWER = {answer!r}\n"}
-            assert self.project(tmp_path / "here", files, f"""
-                import executors
-                def ask():
-                    import thing
-                    return thing.ANSWER
-                with executors.RemoteExecutor([": python={python}"], show_status=False) as pool:
-                    print(pool.submit(ask).result())
-            """) == f"{answer}\n"
-
-    def test_a_module_that_is_pickled_by_value(self, tmp_path):
-        """When it changes, the new one runs: its name does not say what its functions do."""
-        assert self.project(tmp_path, {"thing.py": "N = 1\ndef f():\n    return N\n"}, """
-            import cloudpickle, executors, thing
-            cloudpickle.register_pickle_by_value(thing)
-            with executors.RemoteExecutor(["1/:"], show_status=False) as pool:
-                print(pool.submit(thing.f).result())
-                thing.N = 2
-                print(pool.submit(thing.f).result())
-        """) == "1\n2\n"
-
-    def test_namespace_packages_with_parts_here_and_parts_installed_there(self, tmp_path):
-        there = tmp_path / "site-packages"
-        (there / "acme").mkdir(parents=True)
-        (there / "acme/installed.py").write_text("I = 1\n")
-        ours = "from acme.installed import I\ndef f():\n    return I + 1\n"
-        assert self.project(tmp_path / "here", {"acme/ours.py": ours}, f"""
-            import sys
-            sys.path.append({str(there)!r})
-            import executors, os, acme.ours
-            os.environ["PYTHONPATH"] = {str(there)!r}
-            with executors.RemoteExecutor([":"], show_status=False) as pool:
-                print(pool.submit(acme.ours.f).result())
-        """) == "2\n"
-
-    def test_a_module_longer_than_a_frame(self, tmp_path):
-        text = "T = '" + "x" * 3_000_000 + "'\ndef f(n):\n    return len(T) + n\n"
-        assert self.project(tmp_path, {"big.py": text}, """
-            import executors, big
-            with executors.RemoteExecutor(["2/:"], show_status=False) as pool:
-                print(set(pool.map(big.f, [1] * 10)))
-        """) == "{3000001}\n"
-
-    def test_an_import_that_a_signal_handler_breaks_off(self, tmp_path):
-        """What was asked for then is not taken for what is asked for next."""
-        files = {f"mod_{n}.py": f"NAME = 'mod_{n}'\n" for n in range(30)}
-        assert self.project(tmp_path, files, """
-            import executors
-            def work():
-                import importlib, signal
-                def ring(_, frame):
-                    if frame.f_code.co_name != "cb":    # a callback, from which nothing is raised
-                        raise TimeoutError
-                signal.signal(signal.SIGALRM, ring)
-                wrong = []
-                for n in range(0, 30, 2):
-                    try:
-                        signal.setitimer(signal.ITIMER_REAL, 0.0001 * (n + 1))
-                        importlib.import_module(f"mod_{n}")
-                        signal.setitimer(signal.ITIMER_REAL, 0)
-                    except TimeoutError:
-                        pass
-                    if importlib.import_module(f"mod_{n + 1}").NAME != f"mod_{n + 1}":
-                        wrong.append(n)
-                return wrong
-            with executors.RemoteExecutor(["1/:"], show_status=False) as pool:
-                print(pool.submit(work).result())
-        """) == "[]\n"
-
-    def test_threads_that_import_at_once_and_imports_while_unpickling(self, tmp_path):
-        files = {f"mod{n}.py": f"import threading, time\nfrom base import B\nV = B + {n}\n"
-                 for n in range(8)}
-        assert self.project(tmp_path, {**files, "base.py": "B = 100\n", "klass.py": """
-            import mod7
-            class K:
-                def __init__(self, v):
-                    self.v = v
-                def __reduce__(self):
-                    return make, (self.v,)
-            def make(v):
-                import mod6
-                return K(v + mod6.V)
-            """,
-        }, """
-            import executors, klass
-            def together():
-                import importlib, threading
-                values, gate = [], threading.Barrier(8)
-                def one(n):
-                    gate.wait()
-                    values.append(importlib.import_module(f"mod{n}").V)
-                threads = [threading.Thread(target=one, args=(n,)) for n in range(8)]
-                for thread in threads: thread.start()
-                for thread in threads: thread.join()
-                return sorted(values)
-            with executors.RemoteExecutor(["2/:"], show_status=False) as pool:
-                print(pool.submit(together).result() == list(range(100, 108)))
-                print(pool.submit(lambda k: k.v, klass.K(1)).result())
-        """) == "True\n107\n"
-
-    def test_a_large_closure_crosses_once(self, local):
-        pool = local("2/:")
-        block = numpy.random.default_rng(0).bytes(8 << 20)
-
-        def use(n):
-            return len(block) + n
-
-        futures = [pool.submit(use, n) for n in range(20)]
-        expected = [len(block) + n for n in range(20)]
-        assert [future.result(PATIENCE) for future in futures] == expected
-        channel, = pool._supervisor.channels.values()
-        assert len(channel._known) == 1
-
-    @pytest.mark.parametrize("size", [
-        0, 1, 65_535, 65_536, 65_537, 1 << 20, (1 << 20) + 1, 20_000_000])
-    def test_sizes_at_the_seams(self, remote, size):
-        data, array = bytes(size), numpy.arange(size // 8)
-        assert remote.submit(lambda d: d, data).result(PATIENCE) == data
-        assert (remote.submit(lambda a: a[::-1], array).result(PATIENCE) == array[::-1]).all()
-
-    def test_many_large_ones_at_once(self, remote):
-        arrays = [numpy.full(300_000, n) for n in range(30)]
-        assert [a[0] for a in remote.map(lambda a: a + 1, arrays)] == list(range(1, 31))
-
-
-# ────────────────────────────────────── what follows: files ───────────────────────────────────────
-
-
-class TestFiles:
-    @pytest.fixture
-    def home(self, tmp_path, monkeypatch):
-        monkeypatch.setenv("HOME", str(tmp_path / "home"))
-        (tmp_path / "home").mkdir()
-        return tmp_path / "home"
-
-    def test_files(self, login, ssh, tmp_path, monkeypatch):
-        monkeypatch.chdir(tmp_path)
-        sshd = login()
-        (tmp_path / "data.bin").write_bytes(os.urandom(100_000))
-        (tmp_path / "pkg/deep").mkdir(parents=True)
-        (tmp_path / "pkg/deep/run.sh").write_text("#!/bin/sh\necho ran\n")
-        (tmp_path / "pkg/deep/run.sh").chmod(0o755)
-
-        def use():
-            with open("data.bin", "rb") as file:
-                return file.read(), subprocess.check_output(["pkg/deep/run.sh"]), os.getcwd()
-
-        cache = tmp_path / "home/.cache/executors"
-        for logins in (2, 3):       # one scp for all, once
-            pool = ssh("1/odd", files=["data.bin", "pkg"], ssh_options=sshd.ssh_options)
-            data, output, folder = pool.submit(use).result(PATIENCE)
-            assert data == (tmp_path / "data.bin").read_bytes() and output == b"ran\n"
-            pool.shutdown()
-            assert sshd.log().count("Accepted ") == logins
-            assert not os.path.exists(folder)
-            assert not [name for name in os.listdir(cache) if name.startswith("incoming")]
-        assert os.stat(cache).st_mode & 0o777 == 0o700
-
-    def test_directories_keep_their_modes_and_the_cache_is_pruned(self, local, tmp_path, home):
-        tree = tmp_path / "tree"
-        (tree / "sub").mkdir(parents=True, mode=0o750)
-        (tree / "secret").write_text("x")
-        (tree / "secret").chmod(0o600)
-        (tree / "link").symlink_to("secret")
-
-        def look(folder="."):
-            return {name: oct(os.lstat(f"{folder}/tree/{name}").st_mode)
-                    for name in ("", "sub", "secret", "link")}
-
-        cache = home / ".cache/executors"
-        for content in ("old", "new"):
-            (tree / "secret").write_text(content)
-            pool = local("1/:", files=[tree])
-            assert pool.submit(look).result(PATIENCE) == look(tmp_path)
-            pool.shutdown()
-            (kept,) = cache.iterdir()       # at the second time: the first has gone by
-            past = time.time() - 31 * 86400
-            os.utime(kept, (past, past))
-        pool = local("1/:", files=[tree])       # it is found, and so used, and so kept
-        assert pool.submit(os.path.exists, "tree/secret").result(PATIENCE)
-        assert [*cache.iterdir()] == [kept] and time.time() - kept.stat().st_mtime < 1000
-
-    def test_relative_paths_and_a_directory_that_changes(self, local, tmp_path, monkeypatch):
-        (tmp_path / "data").write_text("data")
-        (tmp_path / "other").mkdir()
-        monkeypatch.chdir(tmp_path)
-        pool = local("1/:", files=["data"])
-        os.utime("data")        # which changes nothing
-        monkeypatch.chdir(tmp_path / "other")
-        assert pool.submit(read, "data").result(PATIENCE) == "data"
-
-    def test_a_file_that_is_gone_is_our_fault_and_for_good(self, local, tmp_path, home):
-        python, data, go = tmp_path / "python", tmp_path / "data", tmp_path / "go"
-        python.write_text(f"#!/bin/sh\nwhile ! test -e {go}; do sleep 0.1; done\n"
-                          f'exec {sys.executable} "$@"\n')
-        python.chmod(0o755)
-        data.write_text("data")
-        pool = local(f"1/: python={python}", files=data)
-        data.unlink()
-        go.touch()
-        until(lambda: pool.status.workers[0].state == "failed")
-        assert f"No such file or directory: '{data}'" in pool.status.workers[0].cause
-        with pytest.raises(executors.NoWorkersError):
-            pool.submit(neg, 1)
-
-    @pytest.mark.parametrize("path", ["/dev/zero", "/dev/null", "fifo"])
-    def test_what_is_no_file_is_refused(self, tmp_path, monkeypatch, path):
-        monkeypatch.chdir(tmp_path)
-        os.mkfifo("fifo")
-        with pytest.raises(ValueError, match=f"{path}, which is neither a regular file nor a dir"):
-            RemoteExecutor(["1/:"], files=path)
-
-    @pytest.mark.parametrize("protocol", ["-q", "-O"])
-    def test_names_of_any_kind(self, login, ssh, tmp_path, monkeypatch, protocol):
-        """Some of which scp's older protocol would not bear; two that differ by an ending."""
-        (tmp_path / "scp").write_text(f'#!/bin/sh\nexec {executors.SCP} {protocol} "$@"\n')
-        (tmp_path / "scp").chmod(0o755)
-        monkeypatch.setattr(executors, "SCP", str(tmp_path / "scp"))
-        names = ["a b", "new\nline", "-q", "x", "x.d", "*", "ö:ü"]
-        for name in names:
-            (tmp_path / name).write_text(name)
-        pool = ssh("1/odd", ssh_options=login().ssh_options, files=map(tmp_path.joinpath, names))
-        found = pool.submit(lambda: [open(name).read() for name in names]).result(PATIENCE)
-        assert found == names
-
-    def test_a_shutdown_does_not_wait_for_copies(self, login, ssh, tmp_path):
-        (tmp_path / "data").write_bytes(os.urandom(1 << 20))
-        pool = ssh("1/odd", ssh_options=login().ssh_options, files=tmp_path / "data")
-        freeze_scp(pool)
-        started = time.monotonic()
-        pool.shutdown()
-        assert time.monotonic() - started < 5
-
-    def test_the_same_content_and_many_machines_with_one_home(self, login, ssh, tmp_path, caplog):
-        caplog.set_level("INFO", "executors")
-        (tmp_path / "one").touch()
-        (tmp_path / "two").touch()
-        (tmp_path / "big").write_bytes(os.urandom(3 << 20))
-        config, text = tmp_path / "config", read(login().path("config"))
-        config.write_text(text.replace("Host odd", "Host odd odd1 odd2 odd3 odd4"))
-        names = ["one", "two", "big"]
-        pool = ssh(*(f"1/odd{n}" for n in range(1, 5)), ssh_options=["-F", str(config)],
-                   files=map(tmp_path.joinpath, names))
-        until(lambda: all(worker.state == "up" for worker in pool.status.workers))
-        sizes = pool.submit(lambda: list(map(os.path.getsize, names))).result(PATIENCE)
-        assert sizes == [0, 0, 3 << 20]
-        assert len(copies(caplog)) == 1     # for all four
-
-    def test_an_executable_and_a_tar_that_is_gone_when_the_pool_ends(self, local, tmp_path, home):
-        (tmp_path / "run.sh").write_text("#!/bin/sh\necho ran\n")
-        (tmp_path / "run.sh").chmod(0o755)
-        (tmp_path / "tree").mkdir()
-        pool = local("1/:", files=[tmp_path / "run.sh", tmp_path / "tree"])
-        assert pool.submit(subprocess.check_output, ["./run.sh"]).result(PATIENCE) == b"ran\n"
-        tar, = [file.source for file in pool._supervisor.setup.cargo._files.values()
-                if file.is_tar]
-        os.unlink(tar)
-        pool.shutdown()
-
-    def test_what_a_task_writes_does_not_reach_the_next_run(self, local, tmp_path, home):
-        (tmp_path / "data").write_text("original")
-        for _ in range(2):
-            pool = local("1/:", files=tmp_path / "data")
-            assert pool.submit(read, "data").result(PATIENCE) == "original"
-            pool.submit(lambda: open("data", "a").write("spoilt")).result(PATIENCE)
-            pool.shutdown()
-
-    def test_packages_by_files_have_their_data(self, local, tmp_path, monkeypatch):
-        (tmp_path / "real/sub").mkdir(parents=True)
-        (tmp_path / "real/__init__.py").write_text(textwrap.dedent("""
-            import importlib.resources
-            def f():
-                return (importlib.resources.files(__name__) / 'sub/data').read_text()
-        """))
-        (tmp_path / "real/sub/data").write_text("data")
-        (tmp_path / "linked").symlink_to(tmp_path / "real")
-        monkeypatch.syspath_prepend(str(tmp_path))
-        pool = local("1/:", files=[tmp_path / "linked"])
-        assert pool.submit(lambda: __import__("linked").f()).result(PATIENCE) == "data"
-
-    def test_a_file_that_changes_while_its_pool_lives(self, login, ssh, tmp_path):
-        (tmp_path / "data").write_text("one")
-        pool = ssh("1/odd", ssh_options=login().ssh_options, files=[tmp_path / "data"])
-        assert pool.submit(read, "data").result(PATIENCE) == "one"
-        (tmp_path / "data").write_text("two")
-        shutil.rmtree(tmp_path / "home/.cache")
-        os.kill(Machine.of(pool, "odd").ssh, signal.SIGKILL)
-        words = "has changed here since the pool was made"
-        until(lambda: words in pool.status.workers[0].cause)
-
-    @pytest.mark.parametrize("subsystem, words", [
-        ("/bin/sleep 1000", "scp of data was not done after 2 s"),
-        ("/bin/echo hello, dear user", "which breaks SFTP"),
-        ("/no/such/server", "offers no SFTP")])
-    def test_an_sftp_that_does_not_work(self, ssh, tmp_path, monkeypatch, subsystem, words):
-        (tmp_path / "data").touch()
-        monkeypatch.setattr(executors, "HELLO_SECONDS", 2.0)
-        with Sshd(["late"], [f"Subsystem sftp {subsystem}"]) as sshd:
-            pool = ssh("1/late", ssh_options=sshd.ssh_options, files=[tmp_path / "data"])
-            until(lambda: words in pool.status.workers[0].cause, words)
-            pool.shutdown()
-
-    def test_no_scp(self, ssh, tmp_path, monkeypatch):
-        (tmp_path / "data").touch()
-        monkeypatch.setattr(executors, "SCP", "/no/such/scp")
-        pool = ssh("1/alpha", files=[tmp_path / "data"])
-        until(lambda: pool.status.workers[0].state == "failed")
-        assert "install it on this machine" in pool.status.workers[0].cause
-
-    def test_a_cache_that_hangs(self, local, tmp_path, home, monkeypatch):
-        """Between hello and work there is a limit too; the machine's place is free again."""
-        (tmp_path / "data").write_text("data")
-        monkeypatch.setattr(executors, "HELLO_SECONDS", 1.0)
-        entry = home / ".cache/executors" / wire.digest_file(tmp_path / "data")
-        entry.mkdir(parents=True)
-        os.mkfifo(entry / "seal")
-        pool = local("1/:", files=[tmp_path / "data"])
-        until(lambda: "storing files was not done after 1 s" in pool.status.workers[0].cause)
-
-
-# ───────────────────────────────────── what follows: packages ─────────────────────────────────────
-
-
-def make_wheel(folder, name, version, files, tag="py3-none-any"):
-    """Make a wheel, as PEP 427 has it; return its path."""
-    info = f"{name}-{version}.dist-info"
-    files = {**files, f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\n"
-                                          f"Version: {version}\n",
-             f"{info}/WHEEL": f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tag}\n"}
-    record = "".join(f"{path},,\n" for path in [*files, f"{info}/RECORD"])
-    path = folder / f"{name}-{version}-py3-none-any.whl"
-    with zipfile.ZipFile(path, "w") as wheel:
-        for file, text in {**files, f"{info}/RECORD": record}.items():
-            wheel.writestr(file, text)
-    return path
-
-
-def install(target, *wheels):
-    run([sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--no-compile",
-         "--target", target, *wheels], check=True)
-    return target
-
-
-class Bare(NamedTuple):
-    """A machine whose Python has nothing but itself, and what is installed here in its stead."""
-
-    sshd: Sshd
-    python: str
-    site: str           # of the controller
-    own: str            # the machine's site-packages
-
-    @property
-    def cache(self):
-        return os.path.join(self.sshd.folder, ".cache/executors")
-
-    def incoming(self):
-        """Return what is there of copies, but for the locks of those that were cut off."""
-        return [name for name in os.listdir(self.cache) if re.match("incoming.*(?<!lock)$", name)]
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory):
-    """Distributions of every kind, in a site-packages of their own."""
-    folder = tmp_path_factory.mktemp("wheels")
-    script = "def main():\n    return 'from the entry point'\n"
-    wheels = [
-        make_wheel(folder, "Pure.Thing", "1.5", {
-            "purething.py": "import helper\nVERSION = 1.5\n",
-            "Pure.Thing-1.5.dist-info/top_level.txt": "purething\n"}),
-        make_wheel(folder, "helper", "3", {"helper/__init__.py": "from .deep import VALUE\n",
-                                           "helper/deep.py": "VALUE = 'helped'\n"}),
-        make_wheel(folder, "space_one", "1", {"space/inner/one.py": "NAME = 'one'\n"}),
-        make_wheel(folder, "space_two", "1", {
-            "space/inner/two/__init__.py": "from space.inner.one import NAME\n",
-            "space/other.py": "NAME = 'other'\n",
-            "space/further.py": "NAME = 'further'\n"}),
-        make_wheel(folder, "duo", "1", {"duo/__init__.py": "", "duo/main.py": "PART = 'main'\n"}),
-        make_wheel(folder, "duo_extra", "1", {"duo/extra.py": "from .main import PART\n"}),
-        make_wheel(folder, "withdata", "1", {"withdata/__init__.py": "", "withdata/text": "data"}),
-        make_wheel(folder, "withentry", "1", {
-            "withentry.py": script, "withentry-1.dist-info/entry_points.txt":
-                "[things]\nthing = withentry:main\n"}),
-        make_wheel(folder, "ours", "2.1", {"ours.py": "VERSION = '2.1'\n"}),
-        make_wheel(folder, "labelled", "2.1", {"labelled.py": "WHOSE = 'the controller'\n"}),
-        make_wheel(folder, "lost", "1", {"lost.py": ""}),
-        make_wheel(folder, "condas", "7", {"condas.py": ""}),
-        make_wheel(folder, "binary", "1", {"binary.py": "", "binary.so": "no library"},
-                   tag="cp310-abi3-manylinux_2_99_x86_64"),
-    ]
-    site = install(str(tmp_path_factory.mktemp("controller") / "site-packages"), *wheels)
-    os.unlink(f"{site}/lost-1.dist-info/RECORD")
-    os.unlink(f"{site}/space/other.py")         # an image that was made slim
-    os.mkdir(f"{site}/left_by_pip-1.dist-info")
-    with open(f"{site}/condas-7.dist-info/INSTALLER", "w") as file:
-        file.write("conda\n")
-    theirs = [make_wheel(folder, "ours", "2.0", {"ours.py": "VERSION = '2.0'\n"}),
-              make_wheel(folder, "labelled", "2.1+cu121", {"labelled.py": "WHOSE = 'mine'\n"}),
-              make_wheel(folder, "condas", "6", {"condas.py": "VERSION = 6\n"}),
-              make_wheel(folder, "space_one", "0.9", {"space/inner/one.py": "NAME = 'old'\n"})]
-    return site, theirs
-
-
-@pytest.fixture
-def bare(installed, tmp_path, monkeypatch):
-    site, theirs = installed
-    monkeypatch.syspath_prepend(site)
-    run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
-    own = str(next((tmp_path / "venv/lib").glob("python*/site-packages")))
-    install(own, *theirs)
-    with Sshd(["bare"]) as sshd:
-        yield Bare(sshd, str(tmp_path / "venv/bin/python"), site, own)
-
-
-@pytest.fixture
-def on_bare(bare):
-    """Make pools of the bare machine: `on_bare(slots, ...)`."""
-    with maker(bare.sshd.ssh_options) as make:
-        yield lambda slots=2, **options: make(f"{slots}/bare python={bare.python}", **options)
-
-
-def copies(caplog):
-    return sorted(record.args[2].split(" (")[0].removeprefix("gets ") for record in caplog.records
-                  if " gets " in f" {record.getMessage()} " and record.levelname == "INFO"
-                  and str(record.args[2]).startswith("gets "))
-
-
-class TestPackages:
-    def test_binaries(self, bare, on_bare, caplog):
-        """NumPy's libraries lie beside it; SciPy needs it. Once, for the next pool, too."""
-        def solve():
-            import scipy.linalg
-            return scipy.__file__, scipy.linalg.solve([[2.0, 0], [0, 4]], [1.0, 1]).tolist()
-
-        caplog.set_level("INFO", "executors")
-        for _ in range(2):
-            with on_bare() as pool:
-                where, solution = pool.submit(solve).result(60)
-                assert solution == [0.5, 0.25] and where.startswith(bare.cache)
-                array = pool.submit(numpy.arange, 3).result(PATIENCE)
-                assert array.tolist() == [0, 1, 2]
-        copied = copies(caplog)     # they look for others, too, which may be here
-        scipy = f"scipy {importlib.metadata.version('scipy')}"
-        assert len(copied) == len({*copied}) and {f"numpy {numpy.__version__}", scipy} <= {*copied}
-        assert not bare.incoming()
-
-    def test_kinds(self, bare, on_bare, caplog):
-        def use():
-            import importlib.metadata as metadata
-            import importlib.resources
-            import purething
-            import withdata
-            import withentry
-            from duo import extra
-            from space import further
-            from space.inner import two
-            entry, = metadata.entry_points(group="things")
-            return (purething.VERSION, purething.helper.VALUE, two.NAME,
-                    further.NAME, extra.PART,
-                    (importlib.resources.files(withdata) / "text").read_text(), entry.load()(),
-                    metadata.version("pure-thing"), withentry.__file__)
-        caplog.set_level("INFO", "executors")
-        *found, where = on_bare().submit(use).result(PATIENCE)
-        assert found == [1.5, "helped", "one", "further", "main", "data", "from the entry point",
-                         "1.5"]
-        assert where.startswith(bare.cache)
-        assert copies(caplog) == ["Pure.Thing 1.5", "duo 1", "helper 3", "space_one 1",
-                                  "space_two 1", "withdata 1", "withentry 1"]
-
-    def test_versions(self, on_bare, caplog):
-        """The controller's counts; a local label makes no difference, and needs no copy."""
-        def use():
-            import labelled
-            import ours
-            return ours.VERSION, labelled.WHOSE
-        caplog.set_level("INFO", "executors")
-        assert on_bare().submit(use).result(PATIENCE) == ("2.1", "mine")
-        assert copies(caplog) == ["ours 2.1"]
-
-    def test_child_processes_find_what_followed(self, bare, on_bare):
-        """As does whatever they start: it stands in PYTHONPATH."""
-        def use(n_jobs):
-            import helper
-            code = "import helper, numpy; print(helper.VALUE, numpy.zeros(2).sum())"
-            numpy.zeros(1)
-            said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-            found = joblib.Parallel(n_jobs)(joblib.delayed(numpy.square)(n) for n in range(3))
-            return said.stdout + said.stderr, [int(n) for n in found], helper.VALUE
-        found = on_bare(1).submit(use, 2).result(60)
-        assert found == ("helped 0.0\n", [0, 1, 4], "helped")
-
-    def test_metadata_before_any_import(self, bare, on_bare, tmp_path, monkeypatch):
-        """Of what may follow, and of the project itself, if it is an editable install."""
-        def use(name):
-            import importlib.metadata as metadata
-            try:
-                return metadata.version(name)
-            except metadata.PackageNotFoundError:
-                return None
-        info = tmp_path / "editable/project_e-0.7.dist-info"
-        info.mkdir(parents=True)
-        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: project-e\nVersion: 0.7\n")
-        (info / "direct_url.json").write_text('{"dir_info": {"editable": true}, "url": "file:///"}')
-        monkeypatch.syspath_prepend(str(info.parent))
-        names = "Pure.Thing", "pure_thing", "ours", "project-e", "labelled", "condas", "nothing"
-        pool = on_bare()
-        assert list(pool.map(use, names)) == [
-            "1.5", "1.5", "2.1", "0.7", "2.1+cu121", "6", None]
-        assert not os.path.exists(bare.cache)       # nothing was copied for that
-        pool = on_bare(packages=False, modules=False)
-        assert list(pool.map(use, names)) == [None, None, "2.0", None, "2.1+cu121", "6", None]
-
-    def test_looking_for_a_package_copies_nothing(self, bare, on_bare):
-        def look():
-            import importlib.util
-            spec = importlib.util.find_spec("duo")
-            there = os.path.exists(os.path.expanduser("~/.cache/executors"))
-            missing = importlib.util.find_spec("no_such_thing")
-            import duo.main
-            return bool(spec), there, missing, duo.main.PART, duo.__file__, duo.__spec__.origin
-        *found, file, origin = on_bare(1).submit(look).result(PATIENCE)
-        assert found == [True, False, None, "main"]
-        assert file == origin and file.startswith(bare.cache)
-
-    @pytest.mark.skipif(not importlib.util.find_spec("numba"), reason="no wheel of numba")
-    def test_numba_in_a_project_module(self, bare, on_bare, tmp_path, monkeypatch):
-        """It may ask for its cache where there is no file of the source: it compiles, then."""
-        (tmp_path / "project").mkdir()
-        (tmp_path / "project/fast.py").write_text(textwrap.dedent("""
-            import numba
-            @numba.njit(cache=True)
-            def add(a, b):
-                return a + b
-            """))
-        monkeypatch.syspath_prepend(str(tmp_path / "project"))
-        import fast
-        with Sshd(["hidden"], prefix=["unshare", "-m", "sh", "-c", textwrap.dedent(f"""
-                mount -t tmpfs tmpfs {tmp_path}/project && exec "$@\""""), "sh"]) as hidden:
-            with maker(hidden.ssh_options) as make:
-                pool = make(f"1/hidden python={sys.executable}")
-                assert pool.submit(os.path.exists, fast.__file__).result(PATIENCE) is False
-                assert pool.submit(fast.add, 1, 2).result(120) == 3
-
-    def test_a_storm(self, bare, caplog, tmp_path):
-        """Many slots, and threads in each, of two machines that share a home: it is copied once."""
-        def use(_):
-            with cf.ThreadPoolExecutor(3) as threads:
-                names = "numpy", "purething", "space.inner.two"
-                modules = threads.map(importlib.import_module, names)
-                return [module.__name__ for module in modules]
-        caplog.set_level("INFO", "executors")
-        config = tmp_path / "config"
-        config.write_text(read(bare.sshd.path("config")).replace("Host bare", "Host bare1 bare2"))
-        with maker(["-F", str(config)]) as make:
-            pool = make(*(f"8/{name} python={bare.python}" for name in ("bare1", "bare2")))
-            found = list(pool.map(use, range(64)))
-        assert found == [["numpy", "purething", "space.inner.two"]] * 64
-        assert copies(caplog) == ["Pure.Thing 1.5", "helper 3", f"numpy {numpy.__version__}",
-                                  "space_one 1", "space_two 1"]
-
-    def test_a_machine_that_comes_later(self, bare, on_bare):
-        def use():
-            import purething
-            return purething.VERSION, os.environ["EXECUTORS_MACHINE"]
-        with Sshd(["later"]) as later:
-            with open(bare.sshd.path("config"), "a") as both:
-                both.write("\n" + read(later.path("config")))
-            pool = on_bare()
-            assert pool.submit(use).result(PATIENCE) == (1.5, "bare")
-            pool.add_worker(f"1/later python={bare.python}")
-            pool.remove_worker(f"2/bare python={bare.python}")
-            assert pool.submit(use).result(PATIENCE) == (1.5, "later")
-
-    def test_a_task_that_is_a_controller(self, on_bare):
-        def use():
-            import executors
-            with executors.RemoteExecutor(["1/:"], show_status=False) as pool:
-                return pool.submit(get).result(PATIENCE)
-
-        def get():
-            import purething
-            return purething.VERSION, os.environ["EXECUTORS_MACHINE"]
-        assert on_bare().submit(use).result(PATIENCE) == (1.5, ":")
-
-    @pytest.mark.parametrize("module, packages, words", [
-        ("lost", True, "lost 1 does not follow (its installer here has left no list of its files), "
-                       "and it has none"),
-        ("purething", True, "are not sent unasked: name all that is to follow, "
-                            "packages=['Pure.Thing', ...]"),
-        ("binary", True, "its binaries need glibc 2.99"),
-        ("purething", False, "install it there"),
-        ("purething", ["helper"], "install it there")])
-    def test_what_does_not_follow(self, bare, on_bare, monkeypatch, module, packages, words):
-        monkeypatch.setattr(executors, "MAX_UNASKED_BYTES", 40)
-        pool = on_bare(packages=packages)
-        error = pool.submit(importlib.import_module, module).exception(PATIENCE)
-        assert type(error) is ModuleNotFoundError
-        said = " ".join([str(error), *getattr(error, "__notes__", ())])
-        assert words in said and f"on bare, with {bare.python}: " in said
-        version = {"lost": "lost==1", "binary": "binary==1"}.get(module)
-        assert not version or f"`{bare.python} -m pip install {version}` there mends it" in said
-
-    def test_another_version_that_cannot_be_had(self, on_bare, caplog):
-        """What the machine has must do; that it is another is told."""
-        assert on_bare().submit(lambda: importlib.import_module("condas").VERSION).result(
-            PATIENCE) == 6
-        assert "condas does not follow: conda has installed it here" in caplog.text
-        assert "it has 6" in caplog.text
-
-    @pytest.mark.parametrize("how", ["submit", "map"])
-    def test_a_machine_without_a_module_gets_no_tasks_that_need_it(self, bare, how, tmp_path):
-        """It would fail quickly, and so be given nearly all. It is told once."""
-        config = tmp_path / "config"
-        config.write_text(read(bare.sshd.path("config")).replace("Host bare", "Host bare full"))
-
-        def work(n):
-            import ours, purething      # the machine has the first alone
-            return purething.VERSION, os.environ["EXECUTORS_MACHINE"]
-        with open(os.path.join(tmp_path, "full"), "w") as file:
-            file.write(f"#!/bin/sh\nPYTHONPATH={bare.site} exec {bare.python} \"$@\"\n")
-        os.chmod(file.name, 0o755)
-        with maker(["-F", str(config)]) as make:
-            pool = make(f"2/bare python={bare.python}", f"1/full python={file.name}",
-                        packages=False)
-            if how == "map":
-                found = list(pool.map(work, range(300)))
-            else:
-                found = [one.result(PATIENCE) for one in [pool.submit(work, n) for n in range(100)]]
-            assert {*found} == {(1.5, "full")}
-            assert isinstance(pool.submit(neg, 1).result(PATIENCE), int)
-            pool.remove_worker(f"1/full python={file.name}")
-            error = pool.submit(work, 1).exception(PATIENCE)        # now it is nobody's fault
-            said = " ".join([str(error), *getattr(error, "__notes__", ())])
-            assert "No module named 'purething'" in said and "on bare, with" in said
-
-    def test_names(self, on_bare, monkeypatch):
-        monkeypatch.setattr(executors, "MAX_UNASKED_BYTES", 40)
-        pool = on_bare(packages=["pure_thing", "HELPER"])
-        assert pool.submit(lambda: importlib.import_module("purething").VERSION).result(
-            PATIENCE) == 1.5
-        with pytest.raises(ValueError, match="packages is 'numpy'"):
-            on_bare(packages="numpy")
-
-    def test_a_long_copy_holds_nothing_up(self, bare, on_bare, tmp_path, monkeypatch):
-        """Neither pings, other imports and results, nor is its time the task's."""
-        pool = on_bare(2, heartbeat_seconds=0.1, bundle_timeout=7.0)      # the lease: 1.2 seconds
-        assert pool.submit(neg, 1).result(PATIENCE) == -1
-        future = pool.submit(lambda: importlib.import_module("numpy").__version__)
-        scp = freeze_scp(pool)
-        assert "numpy" in str(pool.status) and "copying" in str(pool.status)
-        end = time.monotonic() + 8
-        while time.monotonic() < end:
-            assert pool.submit(lambda: importlib.import_module("purething").VERSION).result(
-                PATIENCE) == 1.5
-        os.killpg(scp, signal.SIGCONT)
-        assert future.result(PATIENCE) == numpy.__version__
-        assert pool.status.workers[0].lost == 0 and pool.status.retried == 0
-
-    @pytest.mark.parametrize("victim", ["task", "scp", "link", "controller"])
-    def test_a_copy_that_is_cut_off(self, bare, on_bare, victim):
-        """Nothing half is used, nor does it stay; whoever comes next is served."""
-        def use():
-            import purething
-            return purething.VERSION
-        if victim == "controller":
-            controller = subprocess.Popen([sys.executable, "-c", textwrap.dedent(f"""
-                import importlib, os, signal, sys, time
-                sys.path.insert(0, {bare.site!r})
-                import executors
-                pool = executors.RemoteExecutor(["1/bare python={bare.python}"], show_status=False,
-                                                ssh_options={bare.sshd.ssh_options})
-                future = pool.submit(importlib.import_module, "numpy")
-                logins = pool._supervisor.logins
-                while not any(login.processes[1:] for login in [*logins.values()]):
-                    time.sleep(0.001)
-                os.kill(os.getpid(), signal.SIGKILL)
-                """)], cwd=HERE)
-            controller.wait(PATIENCE)
-            until(lambda: not [pid for pid in descendants(bare.sshd.process.pid)])
-        else:
-            pool = on_bare(1)
-            future = pool.submit(use)
-            scp = freeze_scp(pool)
-            if victim == "task":
-                assert future.cancel()
-            os.killpg(scp, signal.SIGKILL if victim == "scp" else signal.SIGCONT)
-            if victim == "link":
-                os.kill(Machine.of(pool, "bare").ssh, signal.SIGKILL)
-                assert future.result(PATIENCE) == 1.5
-            pool.shutdown()
-        pool = on_bare(1)
-        assert pool.submit(use).result(PATIENCE) == 1.5
-        pool.shutdown()
-        until(lambda: not bare.incoming())
-
-    @pytest.mark.parametrize("mounts, words", [
-        ('mount --bind "$1" "$1"; mount -o remount,ro,bind "$1"', "Read-only file system"),
-        ('mount -t tmpfs -o size=64k tmpfs "$1"', "check that there is room")])
-    def test_a_home_that_takes_nothing(self, bare, login, mounts, words):
-        sshd = login(mounts=mounts)
-        with maker(sshd.ssh_options) as make:
-            pool = make(f"1/odd python={bare.python}")
-            assert pool.submit(neg, 1).result(PATIENCE) == -1
-            error = pool.submit(importlib.import_module, "numpy").exception(PATIENCE)
-        said = " ".join([str(error), *getattr(error, "__notes__", ())])
-        assert words in said
-        assert f"-m pip install numpy=={numpy.__version__}` there mends it" in said
-
-    @pytest.mark.parametrize("tags, facts, problem", [
-        ([], ("x", "y", "z"), ""),
-        (["manylinux_2_17_x86_64"], (".so", "x86_64", "glibc 2.17"), ""),
-        (["manylinux_2_17_x86_64"], (".so", "x86_64", "glibc 2.9"), "need glibc 2.17"),
-        (["manylinux1_x86_64", "manylinux_2_28_x86_64"], (".so", "x86_64", "glibc 2.5"), ""),
-        (["linux_x86_64"], (".so", "x86_64", "glibc 2.35"), "need glibc 2.36"),
-        (["linux_x86_64"], (".so", "x86_64", "glibc 2.36"), ""),
-        (["manylinux_2_17_x86_64"], (".so", "aarch64", "glibc 2.17"), "for x86_64"),
-        (["manylinux_2_17_x86_64"], (".t.so", "x86_64", "glibc 2.17"), "for x86_64"),
-        (["macosx_11_0_arm64"], ("", "", ""), "for x86_64")])
-    def test_which_binaries_run_where(self, monkeypatch, tags, facts, problem):
-        monkeypatch.setattr(wire, "platform_facts", lambda: (".so", "x86_64", "glibc 2.36"))
-        found = executors._misfit(tags, facts)
-        assert problem in found and bool(problem) == bool(found)
-
-
-# ─────────────────────────────────────── what a slot is told ──────────────────────────────────────
-
-
-LEVEL = None        # what an initializer sets
-LEVELS = {}         # and what it changes
-
-
-class TestProcesses:
-    """What a task starts, and what stays of it."""
-
-    def run_on_hidden(self, folder):
-        """Run `main.py` of a folder with the options of a machine that cannot see that folder."""
-        hide = f'mount -t tmpfs tmpfs {folder} && cd / && exec "$@"'
-        with Sshd(["hidden"], prefix=["unshare", "-m", "sh", "-c", hide, "sh"]) as hidden:
-            return run([sys.executable, "main.py", *hidden.ssh_options], cwd=folder, env={
-                "PYTHONPATH": HERE})
-
-    def test_orphans_are_reaped_elsewhere(self, remote):
-        """A slot has no children but its task's, whatever these leave behind."""
-        def leave(number):
-            for _ in range(number):
-                subprocess.run("sleep 0.01 &", shell=True, check=True)
-            until(lambda: len(descendants(os.getppid()) - {os.getpid()}) == 0)
-            with open(f"/proc/{os.getpid()}/task/{os.getpid()}/children") as file:
-                return file.read().split()
-        assert remote.submit(leave, 30).result(PATIENCE) == []
-
-    def test_waiting_for_any_child_finds_ones_own(self, remote):
-        def wait_for_any():
-            subprocess.run("sleep 0.01 &", shell=True, check=True)
-            until(lambda: len(descendants(os.getppid()) - {os.getpid()}) == 0)
-            pid = os.fork()
-            if not pid:
-                os._exit(7)
-            found, status = os.wait()
-            return found == pid, os.waitstatus_to_exitcode(status)
-        assert remote.submit(wait_for_any).result(PATIENCE) == (True, 7)
-
-    @pytest.mark.parametrize("kind", ["pipe", "ssh", "process"])
-    @pytest.mark.parametrize("how", ["thread", "pool"])
-    def test_threads_are_waited_for(self, sshds, tmp_path, kind, how):
-        def start():
-            def write():
-                while not (tmp_path / "go").exists():
-                    time.sleep(0.01)
-                (tmp_path / "written").touch()
-            if how == "thread":
-                threading.Thread(target=write).start()
-            else:
-                cf.ThreadPoolExecutor(1).submit(write)
-        with maker(sshds[0].ssh_options) as make:
-            pool = make_pool(kind, make)
-            pool.submit(start).result(PATIENCE)
-            pool.shutdown(wait=False)
-            time.sleep(1.5)     # a slot that is not waited for is killed after a third of that
-            (tmp_path / "go").touch()
-            pool.shutdown()
-            until((tmp_path / "written").exists)    # the standard library has stopped waiting
-            assert kind == "process" or pool._supervisor.all_ended.is_set()
-
-    def test_a_killed_pool_waits_for_no_thread(self, local, tmp_path):
-        def start():
-            threading.Thread(target=touch_and_wait, args=[tmp_path / "began"]).start()
-            return os.getpid()
-        pool = local("1/:")
-        pid = pool.submit(start).result(PATIENCE)
-        closer = threading.Thread(target=pool.shutdown)
-        closer.start()
-        until((tmp_path / "began").exists)
-        pool._give_up()
-        closer.join(PATIENCE)
-        assert not closer.is_alive() and not alive(pid)
-
-    @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-    def test_pools_in_a_task(self, tmp_path, sshds, method):
-        """Of functions of the script, and of a module of the project, which is nowhere there."""
-        (tmp_path / "proj").mkdir()
-        (tmp_path / "proj/__init__.py").touch()
-        (tmp_path / "proj/empty.py").touch()
-        (tmp_path / "proj/deep.py").write_text("import proj.empty\ndef cube(n): return n ** 3\n")
-        (tmp_path / "main.py").write_text(textwrap.dedent(f"""
-            import concurrent.futures, executors, multiprocessing, sys
-            from proj.deep import cube
-            class Shape:
-                def __init__(self, n): self.n = n
-                def __eq__(self, other): return self.n == other.n
-            def square(shape): return Shape(shape.n ** 2)
-            def use():
-                context = multiprocessing.get_context("{method}")
-                with context.Pool(2) as pool:
-                    found = pool.map(cube, range(3))
-                with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
-                    shape = pool.submit(square, Shape(3)).result()
-                return found, shape == Shape(9), type(shape) is Shape
-            if __name__ == "__main__":
-                worker = "1/hidden python=" + sys.executable
-                with executors.RemoteExecutor([worker], ssh_options=sys.argv[1:]) as pool:
-                    print(pool.submit(use).result())
-            """))
-        done = self.run_on_hidden(tmp_path)
-        assert done.stdout == "([0, 1, 8], True, True)\n", done
-
-    def test_modules_of_a_package(self, tmp_path):
-        """Those of a package that was sent are found by pkgutil, as plug-ins are."""
-        for name in ("proj/__init__.py", "proj/one.py", "proj/two.py", "proj/sub/__init__.py"):
-            (tmp_path / name).parent.mkdir(exist_ok=True)
-            (tmp_path / name).touch()
-        (tmp_path / "main.py").write_text(textwrap.dedent("""
-            import executors, pkgutil, proj, sys
-            def use():
-                found = [(one.name, one.ispkg) for one in pkgutil.iter_modules(proj.__path__)]
-                return found, [m.name for m in pkgutil.walk_packages(proj.__path__, "proj.")]
-            if __name__ == "__main__":
-                worker = "1/hidden python=" + sys.executable
-                with executors.RemoteExecutor([worker], ssh_options=sys.argv[1:]) as pool:
-                    print(pool.submit(use).result())
-            """))
-        done = self.run_on_hidden(tmp_path)
-        assert eval(done.stdout) == (
-            [("one", False), ("sub", True), ("two", False)],
-            ["proj.one", "proj.sub", "proj.two"]), done
-
-    @pytest.mark.parametrize("chunksize", [None, 1])
-    def test_a_map_is_of_the_script_as_it_was(self, tmp_path, chunksize):
-        """Also where its items are of a class that its function does not name."""
-        (tmp_path / "main.py").write_text(textwrap.dedent(f"""
-            import executors, operator
-            g = [0]
-            class P:
-                x = 0
-                def __init__(self, n): self.n = n
-            def f(p): return g[0]
-            if __name__ == "__main__":
-                with executors.RemoteExecutor(["1/:"], show_status=False) as pool:
-                    for fn in f, lambda p: g[0]:
-                        g[0] = 0
-                        found = pool.map(fn, [P(n) for n in range(300)], chunksize={chunksize})
-                        g[0] = 99
-                        print({{*found}})
-                    for P.x in 1, 2:
-                        get = operator.attrgetter("x")
-                        print(*pool.map(getattr, [P(1)], ["x"], chunksize={chunksize}))
-            """))
-        done = run([sys.executable, "main.py"], cwd=tmp_path, env={"PYTHONPATH": HERE})
-        assert done.stdout.split() == ["{0}", "{0}", "1", "2"], done
-
-    def test_a_stopped_slot_ends_too(self, local):
-        pool = local("1/:")
-        pid = pool.submit(os.getpid).result(PATIENCE)
-        os.kill(pid, signal.SIGSTOP)
-        pool.shutdown()
-        assert not alive(pid)
-
-    def test_a_module_that_asks_for_a_name_while_it_is_imported(self, tmp_path):
-        (tmp_path / "slow.py").write_text(
-            "import sys, time\nif 'remote_worker' in sys.modules and not hasattr("
-            "sys.modules['__main__'], '__file__'):\n    time.sleep(1)\n"
-            "    import __main__\n    v = __main__.helper()\n")
-        (tmp_path / "main.py").write_text(textwrap.dedent("""
-            import executors, slow, threading, time
-            def helper(): return 5
-            def spawn(n):
-                threading.Thread(target=lambda: __import__("slow"), daemon=True).start()
-            def use(n): return slow.v + n
-            if __name__ == "__main__":
-                with executors.RemoteExecutor("1/:", show_status=False, bundle_timeout=15) as pool:
-                    pool.submit(spawn, 0).result()
-                    time.sleep(0.3)
-                    print(pool.submit(use, 1).result())
-            """))
-        done = run([sys.executable, "main.py"], cwd=tmp_path, env={"PYTHONPATH": HERE})
-        assert done.stdout == "6\n", done
-
-    def test_what_is_needed_to_unpickle_data_is_there_before_it(self, tmp_path):
-        (tmp_path / "main.py").write_text(textwrap.dedent("""
-            import executors, math, threading
-            class Grid:
-                def __init__(self): self.a = [4.0]
-                def __getstate__(self): return {"a": self.a}
-                def __setstate__(self, state):
-                    self.a, self.lock = [math.sqrt(x) for x in state["a"]], threading.Lock()
-            class K:
-                def __init__(self, x): self.x = x
-                def __hash__(self): return hash(key_of(self))
-                def __eq__(self, other): return key_of(self) == key_of(other)
-            def key_of(k): return k.x
-            grid, table, names = Grid(), {K(1): "one"}, []
-            class Plugin:
-                def __init_subclass__(cls, **_): names.append(cls.__name__)
-            class A(Plugin): pass
-            class Meta(type):
-                def __new__(meta, name, bases, space, **_):
-                    return super().__new__(meta, name, bases, {**space, "e": math.pi})
-            class C(metaclass=Meta): pass
-            if __name__ == "__main__":
-                with executors.RemoteExecutor("1/:", show_status=False) as pool:
-                    for fn in (lambda: grid.a, lambda: table[K(1)], lambda: A.__name__,
-                               lambda: C.e > 3, lambda: names):
-                        print(pool.submit(fn).result())
-            """))
-        done = run([sys.executable, "main.py"], cwd=tmp_path, env={"PYTHONPATH": HERE})
-        assert done.stdout.splitlines() == ["[2.0]", "one", "A", "True", "['A']"], done
-
-    def test_a_fresh_slot_after_so_many_tasks(self, remote, sshds):
-        with maker(sshds[0].ssh_options) as make:
-            pool = make(*(["1/:"] if remote._supervisor.scheduler.workers[0].machine == ":"
-                          else [f"1/alpha python={sys.executable}"]), max_tasks_per_child=3)
-
-            def who(_):
-                return os.getpid()
-            pids = [pool.submit(who, n).result(PATIENCE) for n in range(7)]
-            assert [len({*pids[n:n + 3]}) for n in (0, 3)] == [1, 1] and len({*pids}) == 3
-            futures = [pool.submit(who, n) for n in range(30)]
-            counts = [f.result(PATIENCE) for f in futures]
-            assert max(map(counts.count, counts)) <= 3
-            for chunksize in (None, 1, 3):
-                found = list(pool.map(who, range(60), chunksize=chunksize))
-                assert max(map(found.count, found)) <= 3
-            assert pool.status.retried == 0
-
-    def test_a_fresh_process_after_so_many_tasks(self):
-        if sys.version_info < (3, 11):
-            with pytest.raises(ValueError, match="3.11"):
-                executors.ProcessExecutor(1, max_tasks_per_child=2)
-            return
-        with executors.ProcessExecutor(1, max_tasks_per_child=2) as pool:
-            pids = [pool.submit(os.getpid).result(PATIENCE) for _ in range(4)]
-        assert len({*pids}) == 2
-
-    @pytest.mark.parametrize("number", [0, -1, 1.5, "2"])
-    def test_bad_numbers_of_tasks(self, number):
-        with pytest.raises(ValueError, match="max_tasks_per_child"):
-            RemoteExecutor(":", max_tasks_per_child=number)
-
-    @pytest.mark.parametrize("files, expected", [
-        ({}, None),
-        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "150000 100000\n"}, 2),
-        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, None),
-        ({"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/cpu.max": "100000 100000\n",
-          "sys/fs/cgroup/a/b/cpu.max": "max 100000\n"}, 1),
-        ({"proc/self/cgroup": "4:cpuacct,cpu:/x\n1:name=systemd:/\n0::/\n",
-          "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "50000\n",
-          "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n"}, 1),
-        ({"proc/self/cgroup": "4:cpu:/\n", "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
-          "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n"}, None)])
-    def test_the_quota_of_a_container(self, tmp_path, monkeypatch, files, expected):
-        """Of both versions of cgroups, and of the groups further up."""
-        for name, text in files.items():
-            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / name).write_text(text)
-        monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64))
-        monkeypatch.setattr(os, "cpu_count", lambda: 64)
-        assert wire._count_cores(str(tmp_path)) == (expected or 64)
-
-
-class TestSlots:
-    def test_environment_variables_that_must_be_acted_on(self, remote, local):
-        """The time zone is set; PYTHONPATH holds for the slot, too; a share of the cores."""
-        pool = local("2/:", env={"TZ": "Asia/Tokyo", "PYTHONPATH": "/no/such:/nor/this"})
-
-        def look():
-            names = ["NUMBA_NUM", "POLARS_MAX", "BLIS_NUM", "VECLIB_MAXIMUM", "NUMEXPR_NUM"]
-            return (time.tzname[0], sys.path[:2], os.environ["PYTHONPATH"].split(":")[-2:],
-                    {os.environ[name + "_THREADS"] for name in names})
-        share = str(max(1, wire._count_cores() // 2))
-        paths = ["/no/such", "/nor/this"]
-        assert pool.submit(look).result(PATIENCE) == ("JST", paths, paths, {share})
-
-    @pytest.mark.parametrize("name", [
-        "PYTHONHASHSEED", "PYTHONWARNINGS", "PYTHONUTF8", "PYTHONOPTIMIZE", "PYTHON_GIL"])
-    def test_environment_variables_that_would_come_too_late(self, name):
-        with pytest.raises(ValueError, match=f"env: Python reads {name} only when it starts"):
-            RemoteExecutor(":", env={name: "0"})
-
-    def test_places(self, ssh, monkeypatch):
-        """Numbers from 0, which a slot that died leaves to the next; numerical threads share."""
-        names = "EXECUTORS_SLOT", "EXECUTORS_MACHINE", "GPU", "OMP_NUM_THREADS", "MKL_NUM_THREADS"
-
-        def look(end=False):
-            time.sleep(0.1)
-            found = [os.environ.get(name) for name in names]
-            return os._exit(1) if end else found
-        pool = ssh("2/alpha nice=7", env={"GPU": "{slot:02d}@{machine}", "MKL_NUM_THREADS": "5"},
-                   max_bundle_failures=1)
-        threads = str(max(1, len(os.sched_getaffinity(0)) // 2))
-        expected = [[n, "alpha", f"0{n}@alpha", threads, "5"] for n in "01"]
-        assert sorted(pool.map(look, [False] * 2)) == expected
-        assert isinstance(pool.submit(look, True).exception(PATIENCE), BundleError)
-        assert sorted(pool.map(look, [False] * 2)) == expected
-        assert pool.submit(os.nice, 0).result(PATIENCE) == os.nice(0) + 7
-
-    @pytest.mark.parametrize("env", [
-        {"A": "{gpu}"}, {"A": "{"}, {"A": 1}, {"A=B": ""}, {"": ""}, {"A": "\0"}, {"A": "{0}"},
-        {"A": "{machine:02d}"}])
-    def test_bad_environments(self, env):
-        with pytest.raises(ValueError, match=r"^env: "):
-            RemoteExecutor(":", env=env)
-
-    @pytest.mark.parametrize("how", ["by value", "by name"])
-    def test_an_initializer(self, remote, local, request, how):
-        """It runs once in each slot, before the first task; what it sets is there for all."""
-        if how == "by name":
-            request.getfixturevalue("by_name")
-        pool = local("2/:", initializer=set_level, initargs=([how],))
-        if how == "by value":
-            assert pool.submit(lambda: LEVELS).result(PATIENCE) == {"level": [how]}
-        found = list(pool.map(get_level, [0.02] * 10))
-        assert {level for level, _, _ in found} == {how}
-        assert len({pid for _, pid, _ in found}) == len({ident for _, _, ident in found}) == 2
-        if how == "by value":
-            assert pool.submit(lambda: LEVEL).result(PATIENCE) == [how]
-
-    def test_an_initializer_that_raises(self, local, caplog):
-        """Told once, with the place; that machine is done with, and the pool with its last one."""
-        def fail():
-            raise OSError("no GPU")
-        pool = local("2/:", initializer=fail)
-        futures = [pool.submit(neg, n) for n in range(20)]
-        for future in futures:
-            error = future.exception(PATIENCE)
-            assert isinstance(error, cf.BrokenExecutor) and isinstance(error, NoWorkersError)
-            assert "the initializer raised OSError: no GPU (" in str(error)
-            assert ", in fail)" in str(error)
-        with pytest.raises(NoWorkersError):
-            pool.submit(neg, 1)
-        until(lambda: caplog.text.count("no GPU") == 1)
-
-    def test_an_initializer_that_raises_on_one_machine(self, ssh):
-        def fail():
-            assert os.environ["EXECUTORS_MACHINE"] == "beta"
-        def work(_):
-            time.sleep(0.02)
-            return os.environ["EXECUTORS_MACHINE"]
-        pool = ssh("2/alpha", "2/beta", initializer=fail)
-        until(lambda: all(worker.state == "up" for worker in pool.status.workers))
-        assert list(pool.map(work, range(30), chunksize=1)) == ["beta"] * 30
-        assert [worker.state for worker in pool.status.workers] == ["failed", "up"]
-
-    def test_an_initializer_that_cannot_be_pickled(self):
-        with pytest.raises(TypeError, match="lock"):
-            RemoteExecutor(":", initializer=print, initargs=(threading.Lock(),))
-
-    @pytest.mark.parametrize("kind", ["pipe", "process"])
-    def test_caches_outlive_calls(self, kind):
-        """In each process, one for the same contents; its settings stay, and so do its results."""
-        @functools.cache
-        def load(name):
-            return [name, os.getpid(), time.monotonic_ns()]
-
-        @functools.lru_cache(maxsize=2, typed=True)
-        def fibonacci(n):
-            return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)
-
-        class Model:
-            @functools.cached_property
-            def size(self):
-                return 5
-
-            @functools.lru_cache(1)     # noqa: B019 -- what users do
-            def double(self, n):
-                return 2 * n
-
-        with maker() as make:
-            pool = make("1/:") if kind == "pipe" else executors.ProcessExecutor(1)
-            first = pool.submit(load, "model").result(PATIENCE)
-            tasks = [lambda n: load("model") + [n] * 0, lambda n: load("model")]
-            for task in tasks:
-                assert all(found == first for found in pool.map(task, range(5)))
-            settings = pool.submit(lambda: (fibonacci(20), fibonacci.cache_parameters()))
-            assert settings.result(PATIENCE) == (6765, {"maxsize": 2, "typed": True})
-            assert pool.submit(lambda: (Model().size, Model().double(4))).result(PATIENCE) == (5, 8)
-
-            cached = [functools.cache(one) for one in (abs, json.loads, Bomb)]
-            assert pool.submit(lambda: cached[0](-3) + cached[1]("4")).result(PATIENCE) == 7
-
-            def other():
-                @functools.cache
-                def load(name):
-                    return name
-                return load
-            assert pool.submit(other(), "another").result(PATIENCE) == "another"
-            pool.shutdown()
-
-
-def set_level(level):
-    global LEVEL
-    assert LEVEL is None
-    LEVEL = LEVELS["level"] = level
-
-
-def get_level(seconds):
-    time.sleep(seconds)
-    return *LEVEL, os.getpid(), id(LEVEL)
-
-
-# ────────────────────────────────────── what follows: output ──────────────────────────────────────
-
-    def test_what_a_pool_uses_is_not_pruned_whatever_the_clock_says(self, local, tmp_path, home):
-        for name in "ab":
-            (tmp_path / name).write_text(name)
-        pool = local("1/:", files=tmp_path / "a")
-        assert pool.submit(read, "a").result(PATIENCE) == "a"
-        cache = home / ".cache/executors"
-        for entry in cache.iterdir():
-            os.utime(entry, (1, 1))     # as if the clock had been put forward
-        other = local("1/:", files=tmp_path / "b")
-        assert other.submit(read, "b").result(PATIENCE) == "b"
-        assert pool.submit(read, "a").result(PATIENCE) == "a" and len([*cache.iterdir()]) == 2
-
-    def test_a_relative_temporary_directory(self, local, tmp_path, home, monkeypatch):
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setenv("TMPDIR", "temporary")
-        (tmp_path / "temporary").mkdir()
-        (tmp_path / "a").write_text("a")
-        pool = local("1/:", files="a")
-        assert pool.submit(read, "a").result(PATIENCE) == "a"
-        assert os.listdir("temporary")
-        pool.shutdown()
-        until(lambda: not os.listdir("temporary"))
+# ───────────────────────────────── what comes back: output, lies ──────────────────────────────────
 
 
 class TestLies:
@@ -7316,163 +6470,1126 @@ class TestTrace:
         assert sum(event["ph"] == "X" for event in events) == 10
 
 
-# ─────────────────────────────────── logins as they are out there ─────────────────────────────────
-
-RC_FILES = {"sh": ".profile", "dash": ".profile", "bash": ".bashrc", "zsh": ".zshenv",
-            "tcsh": ".tcshrc", "fish": ".config/fish/config.fish"}
-READING = {"tcsh": "set line = $<", "fish": "read line"}
-NOISES = {
-    "nothing": "", "no newline": "printf noise", "reading": "read line",
-    "a megabyte": "awk 'BEGIN { for (i = 0; i < 20000; i++) print \"a login file that prints "
-                  "without end, no one knows why\" }'",
-}
+# ──────────────────────────────────── defaults and parallelize ────────────────────────────────────
 
 
-def odd_login(stack, folder, shell="sh", files=(), mounts=":", name="odd"):
-    """Start an sshd that sees another /etc/passwd than everyone else.
+class TestDefaults:
+    @pytest.fixture(autouse=True)
+    def clean(self, monkeypatch):
+        monkeypatch.setenv("EXECUTORS_REMOTE_WORKERS", "2/:")
+        yield
+        executors.DefaultExecutors().shutdown()
 
-    In it, we have the shell and the home that a test wants. `mounts` is shell code that runs there,
-    in a mount namespace of its own, with the home as $1.
-    """
-    path = shutil.which(shell)
-    assert path, f"apt-get install {shell}"
-    home, passwd = folder / "home", folder / "passwd"
-    home.mkdir(exist_ok=True, parents=True)
-    for file, text in dict(files).items():
-        (home / file).parent.mkdir(parents=True, exist_ok=True)
-        (home / file).write_text(text + "\n")
-    us = f"root:x:0:0:root:{home}:{path}\n"
-    lines = read("/etc/passwd").splitlines(keepends=True)
-    passwd.write_text("".join(us if line.startswith("root:") else line for line in lines))
-    script = f'mount --bind "$0" /etc/passwd; {mounts}; shift; exec "$@"'
-    prefix = ["unshare", "-m", "sh", "-c", script, str(passwd), str(home)]
-    return stack.enter_context(Sshd([name], prefix=prefix, has_home=True))
+    def test_one_of_each(self):
+        first, second = executors.DefaultExecutors(), executors.DefaultExecutors()
+        with cf.ThreadPoolExecutor(8) as threads:
+            assert len(set(threads.map(lambda _: first.thread_pool(), range(50)))) == 1
+        assert first.process_pool() is second.process_pool()
+        assert first.remote_pool() is second.remote_pool()
+        old = first.remote_pool()
+        first.shutdown()
+        assert second.remote_pool() is not old
+
+    @pytest.mark.parametrize("method", [*executors.Method, None])
+    def test_shard_call_wait(self, method):
+        with executors.ThreadExecutor(2) as own:
+            @executors.parallelize(method or own)
+            def total(numbers, start=0):
+                return sum(numbers, start)
+
+            numbers = list(range(100))
+            shards = [numbers[n::4] for n in range(4)]
+            partial_sums = [total(shard) for shard in shards]
+            assert sum(executors.wait_all(partial_sums)) == 4950
+            assert total([0], start=total([1, 2])).result(PATIENCE) == 3      # futures are awaited
+            with pytest.raises(TypeError):
+                total(total(["x"])).result(PATIENCE)
+
+    def test_many_futures_among_the_arguments(self):
+        @executors.parallelize()
+        def add(*numbers):
+            return sum(numbers)
+
+        gate = threading.Event()
+        slow = executors.DefaultExecutors().thread_pool().submit(lambda: gate.wait(PATIENCE) and 5)
+        total = add(slow, *(add(n) for n in range(20)), slow)
+        assert not total.done()
+        gate.set()
+        assert total.result(PATIENCE) == 200
+
+    def test_an_awaited_call_fails_if_its_executor_cannot_be_made(self, monkeypatch, tmp_path):
+        monkeypatch.delenv("EXECUTORS_REMOTE_WORKERS")
+        monkeypatch.setenv("HOME", str(tmp_path))
+        one = executors.parallelize()(lambda: 1)
+        two = executors.parallelize(executors.Method.REMOTE)(neg)
+        with pytest.raises(ValueError, match="no remote workers"):
+            two(one()).result(PATIENCE)
+
+    def test_wait_all_raises_at_once(self, tmp_path):
+        pool = executors.DefaultExecutors().thread_pool()
+        slow = pool.submit(wait_for, str(tmp_path / "go"))
+        with pytest.raises(ZeroDivisionError):
+            executors.wait_all([slow, pool.submit(divmod, 1, 0)])
+        assert not slow.done()
+        (tmp_path / "go").touch()
+
+    def test_parentheses_are_asked_for(self):
+        with pytest.raises(TypeError, match="parentheses"):
+            executors.parallelize(neg)
+        with pytest.raises(TypeError, match="such as Method.PROCESS, got 'process'"):
+            executors.parallelize("process")
+
+    def test_no_workers_configured(self, monkeypatch, tmp_path):
+        monkeypatch.delenv("EXECUTORS_REMOTE_WORKERS")
+        monkeypatch.setenv("HOME", str(tmp_path))
+        words = r"EXECUTORS_REMOTE_WORKERS.*\.config/executors/workers"
+        with pytest.raises(ValueError, match=words):
+            executors.DefaultExecutors().remote_pool()
+        (tmp_path / ".config/executors").mkdir(parents=True)
+        text = "# the lab\n1/:   # this one\n\n"
+        (tmp_path / ".config/executors/workers").write_text(text)
+        with RemoteExecutor(show_status=False) as pool:
+            assert pool.submit(neg, 1).result(PATIENCE) == -1
+        pool = executors.DefaultExecutors().remote_pool()
+        assert pool.submit(neg, 1).result(PATIENCE) == -1
+
+    def test_running_work_is_finished_at_exit(self):
+        done = run("""
+            import executors
+            @executors.parallelize(executors.Method.REMOTE)
+            def inner(n):
+                return n + 1
+            @executors.parallelize(executors.Method.THREAD)
+            def outer(n):
+                print(f"{inner(n).result()}\\n", end="", flush=True)
+            for n in range(3):
+                outer(n)
+        """, env={"EXECUTORS_REMOTE_WORKERS": "2/:"})
+        assert sorted(done.stdout.split()) == ["1", "2", "3"] and not done.stderr, done
+
+
+# ────────────────────────────────────────── integrations ──────────────────────────────────────────
+
+
+class TestJoblib:
+    @pytest.fixture
+    def parallel(self, remote):
+        with joblib.parallel_config(backend=executors.joblib_backend(remote)):
+            yield lambda function, *columns, **options: joblib.Parallel(**options)(
+                joblib.delayed(function)(*row) for row in zip(*columns))
+
+    def test_shared_arrays_go_with_their_call(self, local):
+        """A machine forgets them when `Parallel` is done."""
+        pool, array = local("1/:"), numpy.ones(3_000_000)
+        with joblib.parallel_config(backend=executors.joblib_backend(pool)):
+            found = joblib.Parallel()(joblib.delayed(numpy.sum)(array) for _ in range(3))
+        assert found == [3_000_000] * 3
+        channel, = pool._supervisor.channels.values()
+        until(lambda: max(map(executors._size, (
+            function.packed for function in channel._known.values())), default=0) < 10_000)
+        assert pool.submit(neg, 1).result(PATIENCE) == -1
+
+    def test_results_errors_and_batches(self, parallel, remote):
+        def work(n):
+            return n * n if n < 900 else 1 // 0
+        assert parallel(work, range(800)) == [n * n for n in range(800)]
+        assert parallel(work, range(10), n_jobs=2) == [n * n for n in range(10)]
+        with pytest.raises(ZeroDivisionError):
+            parallel(work, range(890, 910))
+        assert sorted(parallel(work, range(50), return_as="generator_unordered")) == [
+            n * n for n in range(50)]
+
+    def test_the_rest_is_aborted(self, parallel, remote, tmp_path):
+        def work(path, n):
+            return wait_for(path) if n else 1 // 0
+        with pytest.raises(ZeroDivisionError):
+            parallel(work, [str(tmp_path / "never")] * 50, range(50))
+        until(lambda: not remote.task_count)
+
+    def test_what_is_nested_stays_in_its_slot(self, parallel):
+        def outer(n):
+            inner = joblib.Parallel(n_jobs=-1)(joblib.delayed(os.getpid)() for _ in range(5))
+            return {*inner} == {os.getpid()}
+        assert parallel(outer, range(4)) == [True] * 4
+
+    def test_what_is_nested_gets_the_jobs_it_asks_for(self, parallel):
+        def outer():
+            meeting = threading.Barrier(3)
+
+            def inner(n):
+                meeting.wait(PATIENCE)
+                return n, joblib.effective_n_jobs(3)
+            calls = map(joblib.delayed(inner), range(3))
+            return joblib.effective_n_jobs(None), joblib.Parallel(n_jobs=3)(calls)
+        assert parallel(lambda _: outer(), range(4)) == [(1, [(n, 1) for n in range(3)])] * 4
+
+    @pytest.mark.parametrize("worker", ["alpha", "1/alpha"])
+    def test_nothing_runs_here_while_machines_come_up(self, ssh, worker):
+        with joblib.parallel_config(backend=executors.joblib_backend(ssh(worker))):
+            pids = joblib.Parallel()(joblib.delayed(os.getpid)() for _ in range(4))
+        assert os.getpid() not in pids
+
+    def test_no_jobs_and_a_name(self, parallel, remote, capsys):
+        with pytest.raises(ValueError, match="n_jobs == 0 in Parallel has no meaning"):
+            parallel(abs, [1], n_jobs=0)
+        assert parallel(abs, [-1, -2], verbose=10) == [1, 2]
+        assert f"backend ExecutorsBackend with {remote.size} concurrent" in capsys.readouterr().err
+
+    def test_an_adopted_pool_needs_no_module_of_ours(self):
+        foreign = Foreign()
+        backend = executors.joblib_backend(executors.PoolExecutor(foreign))
+        with joblib.parallel_config(backend=backend, n_jobs=2):
+            found = joblib.Parallel()(joblib.delayed(len)(numpy.ones(n)) for n in (2, 200_000))
+        assert found == [2, 200_000] and foreign.calls
+        for call in foreign.calls:
+            assert b"executors" not in call and b"remote_worker" not in call
+
+    def test_shared_arrays_go_over_once(self, local):
+        """Wherever in the arguments they are; and others do not stand in line."""
+        shared = numpy.arange(300_000)
+
+        def look(n, where, own):
+            return os.getpid(), where["array"][0].ctypes.data, int(where["array"][0][n]), own[0]
+
+        pool = local("2/:")
+        with joblib.parallel_config(backend=executors.joblib_backend(pool)):
+            found = joblib.Parallel()(joblib.delayed(look)(n, {"array": [shared]}, [n])
+                                      for n in range(40))
+            assert [one[2:] for one in found] == [(n, n) for n in range(40)]
+            assert len({one[:2] for one in found}) == len({one[0] for one in found}) <= 2
+            sums = joblib.Parallel()(joblib.delayed(numpy.sum)(numpy.full(200_000, n))
+                                     for n in range(40))
+        assert sums == [200_000 * n for n in range(40)]
+
+    def test_arrays_that_are_copied_to_be_pickled(self, local):
+        """They die at once, and the next one may have the same number."""
+        block = numpy.arange(16 * 200_000).reshape(200_000, 16)
+        with joblib.parallel_config(backend=executors.joblib_backend(local("2/:"))):
+            found = joblib.Parallel()(joblib.delayed(lambda column: int(column[0, 0]))(
+                block[:, n:n + 1]) for n in range(16))
+        assert found == [*range(16)]
+
+    def test_threads_and_processes_too(self, shared):
+        for kind in ("thread", "process"):
+            with joblib.parallel_config(backend=executors.joblib_backend(shared(kind))):
+                assert joblib.Parallel()(joblib.delayed(abs)(-n) for n in range(9)) == [*range(9)]
+
+    def test_numbers_of_jobs(self, local):
+        backend = executors.joblib_backend(local("3/:"))
+        numbers = (-1, -2, -9, 1, 5, None)      # never 1, unless it is asked for
+        assert [backend.effective_n_jobs(n) for n in numbers] == [3, 2, 2, 1, 5, 3]
+
+
+# ────────────────────────────────────────── command line ──────────────────────────────────────────
+
+
+class TestCommandLine:
+    def run(self, *arguments, **options):
+        return run([sys.executable, "-m", "executors"], *arguments, **options)
+
+    def test_selftest(self, tmp_path):
+        done = self.run("--selftest", env={"TMPDIR": str(tmp_path)})
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stdout.count("results are right\n") == 3
+        assert done.stdout.endswith("all checks passed\n")
+        assert "private sshd" in done.stdout and "p95" in done.stdout
+        assert "\x1b" not in done.stdout and not done.stderr
+        assert not os.listdir(tmp_path)
+
+    def test_selftest_on_named_workers(self):
+        done = self.run("--selftest", "--workers", "2/:")
+        assert done.returncode == 0 and "RemoteExecutor: 2/:" in done.stdout
+
+    def test_selftest_fails_honestly(self):
+        done = self.run("--selftest", "--workers", "no-such-host.invalid")
+        assert done.returncode == 1 and "some checks FAILED" in done.stdout, done.stdout
+        assert "resolve" in done.stdout
+
+    # What each stage found, in one line if there is room for it.
+    FOUND = {"name": "ok", "TCP": "ok", "login": "ok", "shell": "quiet",
+             "python": "{}.{}.{}".format(*sys.version_info), "interpreter": sys.executable,
+             "start": r"\S+ \S+", "cores": r"\d+", "trip": r"\S+ \S+",
+             "MB/s": r"[\d.]+ there and [\d.]+ back", "scp": "ok"}
+
+    def paragraph(self, machine, **found):
+        """Return a pattern for what is said of a machine, which found all this."""
+        return f"{machine}: " + ", ".join(f"{stage} {text}" for stage, text in found.items())
+
+    @pytest.mark.parametrize("columns", [80, 40])
+    def test_check(self, columns):
+        """A paragraph for each machine, in lines that fit; and what did not do is below it."""
+        done = self.run("--check", "--workers", ":,no-such-host.invalid",
+                        env={"COLUMNS": str(columns)})
+        assert done.returncode == 1, done.stdout
+        assert max(map(len, done.stdout.splitlines())) < columns
+        words = " ".join(done.stdout.split())
+        assert "name: ssh: Could not resolve hostname" in words and "check the name" in words
+        assert words.endswith("some checks FAILED: see above")
+        reached = {stage: text for stage, text in self.FOUND.items()
+                   if stage not in ("name", "TCP", "login", "scp")}     # there is no ssh to here
+        reached["interpreter"] = ".*"
+        # What is wider than a line is broken anywhere.
+        assert re.search(self.paragraph("here", **reached).replace(" ", ""),
+                         words.replace(" ", "")), words
+        paragraphs = re.split(r"\n(?! )", done.stdout)
+        assert "no-such-host.invalid: name FAILED" in paragraphs
+
+    def test_check_of_this_machine_alone(self):
+        assert self.run("--check", "--workers", "1/:").returncode == 0
+
+    def test_check_passes_every_stage(self, sshds):
+        cache = pathlib.Path("~/.cache/executors").expanduser()
+        before = {*cache.glob("*")}
+        done = self.run("--check", "--workers", f"alpha python={sys.executable}",
+                        "--ssh_options", f"-F {sshds[0].path('config')}",
+                        env={"COLUMNS": "1000"})
+        assert done.returncode == 0, done.stdout + done.stderr
+        paragraph = self.paragraph("alpha", **self.FOUND)
+        assert re.fullmatch(f"{paragraph}\nall checks passed\n", done.stdout), done.stdout
+        assert {*cache.glob("*")} <= before
+
+    @pytest.mark.parametrize("stage, worker, options, words", [
+        ("login", "alpha", "-o IdentityFile=none", "Permission denied"),
+        ("TCP", "alpha", "-p 1", "Connection refused"),
+        ("python", "alpha python=/no/python", "", "Looked in: /no/python"),
+    ])
+    def test_check_names_the_stage_that_fails(self, sshds, tmp_path, stage, worker, options, words):
+        config, text = tmp_path / "config", read(sshds[0].path("config"))
+        hidden = "#" if stage == "login" else "IdentityFile"
+        config.write_text(text.replace("IdentityFile", hidden))
+        done = self.run("--check", "--workers", worker, "--ssh_options", f"{options} -F {config}")
+        assert done.returncode == 1 and f"alpha: {stage}: " in done.stdout, done.stdout
+        assert words in " ".join(done.stdout.split()), done.stdout
+
+    def test_check_imports(self, sshds):
+        done = self.run("--check", "--workers", f"alpha python={sys.executable}", "--import",
+                        "numpy,no_such_module", "--ssh-options", f"-F {sshds[0].path('config')}",
+                        env={"COLUMNS": "1000"})
+        stages, why, *_ = done.stdout.splitlines()
+        assert stages.startswith("alpha: ") and done.returncode == 1
+        assert stages.split(", ")[-2:] == [
+            f"import numpy {numpy.__version__}", "import no_such_module FAILED"]
+        assert why.startswith("alpha: import no_such_module: No module named 'no_such_module'")
+
+    def test_without_cloudpickle(self, tmp_path):
+        """What is to be done is said at once, wherever one begins."""
+        venv.create(tmp_path / "env", symlinks=True)
+        for how, code in (["-m", "executors", "--selftest"], 2), (
+                ["-c", "import executors; executors.RemoteExecutor(':')"], 1), (
+                ["-c", "import executors; executors.ProcessExecutor()"], 1):
+            done = run([str(tmp_path / "env/bin/python"), *how], cwd=HERE)
+            assert done.returncode == code, done
+            assert done.stderr.endswith("not installed here: pip install cloudpickle\n"), done
+
+    def test_check_has_a_limit_for_each_stage(self, tmp_path):
+        (tmp_path / "hangs.py").write_text("import time\ntime.sleep(1000)\n")
+        done = run("""
+            import executors, sys
+            executors.CHECK_SECONDS = 20, 1
+            sys.exit(executors._main(["--check", "--workers", "1/:", "--import", "hangs"]))
+            """, cwd=tmp_path, env={"PYTHONPATH": f"{HERE}:{tmp_path}"})
+        assert "here: import hangs: not done after 1 s\n" in done.stdout, done
+        assert done.returncode == 1
+
+    def test_check_interrupted_in_a_stage(self, tmp_path):
+        (tmp_path / "hangs.py").write_text(
+            f"import time\nopen({str(tmp_path / 'began')!r}, 'w')\ntime.sleep(1000)\n")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "executors", "--check", "--workers", "1/:", "--import", "hangs"],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONPATH": f"{HERE}:{tmp_path}"})
+        until((tmp_path / "began").exists)
+        children = descendants(process.pid)
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=PATIENCE)[1] == "interrupted\n"
+        assert children and not any(map(alive, children))
+
+    def test_check_interrupted(self):
+        """Who is done has been told; one line, and no ssh is left where a login leads nowhere."""
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            options = f"-p {silent.getsockname()[1]}"
+            script = ("import executors; executors._main("
+                      f"['--check', '--workers', '127.0.0.1,:', '--ssh_options', '{options}'])")
+            process = subprocess.Popen([sys.executable, "-c", script], cwd=HERE, text=True,
+                                       stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            with silent.accept()[0]:
+                said = process.stdout.readline()
+                assert said.startswith("here: shell quiet, ")
+                while "MB/s " not in said:      # the last stage of a machine without ssh
+                    said += process.stdout.readline()
+                children = descendants(process.pid)
+                process.send_signal(signal.SIGINT)
+                assert process.communicate(timeout=PATIENCE) == ("", "interrupted\n")
+        assert children and not any(map(alive, children))
+
+    def test_nonsense(self):
+        done = self.run("--check", "--workers", "x/y")
+        assert done.returncode == 2 and "'x/y'" in done.stderr
+        assert self.run().returncode == 2
+
+
+# ───────────────────────────────────────────── frames ─────────────────────────────────────────────
+
+
+def read_all(reader):
+    out = []
+    try:
+        while True:
+            out += reader.read()
+    except EOFError:
+        return out
+
+
+@contextmanager
+def stream(data):
+    """Yield a descriptor that gives these bytes, then ends."""
+    fd, out = os.pipe()
+
+    def write():
+        with os.fdopen(out, "wb") as file:
+            file.write(data)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    yield fd
+    while os.read(fd, 1 << 20):
+        pass
+    writer.join()
+    os.close(fd)
+
+
+class TestFrames:
+    def test_round_trip(self):
+        frames = [(wire.PING, 0, b""), (wire.KILL, 2 ** 64 - 1, b"x"),
+                  (wire.OUTPUT, 1, b"y" * 70_000), (wire.PONG, 1, b"")] * 3
+        with stream(b"".join(wire.frame(*frame) for frame in frames)) as fd:
+            read = read_all(wire.FrameReader(fd))
+        assert frames == [
+            (kind, ident, bytes(data[wire.HEADER_SIZE:])) for kind, ident, data in read]
+
+    @pytest.mark.parametrize("length", range(1, 17 + 5))
+    def test_truncation_says_what_was_expected(self, length):
+        data = wire.frame(wire.KILL, 7, b"12345")
+        with stream(data + data[:length]) as fd, pytest.raises(wire.FrameError) as caught:
+            read_all(wire.FrameReader(fd))
+        expected = 17 if length < 17 else 22
+        assert f"expected {expected} bytes, got {length}" in str(caught.value)
+
+    def test_truncation_inside_a_long_frame(self):
+        data = wire.frame(wire.OUTPUT, 1, b"x" * 500_000)[:-1]
+        with stream(data) as fd, pytest.raises(wire.FrameError, match="ended inside"):
+            read_all(wire.FrameReader(fd))
+
+    @pytest.mark.parametrize("size", [wire.MAX_FRAME + 1, 2 ** 63, 2 ** 64 - 1])
+    def test_absurd_lengths(self, size):
+        data = struct.pack("!BQQ", wire.OUTPUT, 0, size)
+        with stream(data) as fd, pytest.raises(wire.FrameError, match=f"announces {size} bytes"):
+            read_all(wire.FrameReader(fd))
+
+    @pytest.mark.parametrize("size", [99_000, 60_000])
+    def test_a_part_that_overruns(self, size):
+        """It is told, whether it is read in place or not."""
+        part = 100_000 if size == 99_000 else 60_001
+        data = b"".join(map(bytes, wire.message(wire.RESULT, 1, 0, ([part], [b"x" * part]))))
+        broken = data.replace(struct.pack("!Q", part), struct.pack("!Q", size), 1)
+        with stream(broken) as fd, pytest.raises(wire.FrameError, match="overruns"):
+            read_all(wire.MessageReader(fd))
+
+    @pytest.mark.parametrize("value", [
+        None, 1.5, "é" * 10, (1, (2, b"x")), list(range(50_000)), b"x" * 3_000_000, "y" * 200_000,
+        {"a": numpy.arange(1_000_000), "b": numpy.ones(300_000), "c": [1, 2]},
+        [numpy.full(n * 997 % 20_000 + 8192, n) for n in range(300)]])
+    def test_messages(self, value):
+        data = b"".join(map(bytes, wire.message(wire.RESULT, 5, 77, wire.pack(value))))
+        with stream(data) as fd:
+            (kind, ident, tag, segments), = read_all(wire.MessageReader(fd))
+        assert (kind, ident, tag) == (wire.RESULT, 5, 77)
+        assert pickle.dumps(wire.unpack(segments)) == pickle.dumps(value)
+
+    def test_large_buffers_are_not_copied_into_the_pickle(self):
+        lengths, _ = wire.pack(numpy.zeros(1_000_000))
+        assert lengths[0] < 1000 and lengths[1] == 8_000_000
+
+    def test_messages_interleave(self):
+        one = wire.message(wire.RESULT, 1, 0, wire.pack(numpy.full(400_000, 1.0)))
+        two = wire.message(wire.RESULT, 2, 0, wire.pack(numpy.full(400_000, 2.0)))
+        mixed = [one[0], two[0]]
+        for at in range(1, len(one), 2):
+            mixed += [*one[at:at + 2], wire.frame(wire.PONG), *two[at:at + 2]]
+        with stream(b"".join(map(bytes, mixed))) as fd:
+            messages = read_all(wire.MessageReader(fd))
+        results = {ident: wire.unpack(body) for kind, ident, _, body in messages
+                   if kind == wire.RESULT}
+        assert results[1].sum() == 400_000 and results[2].sum() == 800_000
+        assert sum(kind == wire.PONG for kind, *_ in messages) == len(range(1, len(one), 2))
+
+    def test_forgetting_half_a_message(self):
+        head, *parts = wire.message(wire.RESULT, 1, 0, wire.pack(b"x" * 3_000_000))
+        reader = wire.MessageReader(-1)
+        reader.fd, out = os.pipe()
+        os.write(out, head)
+        assert reader.read() == []
+        os.close(out)
+        os.close(reader.fd)
+        reader.forget(1)
+        with stream(b"".join(map(bytes, parts)) + wire.frame(wire.PONG)) as reader.fd:
+            assert [kind for kind, *_ in read_all(reader)] == [wire.PONG]
+
+    def test_an_outbox_survives_a_full_pipe(self):
+        read_in, out = os.pipe()
+        os.set_blocking(out, False)
+        frames = [wire.frame(wire.OUTPUT, n, b"x" * (n * 997 % 70_000)) for n in range(100)]
+        outbox, got = wire.Outbox(out), []
+        outbox.put(frames)
+        while not outbox.flush():
+            got.append(os.read(read_in, 50_000))
+        os.close(out)
+        with os.fdopen(read_in, "rb") as rest:
+            got.append(rest.read())
+        assert b"".join(got) == b"".join(frames) and outbox.size == 0
+
+
+# ────────────────────────────────────── what a slot is told ───────────────────────────────────────
+
+LEVEL = None        # what an initializer sets
+LEVELS = {}         # and what it changes
+
+
+class TestProcesses:
+    """What a task starts, and what stays of it."""
+
+    def run_on_hidden(self, folder):
+        """Run `main.py` of a folder with the options of a machine that cannot see that folder."""
+        hide = f'mount -t tmpfs tmpfs {folder} && cd / && exec "$@"'
+        with Sshd(["hidden"], prefix=["unshare", "-m", "sh", "-c", hide, "sh"]) as hidden:
+            return run([sys.executable, "main.py", *hidden.ssh_options], cwd=folder, env={
+                "PYTHONPATH": HERE})
+
+    def test_orphans_are_reaped_elsewhere(self, remote):
+        """A slot has no children but its task's, whatever these leave behind."""
+        def leave(number):
+            for _ in range(number):
+                subprocess.run("sleep 0.01 &", shell=True, check=True)
+            until(lambda: len(descendants(os.getppid()) - {os.getpid()}) == 0)
+            with open(f"/proc/{os.getpid()}/task/{os.getpid()}/children") as file:
+                return file.read().split()
+        assert remote.submit(leave, 30).result(PATIENCE) == []
+
+    def test_waiting_for_any_child_finds_ones_own(self, remote):
+        def wait_for_any():
+            subprocess.run("sleep 0.01 &", shell=True, check=True)
+            until(lambda: len(descendants(os.getppid()) - {os.getpid()}) == 0)
+            pid = os.fork()
+            if not pid:
+                os._exit(7)
+            found, status = os.wait()
+            return found == pid, os.waitstatus_to_exitcode(status)
+        assert remote.submit(wait_for_any).result(PATIENCE) == (True, 7)
+
+    @pytest.mark.parametrize("kind", ["pipe", "ssh", "process"])
+    @pytest.mark.parametrize("how", ["thread", "pool"])
+    def test_threads_are_waited_for(self, sshds, tmp_path, kind, how):
+        def start():
+            def write():
+                while not (tmp_path / "go").exists():
+                    time.sleep(0.01)
+                (tmp_path / "written").touch()
+            if how == "thread":
+                threading.Thread(target=write).start()
+            else:
+                cf.ThreadPoolExecutor(1).submit(write)
+        with maker(sshds[0].ssh_options) as make:
+            pool = make_pool(kind, make)
+            pool.submit(start).result(PATIENCE)
+            pool.shutdown(wait=False)
+            time.sleep(1.5)     # a slot that is not waited for is killed after a third of that
+            (tmp_path / "go").touch()
+            pool.shutdown()
+            until((tmp_path / "written").exists)    # the standard library has stopped waiting
+            assert kind == "process" or pool._supervisor.all_ended.is_set()
+
+    def test_a_killed_pool_waits_for_no_thread(self, local, tmp_path):
+        def start():
+            threading.Thread(target=touch_and_wait, args=[tmp_path / "began"]).start()
+            return os.getpid()
+        pool = local("1/:")
+        pid = pool.submit(start).result(PATIENCE)
+        closer = threading.Thread(target=pool.shutdown)
+        closer.start()
+        until((tmp_path / "began").exists)
+        pool._give_up()
+        closer.join(PATIENCE)
+        assert not closer.is_alive() and not alive(pid)
+
+    @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+    def test_pools_in_a_task(self, tmp_path, sshds, method):
+        """Of functions of the script, and of a module of the project, which is nowhere there."""
+        (tmp_path / "proj").mkdir()
+        (tmp_path / "proj/__init__.py").touch()
+        (tmp_path / "proj/empty.py").touch()
+        (tmp_path / "proj/deep.py").write_text("import proj.empty\ndef cube(n): return n ** 3\n")
+        (tmp_path / "main.py").write_text(textwrap.dedent(f"""
+            import concurrent.futures, executors, multiprocessing, sys
+            from proj.deep import cube
+            class Shape:
+                def __init__(self, n): self.n = n
+                def __eq__(self, other): return self.n == other.n
+            def square(shape): return Shape(shape.n ** 2)
+            def use():
+                context = multiprocessing.get_context("{method}")
+                with context.Pool(2) as pool:
+                    found = pool.map(cube, range(3))
+                with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
+                    shape = pool.submit(square, Shape(3)).result()
+                return found, shape == Shape(9), type(shape) is Shape
+            if __name__ == "__main__":
+                worker = "1/hidden python=" + sys.executable
+                with executors.RemoteExecutor([worker], ssh_options=sys.argv[1:]) as pool:
+                    print(pool.submit(use).result())
+            """))
+        done = self.run_on_hidden(tmp_path)
+        assert done.stdout == "([0, 1, 8], True, True)\n", done
+
+    def test_modules_of_a_package(self, tmp_path):
+        """Those of a package that was sent are found by pkgutil, as plug-ins are."""
+        for name in ("proj/__init__.py", "proj/one.py", "proj/two.py", "proj/sub/__init__.py"):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).touch()
+        (tmp_path / "main.py").write_text(textwrap.dedent("""
+            import executors, pkgutil, proj, sys
+            def use():
+                found = [(one.name, one.ispkg) for one in pkgutil.iter_modules(proj.__path__)]
+                return found, [m.name for m in pkgutil.walk_packages(proj.__path__, "proj.")]
+            if __name__ == "__main__":
+                worker = "1/hidden python=" + sys.executable
+                with executors.RemoteExecutor([worker], ssh_options=sys.argv[1:]) as pool:
+                    print(pool.submit(use).result())
+            """))
+        done = self.run_on_hidden(tmp_path)
+        assert eval(done.stdout) == (
+            [("one", False), ("sub", True), ("two", False)],
+            ["proj.one", "proj.sub", "proj.two"]), done
+
+    @pytest.mark.parametrize("chunksize", [None, 1])
+    def test_a_map_is_of_the_script_as_it_was(self, tmp_path, chunksize):
+        """Also where its items are of a class that its function does not name."""
+        (tmp_path / "main.py").write_text(textwrap.dedent(f"""
+            import executors, operator
+            g = [0]
+            class P:
+                x = 0
+                def __init__(self, n): self.n = n
+            def f(p): return g[0]
+            if __name__ == "__main__":
+                with executors.RemoteExecutor(["1/:"], show_status=False) as pool:
+                    for fn in f, lambda p: g[0]:
+                        g[0] = 0
+                        found = pool.map(fn, [P(n) for n in range(300)], chunksize={chunksize})
+                        g[0] = 99
+                        print({{*found}})
+                    for P.x in 1, 2:
+                        get = operator.attrgetter("x")
+                        print(*pool.map(getattr, [P(1)], ["x"], chunksize={chunksize}))
+            """))
+        done = run([sys.executable, "main.py"], cwd=tmp_path, env={"PYTHONPATH": HERE})
+        assert done.stdout.split() == ["{0}", "{0}", "1", "2"], done
+
+    def test_a_stopped_slot_ends_too(self, local):
+        pool = local("1/:")
+        pid = pool.submit(os.getpid).result(PATIENCE)
+        os.kill(pid, signal.SIGSTOP)
+        pool.shutdown()
+        assert not alive(pid)
+
+    def test_a_module_that_asks_for_a_name_while_it_is_imported(self, tmp_path):
+        (tmp_path / "slow.py").write_text(
+            "import sys, time\nif 'remote_worker' in sys.modules and not hasattr("
+            "sys.modules['__main__'], '__file__'):\n    time.sleep(1)\n"
+            "    import __main__\n    v = __main__.helper()\n")
+        (tmp_path / "main.py").write_text(textwrap.dedent("""
+            import executors, slow, threading, time
+            def helper(): return 5
+            def spawn(n):
+                threading.Thread(target=lambda: __import__("slow"), daemon=True).start()
+            def use(n): return slow.v + n
+            if __name__ == "__main__":
+                with executors.RemoteExecutor("1/:", show_status=False, bundle_timeout=15) as pool:
+                    pool.submit(spawn, 0).result()
+                    time.sleep(0.3)
+                    print(pool.submit(use, 1).result())
+            """))
+        done = run([sys.executable, "main.py"], cwd=tmp_path, env={"PYTHONPATH": HERE})
+        assert done.stdout == "6\n", done
+
+    def test_what_is_needed_to_unpickle_data_is_there_before_it(self, tmp_path):
+        (tmp_path / "main.py").write_text(textwrap.dedent("""
+            import executors, math, threading
+            class Grid:
+                def __init__(self): self.a = [4.0]
+                def __getstate__(self): return {"a": self.a}
+                def __setstate__(self, state):
+                    self.a, self.lock = [math.sqrt(x) for x in state["a"]], threading.Lock()
+            class K:
+                def __init__(self, x): self.x = x
+                def __hash__(self): return hash(key_of(self))
+                def __eq__(self, other): return key_of(self) == key_of(other)
+            def key_of(k): return k.x
+            grid, table, names = Grid(), {K(1): "one"}, []
+            class Plugin:
+                def __init_subclass__(cls, **_): names.append(cls.__name__)
+            class A(Plugin): pass
+            class Meta(type):
+                def __new__(meta, name, bases, space, **_):
+                    return super().__new__(meta, name, bases, {**space, "e": math.pi})
+            class C(metaclass=Meta): pass
+            if __name__ == "__main__":
+                with executors.RemoteExecutor("1/:", show_status=False) as pool:
+                    for fn in (lambda: grid.a, lambda: table[K(1)], lambda: A.__name__,
+                               lambda: C.e > 3, lambda: names):
+                        print(pool.submit(fn).result())
+            """))
+        done = run([sys.executable, "main.py"], cwd=tmp_path, env={"PYTHONPATH": HERE})
+        assert done.stdout.splitlines() == ["[2.0]", "one", "A", "True", "['A']"], done
+
+    def test_a_fresh_slot_after_so_many_tasks(self, remote, sshds):
+        with maker(sshds[0].ssh_options) as make:
+            pool = make(*(["1/:"] if remote._supervisor.scheduler.workers[0].machine == ":"
+                          else [f"1/alpha python={sys.executable}"]), max_tasks_per_child=3)
+
+            def who(_):
+                return os.getpid()
+            pids = [pool.submit(who, n).result(PATIENCE) for n in range(7)]
+            assert [len({*pids[n:n + 3]}) for n in (0, 3)] == [1, 1] and len({*pids}) == 3
+            futures = [pool.submit(who, n) for n in range(30)]
+            counts = [f.result(PATIENCE) for f in futures]
+            assert max(map(counts.count, counts)) <= 3
+            for chunksize in (None, 1, 3):
+                found = list(pool.map(who, range(60), chunksize=chunksize))
+                assert max(map(found.count, found)) <= 3
+            assert pool.status.retried == 0
+
+    def test_a_fresh_process_after_so_many_tasks(self):
+        if sys.version_info < (3, 11):
+            with pytest.raises(ValueError, match="3.11"):
+                executors.ProcessExecutor(1, max_tasks_per_child=2)
+            return
+        with executors.ProcessExecutor(1, max_tasks_per_child=2) as pool:
+            pids = [pool.submit(os.getpid).result(PATIENCE) for _ in range(4)]
+        assert len({*pids}) == 2
+
+    @pytest.mark.parametrize("number", [0, -1, 1.5, "2"])
+    def test_bad_numbers_of_tasks(self, number):
+        with pytest.raises(ValueError, match="max_tasks_per_child"):
+            RemoteExecutor(":", max_tasks_per_child=number)
+
+    @pytest.mark.parametrize("files, expected", [
+        ({}, None),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "150000 100000\n"}, 2),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, None),
+        ({"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/cpu.max": "100000 100000\n",
+          "sys/fs/cgroup/a/b/cpu.max": "max 100000\n"}, 1),
+        ({"proc/self/cgroup": "4:cpuacct,cpu:/x\n1:name=systemd:/\n0::/\n",
+          "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "50000\n",
+          "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n"}, 1),
+        ({"proc/self/cgroup": "4:cpu:/\n", "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
+          "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n"}, None)])
+    def test_the_quota_of_a_container(self, tmp_path, monkeypatch, files, expected):
+        """Of both versions of cgroups, and of the groups further up."""
+        for name, text in files.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(text)
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64))
+        monkeypatch.setattr(os, "cpu_count", lambda: 64)
+        assert wire._count_cores(str(tmp_path)) == (expected or 64)
+
+
+class TestSlots:
+    def test_environment_variables_that_must_be_acted_on(self, remote, local):
+        """The time zone is set; PYTHONPATH holds for the slot, too; a share of the cores."""
+        pool = local("2/:", env={"TZ": "Asia/Tokyo", "PYTHONPATH": "/no/such:/nor/this"})
+
+        def look():
+            names = ["NUMBA_NUM", "POLARS_MAX", "BLIS_NUM", "VECLIB_MAXIMUM", "NUMEXPR_NUM"]
+            return (time.tzname[0], sys.path[:2], os.environ["PYTHONPATH"].split(":")[-2:],
+                    {os.environ[name + "_THREADS"] for name in names})
+        share = str(max(1, wire._count_cores() // 2))
+        paths = ["/no/such", "/nor/this"]
+        assert pool.submit(look).result(PATIENCE) == ("JST", paths, paths, {share})
+
+    @pytest.mark.parametrize("name", [
+        "PYTHONHASHSEED", "PYTHONWARNINGS", "PYTHONUTF8", "PYTHONOPTIMIZE", "PYTHON_GIL"])
+    def test_environment_variables_that_would_come_too_late(self, name):
+        with pytest.raises(ValueError, match=f"env: Python reads {name} only when it starts"):
+            RemoteExecutor(":", env={name: "0"})
+
+    def test_places(self, ssh, monkeypatch):
+        """Numbers from 0, which a slot that died leaves to the next; numerical threads share."""
+        names = "EXECUTORS_SLOT", "EXECUTORS_MACHINE", "GPU", "OMP_NUM_THREADS", "MKL_NUM_THREADS"
+
+        def look(end=False):
+            time.sleep(0.1)
+            found = [os.environ.get(name) for name in names]
+            return os._exit(1) if end else found
+        pool = ssh("2/alpha nice=7", env={"GPU": "{slot:02d}@{machine}", "MKL_NUM_THREADS": "5"},
+                   max_bundle_failures=1)
+        threads = str(max(1, len(os.sched_getaffinity(0)) // 2))
+        expected = [[n, "alpha", f"0{n}@alpha", threads, "5"] for n in "01"]
+        assert sorted(pool.map(look, [False] * 2)) == expected
+        assert isinstance(pool.submit(look, True).exception(PATIENCE), BundleError)
+        assert sorted(pool.map(look, [False] * 2)) == expected
+        assert pool.submit(os.nice, 0).result(PATIENCE) == os.nice(0) + 7
+
+    @pytest.mark.parametrize("env", [
+        {"A": "{gpu}"}, {"A": "{"}, {"A": 1}, {"A=B": ""}, {"": ""}, {"A": "\0"}, {"A": "{0}"},
+        {"A": "{machine:02d}"}])
+    def test_bad_environments(self, env):
+        with pytest.raises(ValueError, match=r"^env: "):
+            RemoteExecutor(":", env=env)
+
+    @pytest.mark.parametrize("how", ["by value", "by name"])
+    def test_an_initializer(self, remote, local, request, how):
+        """It runs once in each slot, before the first task; what it sets is there for all."""
+        if how == "by name":
+            request.getfixturevalue("by_name")
+        pool = local("2/:", initializer=set_level, initargs=([how],))
+        if how == "by value":
+            assert pool.submit(lambda: LEVELS).result(PATIENCE) == {"level": [how]}
+        found = list(pool.map(get_level, [0.02] * 10))
+        assert {level for level, _, _ in found} == {how}
+        assert len({pid for _, pid, _ in found}) == len({ident for _, _, ident in found}) == 2
+        if how == "by value":
+            assert pool.submit(lambda: LEVEL).result(PATIENCE) == [how]
+
+    def test_an_initializer_that_raises(self, local, caplog):
+        """Told once, with the place; that machine is done with, and the pool with its last one."""
+        def fail():
+            raise OSError("no GPU")
+        pool = local("2/:", initializer=fail)
+        futures = [pool.submit(neg, n) for n in range(20)]
+        for future in futures:
+            error = future.exception(PATIENCE)
+            assert isinstance(error, cf.BrokenExecutor) and isinstance(error, NoWorkersError)
+            assert "the initializer raised OSError: no GPU (" in str(error)
+            assert ", in fail)" in str(error)
+        with pytest.raises(NoWorkersError):
+            pool.submit(neg, 1)
+        until(lambda: caplog.text.count("no GPU") == 1)
+
+    def test_an_initializer_that_raises_on_one_machine(self, ssh):
+        def fail():
+            assert os.environ["EXECUTORS_MACHINE"] == "beta"
+        def work(_):
+            time.sleep(0.02)
+            return os.environ["EXECUTORS_MACHINE"]
+        pool = ssh("2/alpha", "2/beta", initializer=fail)
+        until(lambda: all(worker.state == "up" for worker in pool.status.workers))
+        assert list(pool.map(work, range(30), chunksize=1)) == ["beta"] * 30
+        assert [worker.state for worker in pool.status.workers] == ["failed", "up"]
+
+    def test_an_initializer_that_cannot_be_pickled(self):
+        with pytest.raises(TypeError, match="lock"):
+            RemoteExecutor(":", initializer=print, initargs=(threading.Lock(),))
+
+    @pytest.mark.parametrize("kind", ["pipe", "process"])
+    def test_caches_outlive_calls(self, kind):
+        """In each process, one for the same contents; its settings stay, and so do its results."""
+        @functools.cache
+        def load(name):
+            return [name, os.getpid(), time.monotonic_ns()]
+
+        @functools.lru_cache(maxsize=2, typed=True)
+        def fibonacci(n):
+            return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)
+
+        class Model:
+            @functools.cached_property
+            def size(self):
+                return 5
+
+            @functools.lru_cache(1)     # noqa: B019 -- what users do
+            def double(self, n):
+                return 2 * n
+
+        with maker() as make:
+            pool = make("1/:") if kind == "pipe" else executors.ProcessExecutor(1)
+            first = pool.submit(load, "model").result(PATIENCE)
+            tasks = [lambda n: load("model") + [n] * 0, lambda n: load("model")]
+            for task in tasks:
+                assert all(found == first for found in pool.map(task, range(5)))
+            settings = pool.submit(lambda: (fibonacci(20), fibonacci.cache_parameters()))
+            assert settings.result(PATIENCE) == (6765, {"maxsize": 2, "typed": True})
+            assert pool.submit(lambda: (Model().size, Model().double(4))).result(PATIENCE) == (5, 8)
+
+            cached = [functools.cache(one) for one in (abs, json.loads, Bomb)]
+            assert pool.submit(lambda: cached[0](-3) + cached[1]("4")).result(PATIENCE) == 7
+
+            def other():
+                @functools.cache
+                def load(name):
+                    return name
+                return load
+            assert pool.submit(other(), "another").result(PATIENCE) == "another"
+            pool.shutdown()
+
+
+def set_level(level):
+    global LEVEL
+    assert LEVEL is None
+    LEVEL = LEVELS["level"] = level
+
+
+def get_level(seconds):
+    time.sleep(seconds)
+    return *LEVEL, os.getpid(), id(LEVEL)
+
+
+# ───────────────────────────────────────── a shim, alone ──────────────────────────────────────────
+
+
+class Controller:
+    """A shim in a process of its own, and the controller's ends of two pipes to it."""
+
+    def __init__(self, scratch, **config):
+        (far_in, self._to), (self._from, far_out) = os.pipe(), os.pipe()
+        self.pid = os.fork()
+        if not self.pid:
+            os.close(self._to)
+            os.close(self._from)
+            wire._exit_after(lambda: wire.Shim(far_in, far_out, {}, scratch).run())
+        os.close(far_in)
+        os.close(far_out)
+        self._reader, self._seen, self._functions = wire.MessageReader(self._from), [], {}
+        config = {"slots": 2, "lease": 60.0, "machine": "here", "output": True, "env": {},
+                  "nice": 0, "initializer": False, "max_tasks_per_child": 0, "files": {},
+                  **config}
+        self.send(wire.frame(wire.CONFIG, 0, pickle.dumps(config)))
+
+    def send(self, *buffers):
+        wire.write_all(self._to, buffers)
+
+    def function(self, function):
+        ident = (1 << 62) + len(self._functions)
+        self._functions[ident] = function
+        packed = executors._FunctionCache().get(function).packed
+        self.send(*wire.message(wire.FUNCTION, ident, 0, packed))
+        return ident
+
+    def call(self, ident, function, *args):
+        self.send(*wire.message(wire.CALL, ident, function, wire.pack_call(args, {})[0]))
+
+    def await_(self, kind, ident=0):
+        """Return what comes of a kind, about somebody; leave the rest for later."""
+        while True:
+            for message in self._seen:
+                if message[:2] == (kind, ident):
+                    self._seen.remove(message)
+                    return message
+            assert select.select([self._from], [], [], PATIENCE)[0], f"no {kind} about {ident}"
+            self._seen += self._reader.read()
+
+    def result(self, ident):
+        _, _, _, body = self.await_(wire.RESULT, ident)
+        return wire.unpack(body)
+
+    def close(self):
+        os.close(self._to)
+        os.waitpid(self.pid, 0)
+        os.close(self._from)
 
 
 @pytest.fixture
-def login(tmp_path):
-    """Make odd logins: `login(shell, files, mounts)`."""
-    if os.getuid() != 0 or not sys.platform.startswith("linux"):
-        pytest.skip("a private passwd file needs root on Linux")
-    with ExitStack() as stack:
-        yield functools.partial(odd_login, stack, tmp_path)
+def controller(tmp_path):
+    with closing(Controller(str(tmp_path / "scratch"))) as controller:
+        yield controller
 
 
-class TestLoginShells:
-    @pytest.mark.parametrize("shell", RC_FILES)
-    def test_it_connects(self, login, ssh, tmp_path, shell):
-        """Whatever noise the login file makes; a machine for each kind."""
-        # Debian's sh reads .profile only as a login shell; what sshd starts reads $ENV if it is
-        # set. So each has what it reads.
-        config = ""
-        for n, (noise, text) in enumerate(NOISES.items()):
-            text = READING.get(shell, text) if noise == "reading" else text
-            sshd = login.func(*login.args[:1], tmp_path / str(n), shell,
-                              {RC_FILES[shell]: text}, name=f"odd{n}")
-            config += read(sshd.path("config")) + "\n"
-        (tmp_path / "config").write_text(config)
-        pool = ssh(*(f"1/odd{n}" for n in range(len(NOISES))),
-                   ssh_options=["-F", str(tmp_path / "config")])
-        until(lambda: all(worker.state == "up" for worker in pool.status.workers), pool.status)
-        futures = [pool.submit(time.sleep, 0.2) for _ in NOISES]
-        assert [future.result(PATIENCE) for future in futures] == [None] * len(NOISES)
-        if shell in ("bash", "zsh", "tcsh", "fish"):        # it did come, and did no harm
-            assert "noisy" in [worker.found["shell"] for worker in pool.status.workers]
-            noises = [login._noise for login in pool._supervisor.logins.values()]
-            assert any(b"no one knows why" in noise for noise in noises)
+class TestShim:
+    def test_it_greets_and_answers(self, controller):
+        hello = controller.await_(wire.HELLO)[3]
+        cores, shim, guardian = wire.GREETING.unpack_from(hello)
+        assert tuple(hello[wire.GREETING.size:].decode().split("\n")) == wire.platform_facts()
+        assert (shim, guardian) == (controller.pid, os.getpid()) and cores >= 1
+        controller.send(wire.frame(wire.PING, 12345))
+        controller.await_(wire.PONG, 12345)
 
-    @pytest.mark.parametrize("shell, words", [
-        ("false", "ended with status 1"), ("nologin", "This account is currently not available")])
-    def test_a_login_that_is_none(self, login, shell, words):
-        with RemoteExecutor(["1/odd"], ssh_options=login(shell).ssh_options,
-                            show_status=False) as pool:
-            with pytest.raises(NoWorkersError, match=words) as caught:
-                pool.submit(neg, 1).result(PATIENCE)
-            assert "check that `ssh odd echo hello` prints hello" in str(caught.value)
+    def test_what_a_call_prints_comes_before_its_result(self, controller):
+        say = controller.function(print)
+        for n in range(1, 200):
+            controller.call(n, say, f"line {n}")
+            assert controller.result(n) is None
+            text = controller.await_(wire.OUTPUT, 1)[3]
+            assert text == b"line %d\n" % n and not controller._seen[1:]
 
-    @pytest.mark.parametrize("shell", ["bash", "zsh"])
-    def test_noise_is_quoted_when_it_is_all_there_is(self, login, ssh, shell):
-        sshd = login(shell, {RC_FILES[shell]: "echo today nobody works here; exit 3"})
-        words = "status 3 before Python started: today nobody works here"
-        with pytest.raises(NoWorkersError, match=words):
-            ssh("1/odd", ssh_options=sshd.ssh_options).submit(neg, 1).result(PATIENCE)
+    def test_what_many_calls_print_comes_before_their_results(self, controller):
+        """However they bunch: a result may come when poll has seen only the one before."""
+        def say(n):
+            print(f"<{n}>", file=(sys.stdout, sys.stderr)[n % 2])
+        function, source = controller.function(say), random.Random(3)
+        last, printed, wrong = 0, set(), []
+        while last < 4000:
+            idents = range(last + 1, last + 1 + source.choice([1, 2, 3, 50]))
+            last = idents[-1]
+            for n in idents:
+                controller.call(n, function, n)
+            missing = {*idents}
+            while missing:
+                for kind, ident, _, body in controller._reader.read():
+                    if kind == wire.OUTPUT:
+                        printed.update(map(int, re.findall(rb"<(\d+)>", body)))
+                    elif kind == wire.RESULT:
+                        missing.remove(ident)
+                        wrong += {ident} - printed
+                    if kind == wire.OUTPUT:
+                        controller.send(wire.frame(wire.OUTPUT_ACK, len(body)))
+        assert not wrong
 
-    @pytest.mark.parametrize("python", [
-        "~/venv/bin/python", "~/.pyenv/versions/3/bin/python", "~/.pyenv/shims/python"])
-    def test_interpreters_in_the_home(self, login, ssh, tmp_path, python):
-        configuration = f"home = {os.path.dirname(sys.executable)}"
-        sshd = login("dash", {"venv/pyvenv.cfg": configuration, ".pyenv/versions/3/bin/x": ""})
-        (tmp_path / "home/venv/bin").mkdir()
-        (tmp_path / "home/venv/bin/python").symlink_to(sys.executable)
-        (tmp_path / "home/.pyenv/versions/3/bin/python").symlink_to(sys.executable)
-        (tmp_path / "home/.pyenv/shims").mkdir()
-        shim = tmp_path / "home/.pyenv/shims/python"
-        shim.write_text(f'#!/usr/bin/env bash\nset -e\nexec {sys.executable} "$@"\n')
-        shim.chmod(0o755)
-        pool = ssh("1/odd", python=python, ssh_options=sshd.ssh_options)
-        prefix = pool.submit(lambda: sys.prefix).result(PATIENCE)
-        assert "/venv/" not in python or prefix == str(tmp_path / "home/venv")
+    def test_long_calls_and_functions_are_pulled(self, controller):
+        block = numpy.arange(500_000)
+        add = controller.function(lambda n, extra: block.sum() + extra.sum() + n)
+        for n in range(6):
+            controller.call(n + 1, add, n, block)
+        results = [controller.result(n + 1) for n in range(6)]
+        assert results == [2 * block.sum() + n for n in range(6)]
 
-    OURS = "python{}.{}".format(*sys.version_info)
-    # What runs as a Python says of itself; the second is real, but for its version.
-    SHIM = "echo 'pyenv: command not found' >&2; exit 127"
-    OLD = (f"exec {sys.executable} -c 'import sys; sys.version_info = 3, 8, 1; code = sys.argv[2]; "
-           "sys.argv[1:] = sys.argv[3:]; exec(code)' \"$@\"")
-    RIGHT = f'exec {sys.executable} "$@"'
+    def test_calls_that_wait_are_given_back_and_those_that_run_are_not(self, controller, tmp_path):
+        wait = controller.function(wait_for)
+        for n in range(1, 7):
+            controller.call(n, wait, str(tmp_path / "go"))
+        controller.call(7, controller.function(len), bytes(2_000_000))      # long ones too
+        controller.send(wire.frame(wire.PING))
+        controller.await_(wire.PONG)
+        until(lambda: len(descendants(controller.pid)) == 4)     # slots, each with its keeper
+        (tmp_path / "go").touch()
+        controller.result(1)        # so that there are slots that have begun
+        controller.send(wire.frame(wire.RECALL, 100))
+        recalled = controller.await_(wire.RECALLED)[3]
+        given = {ident for ident, in wire.IDENTIFIER.iter_unpack(recalled)}
+        for ident in {*range(2, 8)} - given:
+            controller.result(ident)
+        controller.send(wire.frame(wire.PING, 1))
+        controller.await_(wire.PONG, 1)
+        assert not [message for message in controller._seen if message[0] == wire.RESULT]
 
-    @pytest.mark.parametrize("place, before", [
-        ("bin/python3", SHIM), ("bin/python3", OLD), (f".local/bin/{OURS}", OLD),
-        (f".pyenv/versions/9.9.9/bin/{OURS}", OLD),
-        (f".local/share/uv/python/cpython-9.9.9-linux/bin/{OURS}", OLD), ("", OLD)])
-    def test_an_interpreter_is_looked_for(self, login, ssh, tmp_path, monkeypatch, place, before):
-        """What is ours by its name and yet does not fit is passed over; where none fits, all that
-        was found is named, and what to do."""
-        monkeypatch.setattr(sys, "prefix", sys.base_prefix)     # it is no environment
-        monkeypatch.setattr(executors, "_PYTHON_PLACES", [     # none but those of this home
-            path for path in executors._PYTHON_PLACES if path[0] in "~p"])
-        sshd = login("bash", {".bashrc": f"PATH={tmp_path}/home/bin:{tmp_path}/tools"})
-        (tmp_path / "tools").mkdir()
-        for tool in ("sh", "test"):
-            (tmp_path / "tools" / tool).symlink_to(shutil.which(tool))
-        for name, text in ((f"bin/{self.OURS}", before), (place, self.RIGHT)):
-            if name:
-                path = tmp_path / "home" / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(f"#!/bin/sh\n{text}\n")
-                path.chmod(0o755)
-        pool = ssh("1/odd", python=None, ssh_options=sshd.ssh_options)
-        if place:
-            version = sys.version_info[:3]
-            assert pool.submit(lambda: sys.version_info[:3]).result(PATIENCE) == version
-        else:
-            with pytest.raises(NoWorkersError) as caught:
-                pool.submit(neg, 1).result(PATIENCE)
-            said = str(caught.value)
-            assert f"found cpython 3.8.1 {sys.executable})" in said
-            assert f"Looked in: {self.OURS}, " in said
-            assert "uv python install" in said
+    def test_killing_what_runs_what_waits_and_what_is_gone(self, controller, tmp_path):
+        wait = controller.function(touch_and_wait)
+        for n in range(1, 3):
+            controller.call(n, wait, str(tmp_path / str(n)))
+            until((tmp_path / str(n)).exists)
+        controller.call(3, wait, str(tmp_path / "3"))
+        for ident in (3, 1, 99):
+            controller.send(wire.frame(wire.KILL, ident))
+        slots = [wire.DEATH.unpack(controller.await_(wire.KILLED, n)[3])[0] for n in (3, 1, 99)]
+        assert slots == [wire.NO_SLOT, 0, wire.NO_SLOT]
+        controller.call(4, controller.function(neg), 4)
+        assert controller.result(4) == -4
 
-    @pytest.mark.parametrize("mounts, words", [
-        ('mount --bind "$1" "$1"; mount -o remount,ro,bind "$1"', "Read-only file system"),
-        ('mount -t tmpfs -o size=64k tmpfs "$1"; cat /dev/zero > "$1/full" 2>/dev/null',
-         "check that there is room"),
+    def test_a_function_that_is_forgotten_while_a_call_of_it_waits(self, controller, tmp_path):
+        wait, late = controller.function(wait_for), controller.function(neg)
+        for n in (1, 2):
+            controller.call(n, wait, str(tmp_path / "go"))
+        controller.call(3, late, 3)
+        controller.send(wire.frame(wire.FORGET, late))
+        (tmp_path / "go").touch()
+        assert controller.result(3) == -3
+
+    def test_a_slot_that_is_stopped_while_it_is_answered_holds_nobody_up(self, controller):
+        """Three megabytes of a module for a slot that takes nothing cost the others nothing."""
+        def ask_and_stop():
+            os.write(wire._QUESTIONS_FD, wire.frame(wire.FIND_MODULE, 1 << 40, b"big"))
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+        controller.call(1, controller.function(ask_and_stop))
+        while not any(message[0] == wire.FIND_MODULE for message in controller._seen):
+            controller._seen += controller._reader.read()
+        ident = next(message[1] for message in controller._seen if message[0] == wire.FIND_MODULE)
+        answer = wire.pack(("big.py", "x" * 8_000_000, False))
+        controller.send(*wire.message(wire.ANSWER, ident, 0, answer))
+        controller.call(2, controller.function(neg), 2)
+        assert controller.result(2) == -2
+
+    def test_it_answers_while_files_are_copied(self, tmp_path, monkeypatch):
+        """Its first slot waits for them, as for a package. If that dies, the shim says so."""
+        monkeypatch.setenv("HOME", str(tmp_path))
+        (tmp_path / "data").write_text("data")
+        key = wire.digest_file(tmp_path / "data")
+        scratch = str(tmp_path / "scratch")
+        with closing(Controller(scratch, files={"data": key}, lease=0.5)) as controller:
+            _, ident, _, question = controller.await_(wire.COPY, wire.FIRST_QUESTION_ID)
+            folder, entries = json.loads(question)
+            assert entries == [[key, "data", ""]]
+            for n in range(10):
+                controller.send(wire.frame(wire.PING, n))
+                controller.await_(wire.PONG, n)
+                time.sleep(0.1)
+            shutil.copy(tmp_path / "data", tmp_path / folder)
+            answer = wire.pack([("data", key, False)])
+            controller.send(*wire.message(wire.ANSWER, ident, 0, answer))
+            assert controller.await_(wire.STORED)[3] == b""
+            controller.call(1, controller.function(read), "data")
+            assert controller.result(1) == "data"
+            until(lambda: not alive(controller.pid), "the end of the lease")
+        shutil.rmtree(tmp_path / ".cache")
+        with closing(Controller(scratch, files={"data": key})) as controller:
+            controller.await_(wire.COPY, wire.FIRST_QUESTION_ID)
+            slot, = [pid for pid in descendants(controller.pid)
+                     if parent(pid) != controller.pid]
+            os.kill(slot, signal.SIGKILL)
+            until(lambda: not alive(controller.pid))
+
+    def test_a_slot_that_has_closed_its_descriptors_costs_no_processor(self, controller):
+        def close_and_wait():
+            os.closerange(3, 64)
+            time.sleep(1)
+
+        def used():
+            fields = read(f"/proc/{controller.pid}/stat").rpartition(")")[2].split()
+            return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+        controller.call(1, controller.function(close_and_wait))
+        controller.call(2, controller.function(time.sleep), 0.8)
+        controller.result(2)
+        before = used()
+        _, status = wire.DEATH.unpack_from(controller.await_(wire.DIED, 1)[3])
+        assert used() - before < 0.1 and os.waitstatus_to_exitcode(status) == 1
+        assert b"descriptors" in b"".join(
+            body for kind, _, _, body in controller._seen if kind == wire.OUTPUT)
+
+
+# ───────────────────────────────────────── one-shot mode ──────────────────────────────────────────
+
+
+class TestOneShot:
+    def run(self, tmp_path, code, result="result"):
+        path = tmp_path / "code"
+        if code is not None:
+            path.write_bytes(code if type(code) is bytes else cloudpickle.dumps(code))
+        return run([sys.executable, os.path.join(HERE, "remote_worker.py"), "--code_file", path,
+                    "--result_file", tmp_path / result], cwd=tmp_path)
+
+    def test_it_runs(self, tmp_path):
+        offset = 40
+        done = self.run(tmp_path, (lambda n, m: n + m + offset, (1,), {"m": 1}))
+        assert (done.returncode, done.stderr) == (0, "")
+        assert pickle.loads((tmp_path / "result").read_bytes()) == (True, 42)
+
+    @pytest.mark.parametrize("code, result, status, words", [
+        (None, "result", 3, ["code", "No such file"]),
+        (b"rubbish", "result", 4, ["unpickle", "code"]),
+        ((len, ()), "result", 4, ["unpickle", "code", "not enough values"]),
+        ((divmod, (1, 0), {}), "result", 5, ["code", "ZeroDivisionError"]),
+        ((lambda: sys.exit(3), (), {}), "result", 5, ["SystemExit"]),
+        ((threading.Lock, (), {}), "result", 6, ["pickle", "result"]),
+        ((int, (), {}), "no/such/folder", 7, ["write", "no/such/folder"]),
     ])
-    def test_a_home_that_takes_nothing(self, login, ssh, sshds, tmp_path, mounts, words):
-        """Work needs no disk. Files do: that machine stays out, with the reason; others work."""
-        sshd, data, config = login(mounts=mounts), tmp_path / "data", tmp_path / "config"
-        data.write_bytes(os.urandom(1 << 20))
-        config.write_text(read(sshd.path("config")) + "\n" + read(sshds[0].path("config")))
-        options = ["-F", str(config)]
-        pool = ssh("1/odd", ssh_options=options)
-        assert pool.submit(neg, 1).result(PATIENCE) == -1
-        pool.shutdown()
-        pool = ssh("1/odd", "1/alpha", ssh_options=options, files=[str(data)])
-        until(lambda: pool.status.workers[0].state == "failed")
-        assert words in pool.status.workers[0].cause
-        assert pool.submit(os.path.getsize, "data").result(PATIENCE) == 1 << 20
-        check = run([sys.executable, "-m", "executors", "--check", "--workers",
-                     f"odd python={sys.executable}", "--ssh_options", " ".join(options)])
-        assert check.returncode == 1 and "odd: scp: " in check.stdout, check.stdout
+    def test_each_failure_has_a_status_and_a_line(self, tmp_path, code, result, status, words):
+        done = self.run(tmp_path, code, result)
+        assert done.returncode == status and done.stderr.count("\n") == 1, done.stderr
+        assert all(word in done.stderr for word in words), done.stderr
+        if status == 5:
+            ok, error = pickle.loads((tmp_path / "result").read_bytes())
+            assert not ok and isinstance(error, (ZeroDivisionError, SystemExit))
+        else:
+            assert not (tmp_path / "result").exists()
 
 
 # ───────────────────────────────────────────── README ─────────────────────────────────────────────
@@ -7596,7 +7713,7 @@ class TestReadme:
         assert done.stdout.split() == ["1429", "1429", "1429", "1429", "4"], done
 
 
-# ───────────────────────────────────── copies in other projects ───────────────────────────────────
+# ──────────────────────────────────── copies in other projects ────────────────────────────────────
 
 
 class TestCopies:
@@ -7742,119 +7859,7 @@ class TestCopies:
         assert lines == [*map(str, range(27, 38))], done.stdout
 
 
-# ────────────────────────────────────────── integrations ──────────────────────────────────────────
-
-
-class TestJoblib:
-    @pytest.fixture
-    def parallel(self, remote):
-        with joblib.parallel_config(backend=executors.joblib_backend(remote)):
-            yield lambda function, *columns, **options: joblib.Parallel(**options)(
-                joblib.delayed(function)(*row) for row in zip(*columns))
-
-    def test_shared_arrays_go_with_their_call(self, local):
-        """A machine forgets them when `Parallel` is done."""
-        pool, array = local("1/:"), numpy.ones(3_000_000)
-        with joblib.parallel_config(backend=executors.joblib_backend(pool)):
-            found = joblib.Parallel()(joblib.delayed(numpy.sum)(array) for _ in range(3))
-        assert found == [3_000_000] * 3
-        channel, = pool._supervisor.channels.values()
-        until(lambda: max(map(executors._size, (
-            function.packed for function in channel._known.values())), default=0) < 10_000)
-        assert pool.submit(neg, 1).result(PATIENCE) == -1
-
-    def test_results_errors_and_batches(self, parallel, remote):
-        def work(n):
-            return n * n if n < 900 else 1 // 0
-        assert parallel(work, range(800)) == [n * n for n in range(800)]
-        assert parallel(work, range(10), n_jobs=2) == [n * n for n in range(10)]
-        with pytest.raises(ZeroDivisionError):
-            parallel(work, range(890, 910))
-        assert sorted(parallel(work, range(50), return_as="generator_unordered")) == [
-            n * n for n in range(50)]
-
-    def test_the_rest_is_aborted(self, parallel, remote, tmp_path):
-        def work(path, n):
-            return wait_for(path) if n else 1 // 0
-        with pytest.raises(ZeroDivisionError):
-            parallel(work, [str(tmp_path / "never")] * 50, range(50))
-        until(lambda: not remote.task_count)
-
-    def test_what_is_nested_stays_in_its_slot(self, parallel):
-        def outer(n):
-            inner = joblib.Parallel(n_jobs=-1)(joblib.delayed(os.getpid)() for _ in range(5))
-            return {*inner} == {os.getpid()}
-        assert parallel(outer, range(4)) == [True] * 4
-
-    def test_what_is_nested_gets_the_jobs_it_asks_for(self, parallel):
-        def outer():
-            meeting = threading.Barrier(3)
-
-            def inner(n):
-                meeting.wait(PATIENCE)
-                return n, joblib.effective_n_jobs(3)
-            calls = map(joblib.delayed(inner), range(3))
-            return joblib.effective_n_jobs(None), joblib.Parallel(n_jobs=3)(calls)
-        assert parallel(lambda _: outer(), range(4)) == [(1, [(n, 1) for n in range(3)])] * 4
-
-    @pytest.mark.parametrize("worker", ["alpha", "1/alpha"])
-    def test_nothing_runs_here_while_machines_come_up(self, ssh, worker):
-        with joblib.parallel_config(backend=executors.joblib_backend(ssh(worker))):
-            pids = joblib.Parallel()(joblib.delayed(os.getpid)() for _ in range(4))
-        assert os.getpid() not in pids
-
-    def test_no_jobs_and_a_name(self, parallel, remote, capsys):
-        with pytest.raises(ValueError, match="n_jobs == 0 in Parallel has no meaning"):
-            parallel(abs, [1], n_jobs=0)
-        assert parallel(abs, [-1, -2], verbose=10) == [1, 2]
-        assert f"backend ExecutorsBackend with {remote.size} concurrent" in capsys.readouterr().err
-
-    def test_an_adopted_pool_needs_no_module_of_ours(self):
-        foreign = Foreign()
-        backend = executors.joblib_backend(executors.PoolExecutor(foreign))
-        with joblib.parallel_config(backend=backend, n_jobs=2):
-            found = joblib.Parallel()(joblib.delayed(len)(numpy.ones(n)) for n in (2, 200_000))
-        assert found == [2, 200_000] and foreign.calls
-        for call in foreign.calls:
-            assert b"executors" not in call and b"remote_worker" not in call
-
-    def test_shared_arrays_go_over_once(self, local):
-        """Wherever in the arguments they are; and others do not stand in line."""
-        shared = numpy.arange(300_000)
-
-        def look(n, where, own):
-            return os.getpid(), where["array"][0].ctypes.data, int(where["array"][0][n]), own[0]
-
-        pool = local("2/:")
-        with joblib.parallel_config(backend=executors.joblib_backend(pool)):
-            found = joblib.Parallel()(joblib.delayed(look)(n, {"array": [shared]}, [n])
-                                      for n in range(40))
-            assert [one[2:] for one in found] == [(n, n) for n in range(40)]
-            assert len({one[:2] for one in found}) == len({one[0] for one in found}) <= 2
-            sums = joblib.Parallel()(joblib.delayed(numpy.sum)(numpy.full(200_000, n))
-                                     for n in range(40))
-        assert sums == [200_000 * n for n in range(40)]
-
-    def test_arrays_that_are_copied_to_be_pickled(self, local):
-        """They die at once, and the next one may have the same number."""
-        block = numpy.arange(16 * 200_000).reshape(200_000, 16)
-        with joblib.parallel_config(backend=executors.joblib_backend(local("2/:"))):
-            found = joblib.Parallel()(joblib.delayed(lambda column: int(column[0, 0]))(
-                block[:, n:n + 1]) for n in range(16))
-        assert found == [*range(16)]
-
-    def test_threads_and_processes_too(self, shared):
-        for kind in ("thread", "process"):
-            with joblib.parallel_config(backend=executors.joblib_backend(shared(kind))):
-                assert joblib.Parallel()(joblib.delayed(abs)(-n) for n in range(9)) == [*range(9)]
-
-    def test_numbers_of_jobs(self, local):
-        backend = executors.joblib_backend(local("3/:"))
-        numbers = (-1, -2, -9, 1, 5, None)      # never 1, unless it is asked for
-        assert [backend.effective_n_jobs(n) for n in numbers] == [3, 2, 2, 1, 5, 3]
-
-
-# ──────────────────────────────────────────── the house ───────────────────────────────────────────
+# ─────────────────────────────────────────── the house ────────────────────────────────────────────
 
 
 class TestStyle:
