@@ -6372,7 +6372,7 @@ class TestNotebooks:
             "print([future.cancelled() for future in futures])", """
             print(earlier.result(), len([*mapped]))
             pool.shutdown(quiet=True)""")
-        assert interrupted[-1][0] == "error"
+        assert "error" in [kind for kind, _ in interrupted]     # the status may be drawn after it
         assert ("stream", "[True, True, True]\n") in later
         assert ("stream", "None 100\n") in last
 
