@@ -142,7 +142,7 @@ MAX_UNASKED_BYTES = 1 << 30     # bytes; a larger package is copied only if `pac
 SCP_RETRY_SECONDS = 1.0, 2.0, 4.0, 8.0, 0.0     # to wait after each scp that sshd has refused
 MAX_KNOWN_FUNCTIONS = 256, 1 << 29  # functions that a machine keeps for us: number, bytes
 BACKUP_AGE = 0.5, 1.5           # a straggler has run for more: seconds, medians of its function
-BACKUP_SHARE = 0.1              # of all slots that backups may take
+BACKUP_SHARE = 0.1              # of all slots for backups; at least 2, or the largest machine's
 SCP_RATE = 1e5                  # bytes a second; a slower copy counts as stuck
 TRACE_LENGTH = 1 << 15          # attempts that the trace keeps, 250 bytes each
 REPORT_HEARTBEATS = 3           # heartbeats between two progress reports in the log
@@ -318,7 +318,8 @@ def _seconds(value: float) -> str:
 class Histogram:
     """Count durations in logarithmic buckets, four to each power of two.
 
-    Adding one takes constant time and no memory; percentiles are right to 10 %.
+    Adding one takes constant time and no memory. A percentile is off by 19 % at most, the width of
+    a bucket.
 
     >>> h = Histogram()
     >>> for n in range(1, 101):
@@ -498,7 +499,9 @@ class RemoteWorkerRecord:
 class RemoteWorkerSelectionPolicy(ABC):
     """Choose the worker for the next attempt, among those with a free slot.
 
-    The scheduler counts slots; a policy keeps no account of them.
+    It may not be asked where only one worker is free. It is never asked about backups, tasks sent
+    to busy workers ahead of need, and tasks that must run alone. The scheduler counts the slots; a
+    policy keeps no account of them.
 
     >>> class Last(RemoteWorkerSelectionPolicy):
     ...     def choose(self, ready, avoid=()):
@@ -755,7 +758,7 @@ def _describe_exit(status: int) -> str:
 
 # ──────────────────────────────────────── local executors ─────────────────────────────────────────
 
-# While threads can still be started, unlike in functions of `atexit`.
+# Threading's own hook runs while threads can still be started; functions of `atexit` run too late.
 _register_at_exit = getattr(threading, "_register_atexit", atexit.register)
 
 
@@ -771,9 +774,10 @@ class BaseExecutor(Executor):
 
     @property
     def histogram(self) -> Histogram:
-        """Of slots, the seconds that attempts ran; of any other pool, from submission to outcome.
+        """How long tasks took, in seconds.
 
-        The items of a chunk count as one.
+        A RemoteExecutor counts the time that an attempt ran in its slot. Other pools count from
+        submission to outcome. A chunk counts once, however many items it has.
         """
         raise NotImplementedError
 
@@ -790,8 +794,8 @@ class BaseExecutor(Executor):
     def slots(self) -> int:
         """How many tasks run at a time; at least 1.
 
-        A RemoteExecutor counts every machine that is up or may still come up. It first waits up to
-        5 s for those to say how many cores they have for which no number of slots is given.
+        A RemoteExecutor counts every machine that is up or may still come up. If some workers were
+        given without a number of slots, it first waits up to 5 s for them to report their cores.
         """
         self._await_slots()
         return self._count_slots()
@@ -812,7 +816,8 @@ class BaseExecutor(Executor):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.title!r}: {self.task_count} tasks>"
 
-    # As typeshed has the built-in `map`; its Executor's checks nothing of what it maps over.
+    # These overloads follow typeshed's of the built-in `map`. Its Executor.map does not check that
+    # the iterables fit the function.
     @overload       # type: ignore[override]
     def map(self, fn: Callable[[_A], _T], one: Iterable[_A], /, *, timeout: float | None = ...,
             chunksize: int | None = ..., buffersize: int | None = ...) -> Iterator[_T]: ...
@@ -840,10 +845,10 @@ class BaseExecutor(Executor):
         Arguments:
             fn: what to call; it is pickled once, where it is pickled at all.
             timeout: seconds from now after which waiting for a result raises TimeoutError.
-            chunksize: items that travel as one task. By default, where calls travel, as many as
-                take a few hundredths of a second: see `RemoteExecutor`.
-            buffersize: at most so many tasks are submitted and not yet yielded, and the iterables
-                are read no further ahead (as in Python 3.14, on every Python); None submits all.
+            chunksize: the number of items in one task. By default, processes and remote slots get
+                as many as take a few hundredths of a second (see `RemoteExecutor`), others get 1.
+            buffersize: the most tasks that are submitted and not yet yielded. The iterables are
+                read no further ahead. None submits all. It works on every Python, as in 3.14.
 
         What `fn` raises is raised where its result would have been yielded; the tasks after it are
         then cancelled.
@@ -893,10 +898,10 @@ class BaseExecutor(Executor):
     def _count_items(self, owner: _ChunkedMap, change: int, settled: Mapping[int, int]) -> None:
         """Add `change` to the number of a map's items that have no outcome yet.
 
-        As long as there is one, the executor does not end. See `_hold`.
+        The executor does not end while there are such items. See `_hold`.
 
         Arguments:
-            settled: how many outcomes there are more, by kind.
+            settled: the number of new outcomes of each kind.
         """
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False,
@@ -924,7 +929,10 @@ class BaseExecutor(Executor):
 
 def _in_order(pool: BaseExecutor, fn: Callable[..., _T], items: Iterator[Any],
               buffersize: int | None, deadline: float | None) -> Iterator[_T]:
-    """Submit items, so many now; return their results in order, each followed by one more item."""
+    """Submit the first `buffersize` items now, or all if that is None; return results in order.
+
+    One more item is submitted for each result that is yielded.
+    """
     submit = pool._submitter(fn)
     futures = deque(submit(*item) for item in itertools.islice(items, buffersize))
 
@@ -954,20 +962,21 @@ class _Chunk(NamedTuple):
 class _ChunkOutcome(NamedTuple):
     """What became of the first items of a chunk."""
 
-    ended: int                  # how many; those after them have not begun
-    values: Sequence[Any]       # of the first of these
-    error: Any = None           # what came then; None if there are values of all
-    failed: int = 0             # of those that have ended
+    ended: int                  # how many items have ended; those after them have not begun
+    values: Sequence[Any]       # the results of these items, up to the first that failed
+    error: Any = None           # what came instead of its result; None if none failed
+    failed: int = 0             # how many of the items that ended have failed
     seconds: float = 0.0        # that they took; 0 if that is not known
 
 
 class _ChunkedMap:
     """A `map` that finds out how many items travel together.
 
-    They are as many as take CHUNK_SECONDS, at most four times as many as ever did, no more than are
-    short together, and fewer towards the end. A chunk that takes twice its time gives back what it
-    has not begun. When one comes back the next is sent, by whichever thread brings it: for each
-    slot, one runs and one waits.
+    A chunk gets as many items as take CHUNK_SECONDS at the latest pace. There are three limits:
+    four times the items of the largest chunk that came back whole; a third of each slot's share of
+    what is left; and one short frame, so a chunk that is too long is halved. A chunk that runs for
+    twice CHUNK_SECONDS gives back the items that it has not begun. The thread that brings a chunk
+    back sends the next one. Each slot has about one chunk that runs and one that waits.
 
     The pool's own count of the map's items keeps it from ending before they have their outcomes.
     """
@@ -1060,7 +1069,10 @@ class _ChunkedMap:
             raise
 
     def _next_chunk(self) -> _Chunk | None:
-        """Take what is to be sent next from the queue; None, and feeding ends, if that is none."""
+        """Take the next chunk from the queue.
+
+        If there is none, or the slots have enough, stop feeding and return None.
+        """
         slots = self._pool._count_slots()
         with self._changed:
             if not self._queue or len(self._in_flight) > 2 * slots:
@@ -1270,10 +1282,11 @@ class ProcessExecutor(PoolExecutor):
     A process that dies takes its pool's tasks with it (BrokenProcessPool, as in the standard
     library); the next submission gets a new pool.
 
-    Processes are started as `multiprocessing` does by default, but for one case: a fork beside
-    other threads (those of a RemoteExecutor, say) copies whatever locks they hold, and may hang.
-    From Python 3.12, which warns of it, they then come from a fork server, as always from 3.14.
-    That imports the main script: guard it with `if __name__ == "__main__"`.
+    Processes are started in the default way of `multiprocessing`, with two exceptions. With
+    `max_tasks_per_child` they are spawned. If the default is to fork and this process has other
+    threads (those of a RemoteExecutor, say), Python 3.12 and later use a fork server: a fork copies
+    whatever locks those threads hold, and may hang. Processes that are not forked from this one
+    import the main script: guard it with `if __name__ == "__main__"`.
 
     Arguments:
         max_workers: the number of processes; by default $EXECUTORS_PROCESSPOOL_SIZE, else one per
@@ -1417,7 +1430,9 @@ def _drain_at_exit() -> None:
 
 
 def _hold(maps: dict[_ChunkedMap, int], owner: _ChunkedMap, change: int, is_open: bool) -> None:
-    """Count items of a map that is to be drained before its pool ends; none is left below 0.
+    """Change the count of a map's items without an outcome; drop the map when none is left.
+
+    A pool that shuts down waits until `maps` is empty, unless it cancels its tasks.
 
     Arguments:
         maps: the items without an outcome of each map that has some.
@@ -1450,10 +1465,12 @@ def _or_environment(given: Any, name: str, convert: Any, default: Any = None) ->
 # actions that `take_actions` returns. The scheduler knows a link by its number only.
 
 # An action, with its target and its operand:
-#     CONNECT worker, link: open a link to it; `is_up` or `down` reports the outcome
+#     CONNECT worker, link: open a link to it; `on_link_up` or `on_link_lost` reports the outcome
 #     LAUNCH link, attempt: send the attempt
-#     KILL link, identifier: end an attempt; `freed`, `finish` or `died` reports its end
-#     RECALL link, number: ask for attempts that have not started; `recalled` reports which
+#     KILL link, identifier: end an attempt; `on_attempt_killed`, `on_results` or `on_slot_exit`
+#         reports its end
+#     RECALL link, number: ask for up to so many attempts that have not started;
+#         `on_attempts_recalled` reports which
 #     LEAVE link, (): close it
 #     SETTLE bundle, (kind, body): resolve its future; exactly once for every bundle
 #     FINISH (), (): the scheduler was closed, and every bundle is settled
@@ -1644,7 +1661,7 @@ class _Worker:
 
 
 class _Statistics:
-    """What is told of how things go, and of how they went."""
+    """The scheduler's counts and its trace, from which the status is made."""
 
     def __init__(self) -> None:
         self.settled = dict.fromkeys((wire.RESULT, wire.ERROR, _FAILED, _CANCELLED), 0)
@@ -1978,7 +1995,7 @@ class _Scheduler:
         return self.unfinished - self.tally.chunks + sum(self.tally.maps.values())
 
     def submit(self, bundle: _Bundle) -> None:
-        """Queue a bundle; where that is in vain by now, settle it with what `check_open` raises."""
+        """Queue a bundle. If `check_open` raises, settle the bundle with that error instead."""
         if bundle.phase is not _NEW:
             return      # cancelled before it got here
         try:
@@ -2073,7 +2090,11 @@ class _Scheduler:
     # Placing
 
     def _place_bundles(self, *room: _Worker) -> None:
-        """Launch from the queues while there is room for their heads; `room`: who just got it."""
+        """Launch from each queue until no worker has room for the bundle at its head.
+
+        Arguments:
+            room: the worker that just got room for more; without it, all workers are tried.
+        """
         if self._queues.suspects:
             self._place_suspects()
         for avoid, queue in [*self._queues.again.items()]:
@@ -2135,7 +2156,11 @@ class _Scheduler:
         return is_aside
 
     def _choose_idle_worker(self, avoid: Container[str]) -> _Worker | None:
-        """Choose a worker with a free slot; None while one that is not to be avoided may follow."""
+        """Choose a worker with a free slot.
+
+        If all of these are to be avoided, return None as long as another machine may get a free
+        slot. If no other may, choose one of them all the same.
+        """
         if len(self._idle) == 1 and not avoid:
             return next(iter(self._idle))
         records = [*self._idle.values()]
@@ -2164,10 +2189,10 @@ class _Scheduler:
     def _choose_busy_worker(self, bundle: _Bundle, workers: Sequence[_Worker]) -> _Worker | None:
         """Choose a busy worker to send a bundle to before it has a free slot.
 
-        Return None if each has enough work waiting: as much as a round trip takes, by the median of
-        the function, but always one call if its arguments are long, since these take time on the
-        way. Nothing is sent ahead if there is a `bundle_timeout`, which counts from the start of
-        an attempt and so must know it.
+        Return None if each has enough work waiting. Enough is as many calls as fill a round trip,
+        by the function's median. Long arguments take time on the way: if the median is below
+        LONG_TASK_SECONDS, each slot gets at least one such call. With a `bundle_timeout` nothing is
+        sent ahead: the timeout counts from the start of an attempt, so that must be known here.
         """
         if self.rules.bundle_timeout < math.inf:
             return None
@@ -2226,8 +2251,8 @@ class _Scheduler:
         """Settle the bundles of attempts that have returned or raised.
 
         Arguments:
-            results: `(kind, identifier, slot and microseconds, body)` of each. The body of MISSING
-                is `(module, whether it is here, body of the error)`.
+            results: `(kind, identifier, slot and microseconds, body)` of each. The body of a
+                MISSING_MODULE is `(module, whether this machine has it, body of the error)`.
         """
         for kind, ident, tag, body in results:
             attempt = self._remove_attempt(worker, ident)
@@ -2247,7 +2272,11 @@ class _Scheduler:
 
     def _on_missing_module(self, worker: _Worker, attempt: _Attempt, module: str, is_ours: bool,
                body: Any) -> None:
-        """Run a function elsewhere, if a machine lacks a module that others have."""
+        """Run a call elsewhere if another machine may have the module that this one lacks.
+
+        That is assumed if the module is on the controller, or if a call of the function has already
+        returned or raised. Otherwise the call's future raises the error.
+        """
         bundle = attempt.bundle
         function = bundle.function
         lacking = function.lacking | {worker.machine}
@@ -2355,8 +2384,8 @@ class _Scheduler:
         """Do what is due by the clock: reconnect, time out, launch backups, give up.
 
         Arguments:
-            held_up: links that our own side has kept from reporting, and those over which files
-                are copied; time stands still for them.
+            held_up: links whose reader thread was busy with our own code, and links over which
+                files are copied. The time that passed is not counted for attempts that run there.
         """
         elapsed = max(self.now - self._ticked, 0.0)
         self._ticked = self.now
@@ -4893,7 +4922,7 @@ class _Supervisor:
 
     Arguments:
         title: of the pool, for logs and names of threads.
-        baggage: what machines are sent beside the calls.
+        setup: what machines are sent beside the calls.
         heartbeat_seconds: between two pings.
         scoreboard: where output and status are shown.
     """
