@@ -4924,7 +4924,7 @@ class _Supervisor:
         title: of the pool, for logs and names of threads.
         setup: what machines are sent beside the calls.
         heartbeat_seconds: between two pings.
-        scoreboard: where output and status are shown.
+        board: where output and status are shown.
     """
 
     def __init__(self, scheduler: _Scheduler, title: str, ssh_options: list[str],
