@@ -2942,7 +2942,7 @@ class _PoolSetup(NamedTuple):
 
     cargo: _Cargo
     modules: bool                   # of this project
-    initializer: Any                # `(function, args)`, packed; or ()
+    initializer: Any                # a packed function to call without arguments, or None
     config: Mapping[str, Any]       # what shims are told
 
 
@@ -3165,7 +3165,8 @@ def _ssh_settings(*of_8_7: str) -> list[str]:
     return [word for setting in settings for word in ("-o", setting)]
 
 
-# The options of ssh that a link can have, each with what scp is given instead: its letters differ.
+# The options that `ssh_options` may contain, and what scp is given instead of each: its letters
+# differ. `{}` is the option's value. An empty text means that scp does without the option.
 _SSH_LETTERS = {
     "4": "-o AddressFamily=inet", "6": "-o AddressFamily=inet6", "A": "", "a": "",
     "C": "-o Compression=yes", "K": "-o GSSAPIAuthentication=yes",
@@ -3214,7 +3215,7 @@ def _scp_argv(record: RemoteWorkerRecord, ssh_options: list[str], sources: Itera
 
 @functools.cache
 def _bootstrap() -> bytes:
-    """Return what turns a waiting first stage into a shim: the texts of remote_worker, cloudpickle.
+    """Return what a waiting first stage reads: the second stage, and the sources that it needs.
 
     Raises RuntimeError if they cannot be read.
     """
@@ -3244,7 +3245,8 @@ class _Login:
         self.record = record
         self._ssh_options = ssh_options
         self._is_local = record.machine == ":"
-        # Written by the reader thread, except where it says otherwise; others may see old values.
+        # The reader thread writes these; where other threads do too, a comment says so. Any thread
+        # may read them, and may see old values.
         self.found: dict[str, str] = {}     # what each stage of the login found; also by `words`
         self.cores = 0                      # of the machine
         self.shim = 0                       # process IDs over there
@@ -3494,10 +3496,10 @@ class _Login:
 
     def _match_diagnosis(self, words: str, diagnoses: Sequence[tuple[str, _LossKind, str]],
                          ) -> tuple[str, _LossKind]:
-        """Return the last line with a remedy, and what kind of loss it tells of.
+        """Return the last line, followed by a remedy, and the kind of loss.
 
-        Only the last two lines are ssh's own for sure. Banners may stand before, and mention
-        passwords and permissions.
+        The patterns are searched for in the last two lines only. Earlier ones may be a banner,
+        which may mention passwords and permissions.
         """
         lines = [line.strip() for line in words.splitlines() if line.strip()]
         said = lines[-1] if lines else "nothing was printed"
@@ -3582,9 +3584,9 @@ class _RemoteFuture(Future):        # type: ignore[type-arg]
     """
 
     _result, _exception = None, None
-    _supervisor: Any = None     # also once it is settled
-    _guarded_state = PENDING            # the state, if there is a condition, which guards it
-    _final_state = FINISHED          # the state, if there is _NO_CONDITION
+    _supervisor: Any = None     # None again once it is settled
+    _guarded_state = PENDING            # the state, with a real condition or none yet
+    _final_state = FINISHED          # the state, with _NO_CONDITION
     _LAZY_ATTRIBUTES: ClassVar[dict[str, Callable[[], Any]]] = {
         "_condition": _Condition, "_waiters": list, "_done_callbacks": list}
 
@@ -3674,9 +3676,10 @@ class _ScriptSnapshot:
         pickles: of functions that have not changed since an earlier snapshot.
 
     Attributes:
-        versions: by key, a digest that changes with what the name stands for; or its pickle, if
-            that is short, or wire.ABSENT. In the order in which a slot binds the names.
-        definitions: by version, the keys and the pickle of everything but short constants.
+        versions: by key, a digest of what the name stands for, the pickle of a short constant, or
+            wire.ABSENT. The keys are in the order in which a slot binds the names.
+        definitions: by version, `(keys, pickle)` of everything but short constants. There are
+            several keys if their data shares mutable parts.
 
     Raises _UnpicklableError, with the name that cannot be pickled.
     """
@@ -3853,7 +3856,8 @@ class _PickleCache:
         if pickled and len(parts) == len(known) and all(map(operator.is_, parts, known)):
             return pickled
         globals_by_id = {}
-        # The standard library sends callable objects, and what partials hold, with each call.
+        # As in the standard library, a callable object or a partial carries a copy of its data.
+        # Only functions may refer to globals of the script instead.
         if keys or isinstance(function, types.FunctionType):
             globals_by_id = snapshot.globals_by_id(keys[0][0] if keys else "__main__")
         pickled = wire.pickle_definition(function, globals_by_id, keys, is_root=bool(keys))
@@ -3876,8 +3880,9 @@ def _parts_of_function(function: Any) -> list[Any]:
         return []
     if not all(wire.is_plain(value) or wire.importable_name(value) for value in values):
         return []
-    # Two cases. Results refer to a function that has a name: it must be the same object. A lambda
-    # is another object each time it is evaluated: its code and its values must be the same.
+    # Two cases. A function that has a name in the script must be the same object, because results
+    # may refer to it. A lambda is a new object each time it is evaluated, so only its code and its
+    # values are compared.
     module, _ = wire.script_path(function)
     named = function if module else None
     return [named, function.__globals__, function.__code__, function.__name__,
@@ -3917,7 +3922,7 @@ class _FunctionCache:
 
         Arguments:
             names: what the arguments need of the script.
-            is_for_map: have each slot unpickle it once, whatever calls leave in it.
+            is_for_map: have each slot unpickle it once; calls see what earlier ones changed in it.
         """
         key = wire.importable_name(fn)
         function = self._by_name.get(key)
@@ -4136,9 +4141,9 @@ class _Reader:
                 return
 
     def _is_expected(self, kind: int, ident: int) -> bool:
-        """Return whether a long message may come: the outcome of an attempt that is there.
+        """Return whether to set memory aside for a long message: it is the outcome of an attempt.
 
-        It may be one that is to be killed. Of any other, no memory is set aside.
+        The attempt must be on this machine; it may be one that is to be killed.
         """
         worker = self._worker
         is_outcome = kind in (wire.RESULT, wire.ERROR, wire.MISSING_MODULE, wire.INITIALIZER_FAILED)
@@ -4310,8 +4315,7 @@ class _Reader:
             over.wait(seconds * random.uniform(0.5, 1.5))
 
     def _on_stored(self, _ident: int, body: bytes) -> None:
-        """Let tasks come, for `files=` are where they find them. Raises _LinkLost if they are not.
-        """
+        """Report that the machine is up and has its `files=`. Raises _LinkLost if it lacks them."""
         login = self._login
         if login.is_ready:
             raise ValueError("files are stored twice")
@@ -4544,10 +4548,10 @@ def _take_status(title: str, scheduler: _Scheduler,
     running = [one for worker in scheduler.workers for one in worker.running.values()]
     youngest = min((now - attempt.since for attempt in running), default=math.inf)
     started = scheduler.unfinished - scheduler.waiting
-    # It would be less than 0 while chunks whose items were cancelled have yet to be.
+    # The difference is below 0 while a started chunk is unsettled and all its items are cancelled.
     waiting = max(scheduler.count_tasks() - started, 0)
-    # What waits takes as long as its number says; then the youngest attempt has yet to end. It
-    # cannot be known if that takes longer than most did.
+    # An estimate: waiting tasks finish at the measured rate, and the youngest attempt runs for p50
+    # in all. There is none if nothing waits and that attempt has already run for longer than p50.
     left = None
     if rate and scheduler.up and (waiting or youngest < p50):
         left = waiting / rate + max(0.0, p50 - youngest)
@@ -4686,8 +4690,8 @@ class _Notebook:
     """
 
     def __init__(self) -> None:
-        self._output: Any = None        # IPython's, of the output; None before the first
-        self._output_cell = 0                  # in which that stands
+        self._output: Any = None        # IPython's handle of what is shown; None if nothing is
+        self._output_cell = 0                  # the cell that it is shown in
         self._drawn_at = 0.0               # when it was drawn last
 
     @staticmethod
@@ -4894,14 +4898,14 @@ class _Scoreboard:
 
 # An answer, or a _DecisionFailure; and futures whose callbacks are to be called.
 _Outcome = tuple[Any, list["_RemoteFuture"]]
-# A decision that is to be made, its operands, and what is called with the outcome, without the
-# lock. If that is None, the thread that goes through the door runs the callbacks of the futures.
+# A decision, its operands, and a reply: a function that is called with the outcome once the lock is
+# released. Without a reply, the thread that goes through the door runs the futures' callbacks.
 _Event = tuple[Callable[..., Any], tuple[Any, ...], Callable[[_Outcome], object] | None]
 _BELONGS_TO_PARENT = "this executor belongs to the parent process; make another one after a fork"
 
 
 def _decide_nothing() -> None:
-    """Be the decision of an event that only wakes the heartbeat, or has a reply run there."""
+    """Decide nothing: the event only wakes the heartbeat, or has it call the reply."""
 
 
 _WAKE_UP: _Event = _decide_nothing, (), None
@@ -4917,8 +4921,8 @@ class _DecisionFailure:
 class _Supervisor:
     """Own all that a pool consists of: the lock, the scheduler behind it, the links, the threads.
 
-    A pool that nobody refers to any more ends. Therefore this is apart from `RemoteExecutor`, which
-    its threads do not keep alive.
+    The threads of a pool refer to this object, not to the `RemoteExecutor`. So a `RemoteExecutor`
+    that nobody refers to any more is collected, and its finalizer closes the pool.
 
     Arguments:
         title: of the pool, for logs and names of threads.
@@ -4954,8 +4958,8 @@ class _Supervisor:
         self.channels: dict[int, _Channel] = {}     # while it works
         self._threads: Any = weakref.WeakSet()      # added to by the threads that start others
         self._suspended_seconds = 0.0            # that this process was suspended; by the heartbeat
-        # Returns the future whose callbacks are to be run, if there is one. All other decisions are
-        # for channels.
+        # What carries out each action; it returns a future if that has callbacks to run. All other
+        # actions are for channels.
         self._performers: dict[_Action, Callable[[Any, Any], _RemoteFuture | None]] = {
             _CONNECT: self._open_link, _SETTLE: self._settle_future, _LEAVE: self._close_link,
             _FINISH: self._wake_heartbeat, _WARN: self._log_warning}
@@ -4992,8 +4996,8 @@ class _Supervisor:
                 if not outcomes.empty():
                     self._call_back(outcomes.get()[1])
 
-            # The heartbeat passes this event after that of the decision. By then the outcome is in
-            # the queue, unless Ctrl-C came after it was taken from there.
+            # The heartbeat handles this event after that of the decision. By then `outcomes` has
+            # the outcome, unless Ctrl-C came just after this thread took it out.
             self.events.put((_decide_nothing, (), call_back))
             raise
         if not self.slots_are_known.is_set() and self.scheduler.is_counted():
@@ -5224,7 +5228,7 @@ class _Supervisor:
             # Four cases. It is still being opened, or we kill: at once.
             if channel is None or not login.is_ready or self.scheduler.mode is _KILLING:
                 self._close_link(link)
-            # It is up: its slots end as processes do, once their threads have.
+            # It is up: each slot ends once the threads that its tasks started have ended.
             elif link not in leaving:
                 leaving[link] = now + CLOSE_SECONDS
                 channel.quit()
@@ -5367,7 +5371,7 @@ def _install_process_hooks() -> None:
         for supervisor in [*_supervisors]:
             method(supervisor, *arguments)
 
-    # In an exit function, it is too late for that: whoever makes a pool there must shut it down.
+    # RuntimeError: Python is already exiting. Whoever makes a pool that late must shut it down.
     with contextlib.suppress(RuntimeError):
         _register_at_exit(functools.partial(for_all, _Supervisor.shutdown, True, False))
     os.register_at_fork(after_in_child=functools.partial(for_all, _Supervisor.close_in_child))
@@ -5397,10 +5401,10 @@ class RemoteExecutor(BaseExecutor):
         bundle_timeout: seconds that an attempt may run; it is then killed, and its task fails with
             BundleTimeoutError. Default: no limit.
         heartbeat_seconds: seconds between pings. A machine that leaves 3 unanswered is lost.
-        show_status: what to show while tasks run. By default, a scoreboard at the bottom of the
-            terminal if stderr is one; in a notebook, a table in the cell that submitted them;
-            elsewhere, a line a minute on stderr, with True also the whole status every 3
-            heartbeats. False shows nothing. The log has the status at INFO in any case.
+        show_status: what to show while tasks run. If stderr is a terminal, it is a scoreboard at
+            the bottom; in a notebook, a table in the cell that submitted them. Elsewhere it is a
+            line a minute on stderr; True adds the whole status every 3 heartbeats. False shows
+            nothing. The log has the status at INFO in any case.
         modules: whether tasks may import the modules of your project. A worker asks for the source
             of those that it lacks, and may ask for any, even for one that contains passwords.
         packages: whether tasks may import packages that pip installed here, if their machine has
@@ -5846,8 +5850,9 @@ def wait_all(futures: Iterable[Future[_T]]) -> list[_T]:
 class _SharedArrayCalls:
     """Submit the calls of one joblib `Parallel`; send the large arrays that they share once.
 
-    On a RemoteExecutor, calls that share arrays are calls of one function, which carries these.
-    Like the function of a `map`, it is sent to each machine once. The last few are kept.
+    On a RemoteExecutor, all calls with the same arrays call one function, which holds the arrays.
+    It is sent to each machine once, like the function of a `map`. The latest SHARED_ARRAYS of these
+    functions are kept.
     """
 
     def __init__(self, pool: BaseExecutor) -> None:
@@ -6030,8 +6035,8 @@ def _selftest(workers: str, ssh_options: list[str]) -> bool:
 class _MachineCheck:
     """The check of one machine by `--check`, stage by stage until one fails.
 
-    It uses two pools of that machine alone: the second has a file, for which it needs scp. A thread
-    of its own runs it, and nobody reads its attributes before that is done.
+    It makes a pool of that machine alone and, unless that is `:`, a second one with a file, which
+    needs scp. It runs in a thread of its own; others read its attributes only when that is done.
     """
 
     record: RemoteWorkerRecord
