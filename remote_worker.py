@@ -179,7 +179,7 @@ SLOT_COUNT = 42             # no more than `identifier` slots can be forked, and
 INITIALIZER_FAILED = 43     # a message: what the pool's initializer raised
 COPY = 44                   # a question: copy entries of the cache into a folder, as JSON
 PART = 45                   # bytes of the message with this identifier
-MISSING_MODULE = 46         # a message like ERROR, after the name of a module that is not there
+MISSING_MODULE = 46         # a message: the name of a missing module, a zero byte, as in ERROR
 FIND_NAME = 47              # a question: a definition in the controller's `__main__`, by name
 FIND_METADATA = 48          # a question: the metadata of a distribution, by name
 LIST_MODULES = 49           # a question: the modules in a package, by name
@@ -507,7 +507,7 @@ def _count_cores(root: str = "/") -> int:
 def _cpu_quotas(root: str) -> list[int]:
     """Return the limits of a container, in processors, rounded up. See cgroups(7).
 
-    The first is one that no machine reaches, so there is always one.
+    The first, 65536, is above the number of any machine. So the list is never empty.
     """
     quotas = [1 << 16]
     try:
@@ -577,7 +577,7 @@ def _reap_children(options: int = 0) -> Iterator[tuple[int, int]]:
     """Yield `(process, wait status)` of children that have ended, and reap them.
 
     Arguments:
-        options: of waitpid(2), to be told of other changes, too.
+        options: more options of waitpid(2). With WUNTRACED, children that are stopped come, too.
     """
     while True:
         try:
@@ -734,7 +734,10 @@ PICKLED_NONE = pickle.dumps(None, 5)     # the answer to a question that has non
 
 
 class _Absent(bytes):
-    """The type of ABSENT. Users have b"" too, which is one object everywhere, but not this."""
+    """The type of ABSENT, an empty `bytes` that `is` can tell from b"".
+
+    A user's value may be b"", and Python has only one such object.
+    """
 
     def __reduce__(self) -> Any:
         return bytes, ()
@@ -999,8 +1002,8 @@ class Script:
             while self._pending_keys:
                 self._load_definition(next(iter(self._pending_keys)))
         except BaseException:
-            # If this runs inside another `_load_definition`, what is loaded there may handle the
-            # error, and what else is pending there is still needed.
+            # This may run inside another `_load_definition`. The code that is unpickled there may
+            # handle the error, and then needs the keys that are pending. So these stay.
             if is_outermost:
                 self._pending_keys.clear()
             raise
@@ -1028,8 +1031,8 @@ class Script:
             del self._bound_versions[key]
             raise
         # Data that have parts in common are one definition: two lists, say, that hold the same
-        # object. All of them are bound now, so that they go on to share it, except those that are
-        # bound to another version or are kept as an initializer has set them.
+        # object. All of them are bound now, so that they go on to share it. Two kinds are left as
+        # they are: those bound to another version, and those that an initializer has set.
         for other, value in zip(keys or (key,), values):
             version = function.needs[other]
             is_pending = other in self._pending_keys
@@ -1243,7 +1246,7 @@ def _share_cached(digest: bytes, settings: dict[str, Any], function: Any) -> Any
 
 
 def _make_named(make: Callable[..., Any], args: Any, attributes: Mapping[str, Any]) -> Any:
-    """Make an object by value whose own `__reduce__` would have returned its name."""
+    """Make an object anew and set its attributes. (Its own `__reduce__` returns only a name.)"""
     obj = make(*args)
     for name, value in attributes.items():
         try:
@@ -1940,9 +1943,9 @@ def run_items(function: Callable[..., Any], packed: bytes, seconds: float) -> tu
         packed: a list of columns: first arguments, second arguments...
 
     Returns the seconds it took; the values so far: a tuple if they are plain, else the list that
-    `pack_series` makes of them; and what the next item raised, as ERROR has it, or b"". What cannot
-    be pickled is that item's, too. It raises only if the arguments cannot be unpickled, or the
-    first item finds no module.
+    `pack_series` makes of them; and what the next item raised, as ERROR has it, or b"". If a value
+    cannot be pickled, its item counts as having raised that error. Raises in two cases only: the
+    arguments cannot be unpickled, or the first item raises ModuleNotFoundError.
     """
     rows = zip(*unpack((packed,)))
     values: list[Any] = []
@@ -1971,7 +1974,7 @@ def run_items(function: Callable[..., Any], packed: bytes, seconds: float) -> tu
 
 
 def pack_series(values: Sequence[Any]) -> tuple[list[Any], Packed]:
-    """Pickle values one after another, so that the first are had even where a later one fails.
+    """Pickle values one after another; if one fails, those before it are returned all the same.
 
     Return what `unpack_series` takes, up to the first value that cannot be pickled, or not be
     unpickled here; and what that raised, as ERROR has it, or b"".
@@ -2070,11 +2073,11 @@ _OUR_PARENT: Any = object()
 
 
 class Shipped:
-    """Wrap an object so that plain pickle carries it as we would; it is unpickled as that object.
+    """Wrap an object so that plain pickle can carry it; unpickling returns the object itself.
 
     Arguments:
         there: what the other process has in `__main__`, by name; None if only that process can say.
-            The default is for the process that this one was started by.
+            By default, the object goes back to the process that started this one.
     """
 
     def __init__(self, obj: object, there: Mapping[str, object] | None = _OUR_PARENT) -> None:
@@ -2190,7 +2193,7 @@ def _skip_own_frames(trace: Any) -> Any:
 CACHE = ".cache/executors"  # below the home directory
 INCOMING_SECONDS = 86400    # how long the leavings of a copy that was cut off stay
 KEEP_SECONDS = 30 * 86400   # how long the cache keeps what no run has used
-_Wanted = tuple[str, str, str]  # key and name of an entry, and the version that is here otherwise
+_Wanted = tuple[str, str, str]  # key of an entry; its name; the version this Python has, or ""
 
 
 def _store_files(pull: Callable[[int, bytes], Any], scratch: str, files: dict[str, str]) -> bool:
@@ -2227,8 +2230,8 @@ def _enter(scratch: str, files: dict[str, str]) -> None:
 def _fetch(pull: Callable[[int, bytes], Any], scratch: str, entries: list[_Wanted]) -> None:
     """Have those entries copied that the cache has not got. Raises OSError or EOFError.
 
-    One process at a time asks for an entry and unpacks it, the others wait: it holds the entry's
-    lock, which the kernel takes from those that die.
+    One process at a time asks for an entry and unpacks it. It holds the entry's lock meanwhile,
+    and the others wait for that lock. If the holder dies, the kernel releases it.
     """
     cache = _make_cache()
     missing = _find_missing(cache, entries)
@@ -2255,7 +2258,8 @@ def _copy(pull: Callable[[int, bytes], Any], cache: str, scratch: str,
           entries: list[_Wanted]) -> None:
     """Have the controller copy entries into a folder of their own, and admit them."""
     import json
-    # Another folder each time: an answer to who has died since is none to us.
+    # The shim keeps answers, and gives the same to equal questions. The new folder makes this a
+    # new question: the files of an earlier answer went to the folder of whoever asked.
     folder = _incoming(cache, scratch)
     here = os.path.join(os.path.expanduser("~"), folder)
     os.mkdir(here, 0o700)
@@ -2279,8 +2283,9 @@ def _make_cache() -> str:
 def _incoming(cache: str, scratch: str) -> str:
     """Return the path of a folder to copy to, for this shim, whose guardian removes it.
 
-    It needs no quoting, so that scp's two protocols agree on it: it is relative to the home
-    directory if that would, for scp knows the account's and not $HOME.
+    The path must need no quoting, because scp's two protocols quote differently. If the path of the
+    cache does, return one relative to the home directory. That is the second choice: scp starts
+    from the account's home directory, which $HOME need not be.
     """
     is_plain = cache.replace("/", "").translate({ord(c): "x" for c in "._-+"}).isalnum()
     place = cache if is_plain and cache.isascii() else CACHE
@@ -2292,14 +2297,14 @@ def _incoming_of(scratch: str) -> str:
 
 
 def _remove_incoming(scratch: str) -> None:
-    """Remove what was cut off on its way, with its shim."""
+    """Remove the folders of copies that were under way when their shim ended."""
     cache = os.path.join(os.path.expanduser("~"), CACHE)
     for name in os.listdir(cache) if os.path.isdir(cache) else ():
         if name.startswith(_incoming_of(scratch)):
             _remove(os.path.join(cache, name))
 
 
-_locks: list[int] = []      # of what we use: it is not to be pruned, whatever the clocks say
+_locks: list[int] = []      # descriptors: each keeps an entry that we use from being pruned
 
 
 def _lock(place: str, how: int) -> int:
@@ -2595,7 +2600,7 @@ class _Packages:
         self.problems: dict[str, str] = {}
 
     def is_better(self, top: str, name: str, version: str, info: str, key: str) -> bool:
-        """Return whether a distribution is to be had, and this Python has not got that version."""
+        """Return whether to copy a distribution: not tried yet, and this version is not here."""
         if name in self._places:        # it is in sys.path, or it could not be had
             return False
         here = machinery.PathFinder.find_spec(top)
@@ -2876,7 +2881,8 @@ class _ShimClient:
         with self._changed:
             while number not in self._answers:
                 # Three cases. Nobody reads: this thread does. Another thread reads: wait until it
-                # has. This thread reads already, and a finalizer that ran meanwhile imports: read.
+                # has. This thread reads already, and a finalizer that ran during that read asks a
+                # question of its own: read here, too.
                 if self._reading_thread in (0, me):
                     self._read_answers(me)
                 else:
@@ -3055,8 +3061,8 @@ def _run_keeper(shim: int, max_fd: int, run_slot: Callable[[int], object]) -> No
 
     Arguments:
         shim: the shim's process.
-        high: the highest descriptor that the shim has had.
-        run_slot: runs the slot; it takes the keeper's process.
+        max_fd: the highest descriptor that the shim has had.
+        run_slot: runs the slot; its argument is the keeper's process.
     """
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGTERM, signal.SIGINT):      # they are meant for the slot
@@ -3094,7 +3100,7 @@ def _run_slot(scratch: str, keeper: int, number: int, ends: Sequence[int], max_f
         scratch: the directory that it runs in.
         number: the slot's number, from 0.
         ends: descriptors that become stdout, stderr, and _CALLS_FD to _ANSWERS_FD.
-        high: the highest descriptor that is open.
+        max_fd: the highest descriptor that is open.
     """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -3237,7 +3243,7 @@ class _SlotProcess:
 
     Arguments:
         number: the slot's number, from 0.
-        high: the highest descriptor that the shim has had.
+        max_fd: the highest descriptor that the shim has had.
         scratch: the directory that the slot runs in.
         config: what CONFIG brought.
 
@@ -3679,10 +3685,10 @@ class Shim:
     def _on_results(self, child: _SlotProcess, polled: int = -1) -> bool:
         """Pass on the results that one read brings, after what was printed before them.
 
-        The race: a call prints to one pipe, and then sends its result to another. `poll` looks at
-        results first and at output later, so it has reported the output of the first result that it
-        saw, which `_run_once` has passed on by now. Results that came since may have output that
-        `poll` has not seen.
+        A call prints to one pipe, and then sends its result to another. `poll` looks at results
+        before output. So with a result it also reports what was printed before that, and
+        `_run_once` has passed this on by now. A result that came later may have output that `poll`
+        has not seen: that output is read here.
 
         Arguments:
             polled: the descriptor of results if `poll` has reported it; otherwise -1.

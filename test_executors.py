@@ -6248,7 +6248,7 @@ class TestScoreboard:
         (SCRIPT.replace("title=", "show_status=False, title="), {}), (SCRIPT, {"TERM": "dumb"})])
     def test_it_can_be_turned_off(self, terminal, tmp_path, script, environment):
         seen = terminal(script, **environment)
-        seen.read(lambda: any("line 29" in line for line in seen.lines))     # what it waits for is so
+        seen.read(lambda: any("line 29" in line for line in seen.lines))
         (tmp_path / "go").touch()
         assert b"\x1b" not in seen.read() and "farm: 12 done" not in "".join(seen.lines)
 
