@@ -189,8 +189,8 @@ _log = logging.getLogger("executors")
 #     what a caller does with a future                        _RemoteFuture
 #     arguments and their checks, what a caller may ask       RemoteExecutor
 #     what is shown: the status, what tasks print             RemoteExecutorStatus, _Scoreboard
-#     a figure of the status                                  _Statistics, _take_status, the two above
-#     a kind of frame       remote_worker's constants; then Shim, _Slot, and _Reader or _FRAMES here
+#     a figure of the status                                  _Statistics, _take_status, these two
+#     a kind of frame                                         constants, Shim, _Reader, _FRAMES
 #     how an exception travels                                pack_outcome there, _rebuild_exception
 #     Ctrl-C                                                  RemoteExecutor.__exit__, _give_up
 #     what happens on a worker                                Shim and _Slot, in remote_worker.py
