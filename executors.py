@@ -1222,10 +1222,14 @@ class PoolExecutor(BaseExecutor):
 
     @property
     def histogram(self) -> Histogram:
+        self._count_durations()
+        return self._histogram
+
+    def _count_durations(self) -> None:
+        """Move the durations that were kept so far into the histogram."""
         with self._lock:
             while self._durations:
                 self._histogram.add(self._durations.popleft())
-            return self._histogram
 
     @property
     def task_count(self) -> int:
@@ -1242,7 +1246,7 @@ class PoolExecutor(BaseExecutor):
         self._started[future] = started
         future.add_done_callback(self._on_done)
         if len(self._durations) > UNCOUNTED:
-            _ = self.histogram      # which takes them in
+            self._count_durations()
         return future
 
     def _on_done(self, future: Future[Any]) -> None:
