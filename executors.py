@@ -4741,6 +4741,9 @@ class _Notebook:
                 board.running_cell = 0
                 if not supervisor.scheduler.unfinished:
                     board.end_display(supervisor.status())
+                    # What is sent after a cell has ended is lost to nbconvert, which executes
+                    # notebooks without a browser.
+                    board.wait_until_shown()
 
         shell.events.register("pre_run_cell", begin)
         shell.events.register("post_run_cell", end)
@@ -4858,6 +4861,12 @@ class _Scoreboard:
         """End the display, on a terminal by clearing it, in a notebook with this status."""
         if self._terminal:
             self._queue.put((self._terminal.clear, status))
+
+    def wait_until_shown(self) -> None:
+        """Wait until all that was queued is shown, or CLOSE_SECONDS if something holds it up."""
+        shown = threading.Event()
+        self._queue.put((shown.set,))
+        shown.wait(CLOSE_SECONDS)
 
     def finish(self, status: RemoteExecutorStatus, histogram: Histogram) -> None:
         """Print a summary and end the thread."""
