@@ -97,6 +97,7 @@ from concurrent.futures import (
     CancelledError,
     Executor,
     Future,
+    InvalidStateError,
     ProcessPoolExecutor,
     ThreadPoolExecutor,
     as_completed,
@@ -105,7 +106,7 @@ from concurrent.futures import (
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING
 from queue import Empty, SimpleQueue
 from time import monotonic, monotonic_ns
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, ParamSpec, TypeVar, overload
 
 if TYPE_CHECKING:
     import remote_worker as wire
@@ -160,7 +161,24 @@ _B = TypeVar("_B")
 _C = TypeVar("_C")
 _Path = str | os.PathLike[str]
 _Message = tuple[int, int, int, Any]    # kind, identifier, tag, body
-_log = logging.getLogger("executors")
+
+
+class _Log(logging.LoggerAdapter):      # type: ignore[type-arg]
+    """A logger whose methods never raise, whatever handlers and filters of the user do.
+
+    They run in threads of a pool, each of which has more to do once this has been logged.
+    """
+
+    def log(self, level: int, msg: object, *args: Any, **kwargs: Any) -> None:
+        try:
+            super().log(level, msg, *args, stacklevel=2, **kwargs)
+        except KeyboardInterrupt:       # of the main thread
+            raise
+        except BaseException:       # SystemExit too
+            pass
+
+
+_log = _Log(logging.getLogger("executors"), {})
 
 
 # ────────────────────────────────────────── how it works ──────────────────────────────────────────
@@ -540,7 +558,9 @@ class WeightedRandomRemoteWorkerSelectionPolicy(RemoteWorkerSelectionPolicy):
 
     def choose(self, ready: Sequence[RemoteWorkerRecord],
                avoid: Container[str] = ()) -> int | None:
-        weights = [record.weight * (record.machine not in avoid) for record in ready]
+        # Weights are finite, but the sum of large ones may not be, so they are scaled.
+        largest = max(record.weight for record in ready)
+        weights = [record.weight / largest * (record.machine not in avoid) for record in ready]
         return self._random.choices(range(len(ready)), weights)[0] if any(weights) else None
 
 
@@ -761,6 +781,12 @@ def _describe_exit(status: int) -> str:
 
 
 # ──────────────────────────────────────── local executors ─────────────────────────────────────────
+
+def _list_alive(objects: weakref.WeakValueDictionary[Any, _T]) -> list[_T]:
+    """Return the values. Unlike iteration, this may be called while other threads add some."""
+    alive = [reference() for reference in objects.valuerefs()]
+    return [value for value in alive if value is not None]
+
 
 # Threading's own hook runs while threads can still be started; functions of `atexit` run too late.
 _register_at_exit = getattr(threading, "_register_atexit", atexit.register)
@@ -1222,8 +1248,11 @@ class PoolExecutor(BaseExecutor):
 
     @property
     def histogram(self) -> Histogram:
-        self._count_durations()
-        return self._histogram
+        copy = Histogram()
+        with self._lock:
+            self._count_durations()
+            copy.merge(self._histogram)
+        return copy
 
     def _count_durations(self) -> None:
         """Move the durations that were kept so far into the histogram."""
@@ -1354,7 +1383,7 @@ class ProcessExecutor(PoolExecutor):
 
     def _count_items(self, owner: _ChunkedMap, change: int, _settled: Mapping[int, int]) -> None:
         _drain_at_exit()
-        _mapping.add(self)
+        _mapping[id(self)] = self
         with self._lock:
             _hold(self._maps, owner, change, not self._is_closed)
             self._drained.notify_all()
@@ -1420,7 +1449,8 @@ class ProcessExecutor(PoolExecutor):
 
 
 _TimeoutError = concurrent.futures.TimeoutError      # another than ours before Python 3.11
-_mapping: weakref.WeakSet[ProcessExecutor] = weakref.WeakSet()      # those that have run a map
+# By identity, those that have run a map.
+_mapping: weakref.WeakValueDictionary[int, ProcessExecutor] = weakref.WeakValueDictionary()
 
 
 @functools.cache
@@ -1430,7 +1460,7 @@ def _drain_at_exit() -> None:
 
     def drain() -> None:
         if os.getpid() == pid:
-            for pool in [*_mapping]:
+            for pool in _list_alive(_mapping):
                 pool._drain()
 
     with contextlib.suppress(RuntimeError):     # it is too late for that
@@ -2180,19 +2210,23 @@ class _Scheduler:
         return next(itertools.islice(self._idle, index, None))
 
     def _ask_policy(self, records: Sequence[RemoteWorkerRecord], avoid: Container[str]) -> int:
-        """Ask the policy; if it fails or answers nonsense, replace it by the default one."""
+        """Ask the policy; if it fails or answers nonsense, replace it by the default one.
+
+        What it raises, SystemExit too, must not end the thread, which is one of the pool's.
+        """
         try:
             chosen = self._policy.choose(records, avoid)
             index = operator.index(chosen)      # type: ignore[arg-type]
             if not 0 <= index < len(records):
                 raise IndexError(f"{index} of {len(records)} was chosen")
             return index
-        except Exception as error:
+        except BaseException as error:
             name = type(self._policy).__name__
             self._decide(_WARN, (), f"the policy {name} failed ({wire.describe(error)}) and is "
                                  "replaced by the default one")
             self._policy = WeightedRandomRemoteWorkerSelectionPolicy()
-            return self._ask_policy(records, avoid)
+            usable = (i for i, record in enumerate(records) if record.machine not in avoid)
+            return next(usable, 0)
 
     def _choose_busy_worker(self, bundle: _Bundle, workers: Sequence[_Worker]) -> _Worker | None:
         """Choose a busy worker to send a bundle to before it has a free slot.
@@ -3637,6 +3671,17 @@ class _RemoteFuture(Future):        # type: ignore[type-arg]
             return True
         return self.cancelled()
 
+    def __reduce__(self) -> Any:
+        raise TypeError("a future belongs to its pool and cannot be pickled or copied; pass its "
+                        "result(), or call a function that is decorated with parallelize()")
+
+    def _refuse_outcome(self, *_outcome: Any) -> NoReturn:
+        """Raise InvalidStateError: only the pool gives an outcome to its futures."""
+        raise InvalidStateError(f"{self!r} gets its outcome from its pool; to end it, cancel() it")
+
+    set_result = set_exception = _refuse_outcome        # type: ignore[assignment]
+    set_running_or_notify_cancel = _refuse_outcome
+
     def settle(self, kind: int, value: Any) -> bool:
         """Resolve the future, without running its callbacks. May be called again if it raised.
 
@@ -4331,8 +4376,8 @@ class _Reader:
             words = body.decode("utf-8", "replace")
             raise _LinkLost(f"cannot store files: {words}", self._copy_loss)
         login.is_ready = True
-        self._log(logging.INFO, f"is up: {login.cores} cores, {login.found['interpreter']}")
         self._report(_Scheduler.on_link_up, login.cores)
+        self._log(logging.INFO, f"is up: {login.cores} cores, {login.found['interpreter']}")
         self._channel.send([wire.frame(wire.PING, monotonic_ns())])
 
 
@@ -5207,11 +5252,17 @@ class _Supervisor:
             except Exception:       # without a heartbeat, nothing would ever end
                 _log.exception("%s: unexpected error in the heartbeat thread, which goes on",
                                self.title)
-        self.setup.cargo.cleanup()
-        self.scoreboard.finish(self.status(), self.scheduler.histogram())
+        for finish in (self.setup.cargo.cleanup, self._finish_scoreboard):
+            try:
+                finish()
+            except Exception:       # `shutdown` waits for what comes after this
+                _log.exception("%s: unexpected error after all tasks ended", self.title)
         self.all_ended.set()
         while not self.events.empty():
             self._process_events(self._wait_for_events(0))
+
+    def _finish_scoreboard(self) -> None:
+        self.scoreboard.finish(self.status(), self.scheduler.histogram())
 
     def _tick(self, now: float, is_beat: bool, is_late: bool) -> None:
         """Look after the links, have the scheduler look at the clock, and show how things stand.
@@ -5343,7 +5394,8 @@ class _Supervisor:
         Two cases in which it may not. A thread of the pool, in a callback, would wait for itself. A
         thread that has the lock, in a finalizer, would keep all others waiting.
         """
-        is_ours = threading.current_thread() in {*self._threads, self.scoreboard.thread}
+        thread = threading.current_thread()
+        is_ours = thread in self._threads or thread is self.scoreboard.thread
         return not is_ours and not self._lock._is_owned()
 
     def await_slot_count(self) -> None:
@@ -5378,14 +5430,15 @@ def _run_writer(stuck: SimpleQueue[Any]) -> None:
         channel.resume_writing()
 
 
-_supervisors: weakref.WeakSet[_Supervisor] = weakref.WeakSet()     # of all pools of this process
+# By identity, those of all pools of this process.
+_supervisors: weakref.WeakValueDictionary[int, _Supervisor] = weakref.WeakValueDictionary()
 
 
 @functools.cache
 def _install_process_hooks() -> None:
     """Have all pools shut down at exit, and abandoned in forked children. Does so once."""
     def for_all(method: Callable[..., None], *arguments: bool) -> None:
-        for supervisor in [*_supervisors]:
+        for supervisor in _list_alive(_supervisors):
             method(supervisor, *arguments)
 
     # RuntimeError: Python is already exiting. Whoever makes a pool that late must shut it down.
@@ -5495,7 +5548,7 @@ class RemoteExecutor(BaseExecutor):
         """Register with all that may end the work of the pool, other than `shutdown`."""
         supervisor = self._supervisor
         _install_process_hooks()
-        _supervisors.add(supervisor)
+        _supervisors[id(supervisor)] = supervisor
         _Notebook.watch_cells(supervisor)
         # The garbage collector may call this in any thread, even in one that has the supervisor's
         # lock. So it only leaves an event for the heartbeat.
@@ -5510,7 +5563,8 @@ class RemoteExecutor(BaseExecutor):
 
     @property
     def histogram(self) -> Histogram:
-        return self._supervisor.scheduler.histogram()
+        histogram: Histogram = self._supervisor.decide(self._supervisor.scheduler.histogram)
+        return histogram
 
     def _await_slots(self) -> None:
         self._supervisor.await_slot_count()
@@ -5723,7 +5777,8 @@ class DefaultExecutors:
     True
     """
 
-    _lock = threading.Lock()        # guards the pools
+    # Guards the pools. A forked child gets another one: a thread of the parent may hold this.
+    _lock = threading.Lock()
     # By process and kind: a forked child makes its own.
     _pools: dict[tuple[int, Method], BaseExecutor] = {}     # noqa: RUF012
 
@@ -5765,6 +5820,11 @@ def _shut_down_defaults_at_exit() -> None:
     # What is registered last runs first. Remote pools must outlive the threads that use them.
     _install_process_hooks()
     _register_at_exit(DefaultExecutors().shutdown)
+    os.register_at_fork(after_in_child=_replace_lock)
+
+
+def _replace_lock() -> None:
+    DefaultExecutors._lock = threading.Lock()
 
 
 if TYPE_CHECKING:
@@ -5877,12 +5937,13 @@ class _SharedArrayCalls:
         # By the identities of their arrays, the oldest first. Guarded by joblib, which holds a lock
         # while it submits.
         self._submitters: OrderedDict[tuple[int, ...], Any] = OrderedDict()
-        self._futures: weakref.WeakSet[Future[Any]] = weakref.WeakSet()
+        self._futures: weakref.WeakValueDictionary[int, Future[Any]] = (
+            weakref.WeakValueDictionary())      # by identity
 
     def submit(self, call: Callable[[], Any]) -> Future[Any]:
         is_remote = isinstance(self._pool, RemoteExecutor)
         future = self._submit_sharing(call) if is_remote else self._pool.submit(call)
-        self._futures.add(future)
+        self._futures[id(future)] = future
         return future
 
     def _submit_sharing(self, call: Callable[[], Any]) -> Future[Any]:
@@ -5901,7 +5962,7 @@ class _SharedArrayCalls:
 
     def cancel_all(self) -> None:
         """Cancel all calls that are not done."""
-        for future in [*self._futures]:
+        for future in _list_alive(self._futures):
             future.cancel()
 
     def release_arrays(self) -> None:
@@ -6195,7 +6256,7 @@ def _main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--ssh_options", "--ssh-options", metavar="WORDS", default="",
                         help="further arguments for ssh, such as '-F my_config'")
     options = parser.parse_args(arguments)
-    _log.addHandler(logging.NullHandler())      # what would be logged is in what we print
+    _log.logger.addHandler(logging.NullHandler())      # what would be logged is in what we print
     try:
         ssh_options = shlex.split(options.ssh_options)
         if options.check:

@@ -551,6 +551,11 @@ class TestRecords:
         chosen = [policy.choose(records) for _ in range(4000)]
         assert 2850 < sum(chosen) < 3150
 
+    def test_the_sum_of_weights_may_be_too_large(self):
+        policy = executors.WeightedRandomRemoteWorkerSelectionPolicy()
+        records = [RemoteWorkerRecord(None, name, weight=sys.float_info.max) for name in "ab"]
+        assert {policy.choose(records) for _ in range(100)} == {0, 1}
+
     @pytest.mark.parametrize("policy", [
         executors.WeightedRandomRemoteWorkerSelectionPolicy(),
         executors.RoundRobinRemoteWorkerSelectionPolicy()])
@@ -604,6 +609,25 @@ class TestRecords:
 
 
 class TestContract:
+    def test_a_histogram_stands_still(self, pool):
+        pool.submit(neg, 1).result(PATIENCE)
+        until(lambda: pool.histogram.count)
+        before = pool.histogram
+        count = before.count
+        pool.submit(neg, 1).result(PATIENCE)
+        until(lambda: pool.histogram.count > count)
+        assert before.count == count
+
+    def test_what_is_alive_is_listed_while_threads_add_to_it(self):
+        things = [threading.Event() for _ in range(20_000)]
+        known = weakref.WeakValueDictionary()
+        adder = threading.Thread(target=lambda: [known.setdefault(id(one), one) for one in things])
+        adder.start()
+        while adder.is_alive():
+            executors._list_alive(known)
+        adder.join()
+        assert {*executors._list_alive(known)} == {*things}
+
     def test_submit_and_the_base_class(self, pool):
         assert isinstance(pool, cf.Executor)
         future = pool.submit(pow, 2, exp=10)
@@ -1911,11 +1935,11 @@ class TestScheduler:
             farm.submit()
         assert all(len(one.losses) <= 1 for one in bundles)
 
-    @pytest.mark.parametrize("answer", [None, 7, -1, 0.5, "x", ZeroDivisionError])
+    @pytest.mark.parametrize("answer", [None, 7, -1, 0.5, "x", ZeroDivisionError(), SystemExit()])
     def test_a_policy_that_misbehaves_is_replaced_and_told(self, answer):
         class Bad(executors.RemoteWorkerSelectionPolicy):
             def choose(self, ready, avoid=()):
-                return answer if answer is not ZeroDivisionError else 1 // 0
+                return raise_it(answer) if isinstance(answer, BaseException) else answer
 
         farm = Farm("1/a", "1/b")
         farm.scheduler._policy = Bad()
@@ -3578,6 +3602,51 @@ class TestEveryFutureIsSettled:
         kind = self.NotThere
         error = remote.submit(lambda: raise_it(kind("x"))).exception(PATIENCE)
         assert type(error) is BundleError and "NotThere" in str(error)
+
+    @pytest.mark.parametrize("error", ["ValueError()", "SystemExit(3)"])
+    def test_a_log_that_fails_decides_nothing(self, error):
+        done = run(f"""
+            import executors, logging
+            def fail(record):
+                raise {error}
+            logging.getLogger("executors").addFilter(fail)
+            logging.getLogger("executors").setLevel(logging.DEBUG)
+            with executors.RemoteExecutor("2/:", show_status=True) as pool:
+                print(*pool.map(abs, [-1, -2, -3]), pool.status.done)
+            with executors.ThreadExecutor(2) as pool:
+                print(pool.submit(abs, -4).result())
+        """)
+        assert (done.returncode, done.stdout) == (0, "1 2 3 3\n4\n"), done.stderr
+
+    def test_what_fails_at_the_end_keeps_nobody_waiting(self, local, monkeypatch, caplog):
+        pool = local("1/:")
+        assert pool.submit(neg, 1).result(PATIENCE) == -1
+        monkeypatch.setattr(pool._supervisor, "_finish_scoreboard", lambda: 1 // 0)
+        pool.shutdown()
+        assert "unexpected error after all tasks ended" in caplog.text
+
+    def test_only_the_pool_gives_its_futures_an_outcome(self, remote):
+        called = []
+        future = remote.submit(time.sleep, 0.2)
+        future.add_done_callback(called.append)
+        for state in "pending", "done":
+            for give in (lambda: future.set_result(1), lambda: future.set_exception(OSError()),
+                         future.set_running_or_notify_cancel):
+                with pytest.raises(cf.InvalidStateError, match="its outcome from its pool"):
+                    give()
+            assert future.done() is (state == "done")
+            assert future.result(PATIENCE) is None
+        until(lambda: called == [future])
+
+    def test_a_future_is_neither_pickled_nor_copied(self, remote):
+        future = remote.submit(neg, 1)
+        for state in "pending", "done":
+            for carry in pickle.dumps, copy.copy, copy.deepcopy:
+                with pytest.raises(TypeError, match="cannot be pickled or copied"):
+                    carry(future if carry is copy.copy else [future])
+            assert future.result(PATIENCE) == -1
+        with pytest.raises(TypeError, match="argument 1 of neg, a list, .* a future belongs"):
+            remote.submit(neg, [future])
 
     @pytest.mark.parametrize("body", [b"", b"\x80\x05", pickle.dumps(5), pickle.dumps((1,) * 5)])
     def test_an_error_that_cannot_be_decoded(self, local, body):
@@ -6533,6 +6602,30 @@ class TestDefaults:
             executors.wait_all([slow, pool.submit(divmod, 1, 0)])
         assert not slow.done()
         (tmp_path / "go").touch()
+
+    def test_a_child_forked_while_a_pool_is_made(self):
+        done = run("""
+            import executors, os, threading
+            default = executors.DefaultExecutors()
+            made, forked = threading.Event(), threading.Event()
+            class Slow(executors.ThreadExecutor):
+                def __init__(self, **options):
+                    made.set()
+                    forked.wait()
+                    super().__init__(**options)
+            executors.ThreadExecutor, original = Slow, executors.ThreadExecutor
+            maker = threading.Thread(target=default.thread_pool)
+            maker.start()
+            made.wait()
+            pid = os.fork()
+            if not pid:
+                executors.ThreadExecutor = original
+                os._exit(default.thread_pool().submit(abs, -7).result())
+            print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+            forked.set()
+            maker.join()
+        """, timeout=30)
+        assert (done.stdout, done.stderr) == ("7\n", ""), done
 
     def test_parentheses_are_asked_for(self):
         with pytest.raises(TypeError, match="parentheses"):
