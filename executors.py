@@ -2740,10 +2740,11 @@ class _Distribution(NamedTuple):
     name: str
     version: str
     info: str = "?"                 # the name of its .dist-info
-    key: str = ""                   # tells its content, without reading it
+    key: str = ""                   # tells its content
     size: int = 0                   # bytes
     members: Sequence[tuple[str, str]] = ()     # where each file is, and its place there
-    tags: Sequence[str] = ()        # its wheel's platforms; none if it runs anywhere
+    # The platforms of each of its wheels that does not run anywhere.
+    tags: Sequence[Sequence[str]] = ()
     problem: str = ""
 
 
@@ -2927,43 +2928,59 @@ def _owners_of(module: str, spec: Any) -> list[Any]:
 def _examine(found: Any, *others: Any) -> _Distribution:
     """Find out what a distribution consists of, and whether it can follow, with its others."""
     name, version = found.metadata["Name"], found.version
+    members: list[tuple[str, str]] = []
+    tags: list[Sequence[str]] = []
+    key = hashlib.sha256()
+    size = 0
     try:
-        files, tags = [], []
         for one in (found, *others):
             if (one.read_text("INSTALLER") or "").strip() == "conda":
                 raise ValueError("conda has installed it here, with libraries outside of it")
             if not one.read_text("RECORD"):
                 raise ValueError("its installer here has left no list of its files")
-            files += [file for file in one.files if ".." not in file.parts
-                      and not file.is_absolute() and file.suffix != ".pyc"
-                      and os.path.exists(file.locate())]
+            files = [file for file in one.files if ".." not in file.parts
+                     and not file.is_absolute() and file.suffix != ".pyc"
+                     and os.path.exists(file.locate())]
+            # An installer writes RECORD last. What is newer than that was edited in place.
+            installed_at = os.stat(str(one._path / "RECORD")).st_ctime_ns
+            for file in files:
+                path = os.path.realpath(file.locate())
+                status = os.stat(path)
+                digest = file.hash and file.hash.value
+                if not digest or status.st_ctime_ns > installed_at:
+                    digest = wire.digest_file(path)
+                key.update(f"{file}\0{digest}\0{status.st_size}\n".encode())
+                size += status.st_size
+                members.append((path, str(file)))
             wheel = one.read_text("WHEEL") or ""
-            found_tags = re.findall(r"^Tag: *\S+?-\S+?-(\S+)", wheel, re.MULTILINE)
-            tags += [tag for tag in found_tags if tag != "any"]
-        if not tags and any(file.suffix == ".so" for file in files):
-            tags = ["unknown"]
-        sizes = [os.path.getsize(file.locate()) for file in files]
-        hashed = hashlib.sha256()
-        for file, size in zip(files, sizes):
-            hashed.update(f"{file}\0{file.hash and file.hash.value}\0{size}\n".encode())
+            platforms = [tag for tag in re.findall(r"^Tag: *\S+?-\S+?-(\S+)", wheel, re.MULTILINE)
+                         if tag != "any"]
+            if not platforms and any(file.suffix == ".so" for file in files):
+                platforms = ["unknown"]
+            if platforms:
+                tags.append(platforms)
         return _Distribution(
-            name, version, found._path.name, hashed.hexdigest(), sum(sizes),
-            [(os.path.realpath(file.locate()), str(file)) for file in files], tags)
+            name, version, found._path.name, key.hexdigest(), size, members, tags)
     except (OSError, ValueError) as error:
         return _Distribution(name, version, problem=str(error))
 
 
-def _misfit(tags: Sequence[str], facts: Sequence[str]) -> str:
-    """Say why binaries of a wheel with these tags do not run on a machine; "" if they do."""
+def _misfit(tags: Sequence[Sequence[str]], facts: Sequence[str]) -> str:
+    """Say why binaries of wheels do not run on a machine; "" if they do.
+
+    Arguments:
+        tags: the platforms of each wheel; it runs on any of these.
+    """
     ours = wire.platform_facts()
     if not tags:
         return ""
     if tuple(facts[:2]) != ours[:2]:
         return f"its binaries are for {ours[1]} and *{ours[0]}"
-    ages = [_libc_of(tag) for tag in tags]
-    oldest = min(filter(bool, ages), default=_numbers(ours[2]))
-    if _numbers(facts[2]) < oldest:
-        return f"its binaries need {ours[2].split()[0]} {'.'.join(map(str, oldest))}"
+    for platforms in tags:
+        ages = [_libc_of(tag) for tag in platforms]
+        oldest = min(filter(bool, ages), default=_numbers(ours[2]))
+        if _numbers(facts[2]) < oldest:
+            return f"its binaries need {ours[2].split()[0]} {'.'.join(map(str, oldest))}"
     return ""
 
 

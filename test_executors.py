@@ -2803,6 +2803,21 @@ class TestPackages:
         assert on_bare().submit(use).result(PATIENCE) == ("2.1", "mine")
         assert copies(caplog) == ["ours 2.1"]
 
+    def test_what_was_edited_in_place_is_copied_again(self, on_bare, tmp_path, monkeypatch):
+        site = install(str(tmp_path / "site-packages"), make_wheel(
+            tmp_path, "edited", "1", {"edited/__init__.py": "from .deep import VALUE\n",
+                                      "edited/deep.py": "VALUE = 1\n"}))
+        monkeypatch.syspath_prepend(site)
+        deep = pathlib.Path(site, "edited/deep.py")
+        found = []
+        for text in "VALUE = 1\n", "VALUE = 2\n", "VALUE = 1\n":      # of the same size
+            deep.write_text(text)
+            os.utime(deep, (0, 0))
+            with on_bare(1) as pool:
+                value = pool.submit(lambda: importlib.import_module("edited").VALUE)
+                found.append(value.result(PATIENCE))
+        assert found == [1, 2, 1]
+
     def test_child_processes_find_what_followed(self, bare, on_bare):
         """As does whatever they start: it stands in PYTHONPATH."""
         def use(n_jobs):
@@ -3034,14 +3049,16 @@ class TestPackages:
 
     @pytest.mark.parametrize("tags, facts, problem", [
         ([], ("x", "y", "z"), ""),
-        (["manylinux_2_17_x86_64"], (".so", "x86_64", "glibc 2.17"), ""),
-        (["manylinux_2_17_x86_64"], (".so", "x86_64", "glibc 2.9"), "need glibc 2.17"),
-        (["manylinux1_x86_64", "manylinux_2_28_x86_64"], (".so", "x86_64", "glibc 2.5"), ""),
-        (["linux_x86_64"], (".so", "x86_64", "glibc 2.35"), "need glibc 2.36"),
-        (["linux_x86_64"], (".so", "x86_64", "glibc 2.36"), ""),
-        (["manylinux_2_17_x86_64"], (".so", "aarch64", "glibc 2.17"), "for x86_64"),
-        (["manylinux_2_17_x86_64"], (".t.so", "x86_64", "glibc 2.17"), "for x86_64"),
-        (["macosx_11_0_arm64"], ("", "", ""), "for x86_64")])
+        ([["manylinux_2_17_x86_64"]], (".so", "x86_64", "glibc 2.17"), ""),
+        ([["manylinux_2_17_x86_64"]], (".so", "x86_64", "glibc 2.9"), "need glibc 2.17"),
+        ([["manylinux1_x86_64", "manylinux_2_28_x86_64"]], (".so", "x86_64", "glibc 2.5"), ""),
+        ([["manylinux1_x86_64"], ["manylinux_2_28_x86_64"]], (".so", "x86_64", "glibc 2.5"),
+         "need glibc 2.28"),
+        ([["linux_x86_64"]], (".so", "x86_64", "glibc 2.35"), "need glibc 2.36"),
+        ([["linux_x86_64"]], (".so", "x86_64", "glibc 2.36"), ""),
+        ([["manylinux_2_17_x86_64"]], (".so", "aarch64", "glibc 2.17"), "for x86_64"),
+        ([["manylinux_2_17_x86_64"]], (".t.so", "x86_64", "glibc 2.17"), "for x86_64"),
+        ([["macosx_11_0_arm64"]], ("", "", ""), "for x86_64")])
     def test_which_binaries_run_where(self, monkeypatch, tags, facts, problem):
         monkeypatch.setattr(wire, "platform_facts", lambda: (".so", "x86_64", "glibc 2.36"))
         found = executors._misfit(tags, facts)
