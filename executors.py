@@ -63,6 +63,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import io
 import itertools
 import json
 import linecache
@@ -127,6 +128,7 @@ SSH, SCP = "/usr/bin/ssh", "/usr/bin/scp"
 TICK_SECONDS = 0.25             # how often the heartbeat thread looks for stragglers and timeouts
 MISSED_HEARTBEATS = 3           # unanswered pings after which a link counts as lost
 LEASE_HEARTBEATS = 12           # heartbeats without a word from us after which a shim ends
+STUCK_SECONDS = 120             # in which no byte of a copy moves, until it is given up
 HELLO_SECONDS = 30.0            # from starting ssh to the shim's greeting, login files included
 SLOT_COUNT_SECONDS = 5.0        # that `pool.slots` waits for machines to report their cores
 CLOSE_SECONDS = 3.0             # that ssh may take to end after its input was closed
@@ -2776,7 +2778,8 @@ class _Cargo:
         self._names = set() if isinstance(packages, bool) else {*map(_normal, packages)}
         self._is_on = bool(self._names or packages is True)
         self._known: dict[str, _Distribution] = {}
-        self._tars: dict[str, Future[_File]] = {}       # of distributions, by key
+        # Of distributions and of the interpreter, by key.
+        self._tars: dict[str, Future[_File]] = {}
         self._files: dict[str, _File] = {}              # that `files=` names, by key
         self.keys: dict[str, str] = {}                  # of those, by name
         self.size = 0                                   # of all of those, in bytes
@@ -2869,14 +2872,33 @@ class _Cargo:
                                   f"to follow, packages=[{name!r}, ...]")
         if problem:
             raise ValueError(problem)
+        label = f"{name} {one.version}"
+        return self._make_once(
+            one.key, lambda: self._pack(label, one.members, "content/site-packages"))
+
+    def find_interpreter(self) -> _Interpreter | None:
+        """Return the interpreter that runs here, if it may follow."""
+        return _find_interpreter() if self._is_on else None
+
+    def pack_interpreter(self) -> _File:
+        """Return a tar of it. Raises OSError."""
+        interpreter = _find_interpreter()
+
+        def make() -> _File:
+            file = self._made.enter_context(tempfile.NamedTemporaryFile(prefix="executors-"))
+            interpreter.pack(file)
+            file.flush()
+            return _measure(f"python {_VERSION}", file.name, True)
+        return self._make_once(interpreter.key, make)
+
+    def _make_once(self, key: str, make: Callable[[], _File]) -> _File:
         mine: Future[_File] = Future()
-        future = self._tars.setdefault(one.key, mine)
+        future = self._tars.setdefault(key, mine)
         if future is mine:      # otherwise another thread has made it, or is about to
             try:
-                mine.set_result(
-                    self._pack(f"{name} {one.version}", one.members, "content/site-packages"))
+                mine.set_result(make())
             except BaseException as error:      # it may be better next time
-                del self._tars[one.key]
+                del self._tars[key]
                 mine.set_exception(error)
         return future.result()
 
@@ -2994,6 +3016,115 @@ def _libc_of(tag: str) -> list[int]:
 
 def _numbers(text: str) -> list[int]:
     return [*map(int, re.findall(r"\d+", text)[:2])]
+
+
+# What of the interpreter's own library is not sent: tests, and what belongs to this machine.
+_UNSENT_FOLDERS = ("site-packages", "dist-packages", "__pycache__", "test", "tests", "idlelib",
+                   "turtledemo")
+
+# Two files of an interpreter that is sent with its shared library. The first one starts it; the
+# second one, which it executes at its start, has its children started likewise.
+_PYTHON_WRAPPER = """#!/bin/sh
+bin=${0%%/*}
+LD_LIBRARY_PATH=$bin/../lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+export LD_LIBRARY_PATH
+exec "$bin/%s.bin" "$@"
+"""
+_PYTHON_CUSTOMIZATION = """import os, sys
+_, _, given = os.environ.pop("LD_LIBRARY_PATH", "").partition(":")
+if given:
+    os.environ["LD_LIBRARY_PATH"] = given
+sys.executable = sys._base_executable = sys.executable.removesuffix(".bin")
+"""
+
+
+class _Interpreter(NamedTuple):
+    """The interpreter that runs here, as it follows to machines that have none of its version."""
+
+    binary: str = ""
+    library: str = ""       # the folder of its modules
+    shared: str = ""        # its shared library, if it needs one
+    key: str = ""           # tells which build it is
+    libc: Sequence[int] = ()        # the oldest glibc that it runs with; none if it needs none
+    problem: str = ""       # why it must stay here
+
+    def misfit(self, platform: str) -> str:
+        """Say why this interpreter does not run on a machine; "" if it may.
+
+        Arguments:
+            platform: `uname -sm` of the machine and, if it has glibc, that and its version.
+        """
+        if self.problem:
+            return self.problem
+        ours = os.uname()
+        system, processor, *libc = [*platform.split(), "", ""][:4]
+        if (system, processor) != (ours.sysname, ours.machine):
+            return f"it is for {ours.sysname} on {ours.machine}"
+        if self.libc and libc[0] != "glibc":
+            return "it needs glibc"
+        if self.libc and _numbers(libc[1]) < [*self.libc]:
+            return f"it needs glibc {'.'.join(map(str, self.libc))}, there is {libc[1]}"
+        return ""
+
+    def pack(self, target: Any) -> None:
+        """Write a compressed tar of it to an open file."""
+        import tarfile
+
+        def keep(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
+            name = os.path.basename(info.name)
+            # A link may lead to what stays here, such as Debian's sitecustomize.
+            is_left_out = name in _UNSENT_FOLDERS or name.endswith(".a") or info.issym()
+            return None if is_left_out else info
+
+        def add_text(name: str, text: str, mode: int) -> None:
+            info = tarfile.TarInfo(name)
+            info.size, info.mode = len(text), mode
+            tar.addfile(info, io.BytesIO(text.encode()))
+
+        name = f"python{_VERSION}"
+        library = f"{sys.platlibdir}/{name}"
+        with tarfile.open(fileobj=target, mode="w:gz", compresslevel=1) as tar:
+            tar.add(self.library, library, filter=keep)
+            if self.shared:
+                tar.add(self.binary, f"bin/{name}.bin")
+                tar.add(self.shared, f"lib/{os.path.basename(self.shared)}")
+                add_text(f"bin/{name}", _PYTHON_WRAPPER % name, 0o700)
+                add_text(f"{library}/sitecustomize.py", _PYTHON_CUSTOMIZATION, 0o600)
+            else:
+                tar.add(self.binary, f"bin/{name}")
+
+
+@functools.cache
+def _find_interpreter() -> _Interpreter:
+    """Find out what the interpreter that runs here consists of."""
+    import sysconfig
+    if os.path.exists(os.path.join(sys.base_prefix, "conda-meta")):
+        return _Interpreter(problem="conda has installed it, with libraries outside of it")
+    if sysconfig.get_config_var("PYTHONFRAMEWORK"):
+        return _Interpreter(problem="it belongs to a framework of macOS")
+    binary = os.path.realpath("/proc/self/exe")
+    if not os.path.exists(binary):      # there is no /proc
+        binary = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+    library = os.path.dirname(os.__file__)
+    shared = ""
+    if sysconfig.get_config_var("Py_ENABLE_SHARED"):
+        names = sysconfig.get_config_vars("LIBDIR", "INSTSONAME")
+        # The second place is that of an interpreter that was itself sent.
+        places = [os.path.join(names[0], names[1]), os.path.join(sys.base_prefix, "lib", names[1])]
+        shared = next(filter(os.path.exists, places), "")
+        # Debian's own has the library, too, and does without it.
+        with open(binary, "rb") as file:
+            if names[1].encode() not in file.read():
+                shared = ""
+    hashed = hashlib.sha256(sys.version.encode())
+    libc: list[int] = []
+    for part in filter(None, (binary, shared)):
+        with open(part, "rb") as file:
+            data = file.read()
+        hashed.update(data)
+        needed = re.findall(rb"\0GLIBC_(\d+)\.(\d+)", data)
+        libc = max([libc, *([*map(int, numbers)] for numbers in needed)])
+    return _Interpreter(binary, library, shared, hashed.hexdigest()[:16], libc)
 
 
 class _PoolSetup(NamedTuple):
@@ -3124,6 +3255,35 @@ module.__loader__=module.SourceLoader(file,text)
 module.__spec__=ModuleSpec(name,module.__loader__,origin=file)
 module.serve(modules)
 '''
+# Shell code for a machine that may get our interpreter. `own` finds out whether an earlier copy
+# there can be trusted: its folder and the cache belong to us, and nobody else may write in them.
+_COPY_OF_PYTHON = (
+    'c=${XDG_CACHE_HOME:-${HOME:-/nonexistent}/.cache}/executors; k=$c/python-%(key)s; '
+    'own() { test "$(find "$c/." "$k/." -prune -user "$(id -u)" 2>/dev/null | wc -l)" -eq 2 && '
+    'test -z "$(find "$c/." "$k/." -prune "(" -perm -020 -o -perm -002 ")")"; }; '
+    'q=$k/bin/%(name)s; own 2>/dev/null || q=; ')
+# Where no Python was found: tell the platform, read how long a compressed tar is and then the tar,
+# unpack it beside its place, try it, and put it there. Another login may do so at the same time.
+_RECEIVE_PYTHON = (
+    'echo; echo "%(magic)s none $(uname -sm 2>/dev/null) $(getconf GNU_LIBC_VERSION 2>/dev/null)"; '
+    'n=; while test -z "$n"; do read n || exit 126; done; u=$(umask); umask 077; '
+    'd=$c/incoming-python.$$; mkdir -p "$c" && mkdir "$d" && '
+    'head -c "$n" | gzip -dc 2>/dev/null | tar -x -o -f - -C "$d" && '
+    '"$d/bin/%(name)s" -c "import base64,sys;exec(base64.b64decode(sys.argv[1]))" %(check)s && '
+    '{ own 2>/dev/null || rm -rf "$k"; test -d "$k" || mv "$d" "$k"; } && '
+    '{ own || { echo "$c must belong to you, and nobody else may write there" >&2; false; }; }; '
+    'r=$?; rm -rf "$d"; umask $u; test $r -eq 0 || exit 125; p=$k/bin/%(name)s; ')
+# Tries what the shim needs, and names what a task may miss.
+_CHECK_PYTHON = """import fcntl,hashlib,json,mmap,pickle,resource,select,socket,subprocess,sys,zlib
+for name in %r:
+    try:
+        __import__(name)
+    except ImportError as error:
+        print("%s", error, file=sys.stderr)
+"""
+_OPTIONAL_MODULES = "bz2", "ctypes", "lzma", "readline", "sqlite3", "ssl"
+_TAR_ENDS = "tar: Exiting with failure status due to previous errors"       # which says nothing
+_LACKS_LIBRARY = "executors: the python that was sent lacks a library:"
 _OTHER_PYTHON = "executors: another python:"
 _NO_PYTHON = "executors: no python"
 _IMPLEMENTATION = sys.implementation.name
@@ -3171,21 +3331,34 @@ class _LinkLost(Exception):
         self.loss = _Loss(kind, cause)
 
 
-def _login_argv(record: RemoteWorkerRecord, ssh_options: list[str], magic: str) -> list[str]:
+def _login_argv(record: RemoteWorkerRecord, ssh_options: list[str], magic: str,
+                key: str = "") -> list[str]:
     """Return the command that runs the first stage on a worker, through ssh or here for ':'.
 
     The login shell there may be any of sh, bash, dash, zsh, csh, tcsh and fish. They all read the
     remote part alike: plain words and one string in single quotes, without '!' and backslashes.
     A candidate that exits with 127 is followed by the next one: a Python of another version, or a
     pyenv shim for a version that is not active.
+
+    Arguments:
+        key: of our interpreter, if it is sent to a machine that has none.
     """
     ours = _IMPLEMENTATION, *sys.version_info[:2]
     stage = base64.b64encode(
         (_FIRST_STAGE % (ours, _OTHER_PYTHON, magic)).encode()).decode()
-    script = (f'for p in {_candidate_pythons(record)}; do '
-              'command -v "$p" >/dev/null 2>&1 || continue; '
-              f'"$p" -c "import base64,sys;exec(base64.b64decode(sys.argv[1]))" {stage}; r=$?; '
-              f'test $r -eq 127 || exit $r; done; echo {_NO_PYTHON} >&2; exit 126')
+    start = f'"$p" -c "import base64,sys;exec(base64.b64decode(sys.argv[1]))" {stage}'
+    look = (f'command -v "$p" >/dev/null 2>&1 || continue; {start}; r=$?; '
+            'test $r -eq 127 || exit $r; ')
+    candidates = _candidate_pythons(record)
+    if key:
+        present = [name for name in _OPTIONAL_MODULES if _find_spec(name)]
+        check = (_CHECK_PYTHON % (present, _LACKS_LIBRARY)).encode()
+        words = {"key": key, "name": f"python{_VERSION}", "magic": magic,
+                 "check": base64.b64encode(check).decode()}
+        script = (f'{_COPY_OF_PYTHON % words}for p in {candidates} "$q"; do {look}done; '
+                  f'echo {_NO_PYTHON} >&2; {_RECEIVE_PYTHON % words}exec {start}')
+    else:
+        script = f'for p in {candidates}; do {look}done; echo {_NO_PYTHON} >&2; exit 126'
     if record.machine == ":":
         return ["/bin/sh", "-c", script]
     return [SSH, "-T", "-a", "-x", *_ssh_settings("SessionType=default"), *ssh_options, "--",
@@ -3300,9 +3473,10 @@ class _Login:
     and `progress`.
     """
 
-    def __init__(self, record: RemoteWorkerRecord, ssh_options: list[str]) -> None:
+    def __init__(self, record: RemoteWorkerRecord, ssh_options: list[str], cargo: _Cargo) -> None:
         self.record = record
         self._ssh_options = ssh_options
+        self._cargo = cargo
         self._is_local = record.machine == ":"
         # The reader thread writes these; where other threads do too, a comment says so. Any thread
         # may read them, and may see old values.
@@ -3319,6 +3493,10 @@ class _Login:
         self._errors = wire.open_nameless_file()         # ssh's stderr
         self._noise = b""                   # what the login shell printed before the magic
         self._has_python = False
+        # Our interpreter, if it may go there; and why it cannot, once that is known.
+        self._interpreter = None if record.python or self._is_local else cargo.find_interpreter()
+        self._misfit = ""
+        self._is_python_sent = False
         self._cause = ""                    # why we cut it off, if we did; by whoever did
         self._started = monotonic()
         self._last_progress = self._started     # when the stage began; also by the heartbeat
@@ -3330,7 +3508,8 @@ class _Login:
         """Start the shim. Raises _LinkLost, with ssh's own words."""
         magic = os.urandom(12).hex()
         try:
-            argv = _login_argv(self.record, self._ssh_options, magic)
+            key = self._interpreter.key if self._interpreter else ""
+            argv = _login_argv(self.record, self._ssh_options, magic, key)
             process = self._run(argv, stdout=subprocess.PIPE, stderr=self._errors, bufsize=0)
         except OSError as error:
             is_missing = isinstance(error, FileNotFoundError)
@@ -3340,7 +3519,7 @@ class _Login:
         stdin = process.stdin
         fd, out = stdin.fileno(), process.stdout.fileno()
         try:
-            self._await_magic(magic.encode(), fd, out)
+            self._await_python(magic.encode(), fd, out)
             wire.enlarge_pipe(fd)
             wire.enlarge_pipe(out)
             reader = wire.MessageReader(out, is_expected)
@@ -3373,25 +3552,68 @@ class _Login:
             self.abort(self._cause)     # whoever cut us off could not know of this process yet
         return process
 
-    def _await_magic(self, magic: bytes, stdin: int, stdout: int) -> None:
-        """Read past whatever login files print, to the line of the first stage."""
+    def _await_python(self, magic: bytes, stdin: int, stdout: int) -> None:
+        """Wait until a Python of our version waits for the second stage; send ours if need be."""
+        implementation, version, where = self._await_magic(magic, stdin, stdout)
+        self._record_shell()
+        if implementation == "none":
+            self._send_python(f"{version} {where}", stdin)
+            implementation, version, where = self._await_magic(magic, stdin, stdout)
+            lacking = [line.removeprefix(_LACKS_LIBRARY).strip()
+                       for line in self.words().splitlines() if line.startswith(_LACKS_LIBRARY)]
+            version += f" (sent{''.join([f'; it lacks {error}' for error in lacking])})"
+        self._has_python = True
+        self.found["python"], self.found["interpreter"] = version, where
+
+    def _await_magic(self, magic: bytes, stdin: int, stdout: int) -> list[str]:
+        """Read past whatever login files print; return three words that follow the magic."""
         poll = select.poll()
         poll.register(stdout, select.POLLIN)
-        found, line = b"", b""
+        noise, found, line = b"", b"", b""
         while not (found and line.endswith(b"\n")):
             if poll.poll(1000):
                 data = os.read(stdout, wire.READ_SIZE)
                 if not data:
                     raise EOFError
-                self._noise = (self._noise + data)[-2 * wire.READ_SIZE:]
-                before, found, line = self._noise.rpartition(magic)
+                self._noise = noise = (noise + data)[-2 * wire.READ_SIZE:]
+                before, found, line = noise.rpartition(magic)
             else:
                 os.write(stdin, b"\n")      # for a login file that reads; the first stage skips it
         self._noise = before[-2000:]
-        self._has_python = True
-        self._record_shell()
-        _, self.found["python"], self.found["interpreter"] = line.decode(
-            "utf-8", "replace").strip().split(maxsplit=2)
+        return [*line.decode("utf-8", "replace").strip().split(maxsplit=2), "", "", ""][:3]
+
+    def _send_python(self, platform: str, stdin: int) -> None:
+        """Send our interpreter to a machine that has none of its version.
+
+        Raises _LinkLost if it does not fit or the line is stuck; OSError if the link ends.
+        """
+        assert self._interpreter
+        self._misfit = self._interpreter.misfit(platform)
+        if self._misfit:
+            self.processes[0].stdin.close()     # it ends
+            raise EOFError
+        label = f"python {_VERSION}"
+        self.copies[-1] = f"{label} (packing)"
+        try:
+            file = self._cargo.pack_interpreter()
+            self._is_python_sent = True
+            poll = select.poll()
+            poll.register(stdin, select.POLLOUT)
+            left = file.size
+            os.write(stdin, b"%d\n" % left)
+            with open(file.source, "rb") as source:
+                while data := source.read(select.PIPE_BUF):      # poll promises room for so much
+                    if not poll.poll(1000 * STUCK_SECONDS):
+                        raise _LinkLost(f"{label} was being sent, but nothing moved for "
+                                        f"{STUCK_SECONDS} s")
+                    os.write(stdin, data)
+                    left -= len(data)
+                    self.copies[-1] = (f"{label} ({(file.size - left) / 1e6:.0f} of "
+                                       f"{file.size / 1e6:.0f} MB)")
+        finally:
+            del self.copies[-1]
+            self._last_progress = monotonic()
+            self._limit = STUCK_SECONDS, f"{label} was sent, and has not started"
 
     def _record_shell(self) -> None:
         self.found.update(dict.fromkeys(_LOGIN_STAGES, "-" if self._is_local else "ok"))
@@ -3534,7 +3756,13 @@ class _Login:
             return _LinkLost(f"connection lost ({said or str(error) or 'the other end is gone'})")
         if status == "255":
             return _LinkLost(*self._match_diagnosis(words, _SSH_DIAGNOSES))
-        if said == _NO_PYTHON:
+        if self._is_python_sent and status == "125":
+            why = _last_line(words.replace(_TAR_ENDS, ""))
+            return _LinkLost(f"no {_IMPLEMENTATION} {_VERSION} on {self.record.machine}; ours was "
+                             f"sent, but cannot be used there: {why}", _LossKind.UNUSABLE)
+        if self._is_python_sent:
+            return _LinkLost("connection lost while our Python was being sent")
+        if _NO_PYTHON in words.splitlines():
             self._record_shell()
             return _LinkLost(self._no_python(words), _LossKind.UNUSABLE)
         said = said or _last_line(self._noise) or "nothing was said"
@@ -3547,11 +3775,13 @@ class _Login:
         """Return which Pythons were found instead, and what to do."""
         versions = ", ".join({line.removeprefix(_OTHER_PYTHON).strip(): 0
                               for line in words.splitlines() if line.startswith(_OTHER_PYTHON)})
+        sent = f"; it was not sent there: {self._misfit}" if self._misfit else ""
         machine, looked_in = self.record.machine, self.record.python or ", ".join(_PYTHON_PLACES)
-        return (f"no {_IMPLEMENTATION} {_VERSION} on {machine} (found {versions or 'none'}), and "
-                "pickled functions need the version that runs here. Install it there (`uv python "
-                f"install {_VERSION}`), or name it: '{machine} python=/path/to/python{_VERSION}'. "
-                f"Looked in: {looked_in}")
+        wanted = f"{_IMPLEMENTATION} {_VERSION}"
+        return (f"no {wanted} on {machine} (found {versions or 'none'}), and pickled functions "
+                f"need the version that runs here{sent}. Install it there (`uv python install "
+                f"{_VERSION}`), or name it: '{machine} python=/path/to/python{_VERSION}'. Looked "
+                f"in: {looked_in}")
 
     def _match_diagnosis(self, words: str, diagnoses: Sequence[tuple[str, _LossKind, str]],
                          ) -> tuple[str, _LossKind]:
@@ -4394,7 +4624,8 @@ class _Reader:
             raise _LinkLost(f"cannot store files: {words}", self._copy_loss)
         login.is_ready = True
         self._report(_Scheduler.on_link_up, login.cores)
-        self._log(logging.INFO, f"is up: {login.cores} cores, {login.found['interpreter']}")
+        self._log(logging.INFO, f"is up: {login.cores} cores, python {login.found['python']}, "
+                                f"{login.found['interpreter']}")
         self._channel.send([wire.frame(wire.PING, monotonic_ns())])
 
 
@@ -5187,7 +5418,7 @@ class _Supervisor:
         """Perform CONNECT: start the threads of a link, whose reader logs in."""
         stuck: SimpleQueue[Any] = SimpleQueue()
         try:
-            self.logins[link] = _Login(worker.record, self.ssh_options)
+            self.logins[link] = _Login(worker.record, self.ssh_options, self.setup.cargo)
             reader = _Reader(self, worker, link, stuck)
             self.start_thread(f"{worker.machine} writer", _run_writer, stuck)
             self.start_thread(f"{worker.machine} reader", reader._run_reader)

@@ -3473,6 +3473,139 @@ class TestLoginShells:
         assert check.returncode == 1 and "odd: scp: " in check.stdout, check.stdout
 
 
+@pytest.fixture
+def on_nothing(login):
+    """Make pools of machines that have no Python: `on_nothing(*names, shell="sh", **options)`.
+
+    It has attributes: the `home` of those machines, and the `cache` there.
+    """
+    hide = f"""
+        for place in /usr/bin /usr/local/bin /bin; do
+            for python in $place/python3*; do
+                if test -f $python; then mount --bind /dev/null $python; fi
+            done
+        done
+        case {sys.base_prefix} in
+            /usr|/usr/local) ;;
+            *) mount -t tmpfs none {sys.base_prefix};;
+        esac
+        """
+    with maker([]) as make:
+        def on(slots=1, shell="sh", mounts=":", **options):
+            sshd = login(shell, mounts=hide + mounts)
+            return make(f"{slots}/odd", ssh_options=sshd.ssh_options, **options)
+        on.home = login.args[1] / "home"
+        on.cache = on.home / ".cache/executors"
+        yield on
+
+
+class TestInterpreters:
+    def test_ours_is_sent_once(self, on_nothing, caplog):
+        caplog.set_level("INFO", "executors")
+        def look():
+            import multiprocessing
+            import ssl
+            import sqlite3
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                child, = pool.map(abs, [-1])
+            said = subprocess.run([sys.executable, "-c", "import sys; print(sys.prefix)"],
+                                  capture_output=True, text=True)
+            return sys.version, sys.executable, sys.prefix, child, said.stdout.strip()
+
+        for found in " (sent)", "":
+            with on_nothing() as pool:
+                version, executable, prefix, child, grandchild = pool.submit(look).result(60)
+                assert version == sys.version and child == 1
+                assert executable.startswith(str(on_nothing.cache)) and prefix == grandchild
+                python = pool.status.workers[0].found["python"]
+                assert python == "{}.{}.{}".format(*sys.version_info) + found
+        assert caplog.text.count("(sent)") == 1
+        assert len([*on_nothing.cache.glob("python-*")]) == 1
+        assert not [*on_nothing.cache.glob("incoming-*")]
+
+    @pytest.mark.parametrize("shell", ["tcsh", "fish"])
+    def test_through_another_shell(self, on_nothing, shell):
+        assert on_nothing(shell=shell).submit(neg, 1).result(PATIENCE) == -1
+
+    @pytest.mark.parametrize("tool, says, words", [
+        ("uname", "Darwin arm64", f"it is for {os.uname().sysname} on {os.uname().machine}"),
+        ("getconf", "glibc 2.5", "there is 2.5"), ("getconf", "", "it needs glibc")])
+    def test_it_stays_where_it_would_not_run(self, on_nothing, tmp_path, tool, says, words):
+        path = tmp_path / tool
+        path.write_text(f"#!/bin/sh\necho {says}\n")
+        path.chmod(0o755)
+        pool = on_nothing(mounts=f"mount --bind {path} {shutil.which(tool)}")
+        error = str(pool.submit(neg, 1).exception(PATIENCE))
+        assert "it was not sent there: " in error and words in error
+        assert "uv python install" in error
+        assert not on_nothing.cache.exists()
+
+    @pytest.mark.parametrize("packages", [False, ["numpy"]])
+    def test_it_goes_where_packages_may_go(self, on_nothing, packages):
+        pool = on_nothing(packages=packages)
+        if packages:
+            assert pool.submit(neg, 1).result(PATIENCE) == -1
+        else:
+            error = str(pool.submit(neg, 1).exception(PATIENCE))
+            assert "(found none)" in error and "sent there" not in error
+
+    def test_a_small_disk(self, on_nothing):
+        pool = on_nothing(mounts='mount -t tmpfs -o size=9m none "$1"')
+        error = str(pool.submit(neg, 1).exception(PATIENCE))
+        assert "was sent, but cannot be used there" in error and "No space left" in error
+
+    def test_what_it_lacks_there_is_named(self, on_nothing, caplog):
+        import _sqlite3
+        needed = run(["ldd", _sqlite3.__file__], check=True).stdout
+        library, = re.findall(r"(libsqlite3.so\S*) => (\S+)", needed)
+        caplog.set_level("INFO", "executors")
+        pool = on_nothing(mounts=f"mount --bind /dev/null {library[1]}")
+        assert pool.submit(neg, 1).result(PATIENCE) == -1
+        assert f"(sent; it lacks {library[1]}: file too short)" in caplog.text
+        error = pool.submit(importlib.import_module, "sqlite3").exception(PATIENCE)
+        assert library[1] in str(error)
+
+    @pytest.mark.parametrize("change", ["os.chmod(copy, 0o777)", "os.chown(copy, 1234, -1)",
+                                        "os.chmod(copy.parent, 0o777)"])
+    def test_a_copy_that_others_may_have_written_is_not_run(self, on_nothing, change):
+        """It is made anew, unless they may write into the cache itself."""
+        copy = on_nothing.cache / f"python-{executors._find_interpreter().key}"
+        binary = copy / f"bin/python{sys.version_info[0]}.{sys.version_info[1]}"
+        binary.parent.mkdir(parents=True)
+        binary.write_text("#!/bin/sh\ntouch ~/run\nexit 127\n")
+        for path in copy.parent, copy, binary:
+            path.chmod(0o700)
+        exec(change)
+        future = on_nothing().submit(neg, 1)
+        if "parent" in change:
+            error = str(future.exception(PATIENCE))
+            assert f"{on_nothing.cache} must belong to you" in error
+        else:
+            assert future.result(PATIENCE) == -1 and copy.stat().st_mode & 0o777 == 0o700
+        assert not (on_nothing.home / "run").exists()
+
+    def test_a_copy_that_was_cut_off(self, on_nothing, tmp_path):
+        """The login is tried again, and sends it again."""
+        tar, began = tmp_path / "tar", tmp_path / "began"
+        tar.write_text(f"#!/bin/sh\ntest -e {began} && exec {tmp_path}/real_tar \"$@\"\n"
+                       f"touch {began}\nexec head -c 1000000 >/dev/null\n")
+        tar.chmod(0o755)
+        shutil.copy(shutil.which("tar"), tmp_path / "real_tar")
+        pool = on_nothing(mounts=f"mount --bind {tar} {shutil.which('tar')}")
+        future = pool.submit(neg, 1)
+        until(began.exists)
+        for login in [*pool._supervisor.logins.values()]:
+            os.killpg(login.processes[0].pid, signal.SIGKILL)
+        assert future.result(60) == -1
+
+    def test_many_machines_with_one_home(self, on_nothing):
+        pool = on_nothing()
+        for _ in range(3):
+            pool.add_worker("1/odd")
+        until(lambda: [worker.state for worker in pool.status.workers] == ["up"] * 4)
+        assert len([*on_nothing.cache.glob("python-*")]) == 1
+
+
 # ──────────────────────────────────────────── futures ─────────────────────────────────────────────
 
 
