@@ -2766,7 +2766,8 @@ class _Cargo:
 
     Arguments:
         files: paths of files and directories; or one.
-        packages: whether distributions may follow; or the names of those that may.
+        packages: whether distributions, and the interpreter, may follow; or the names of those that
+            may, beside the interpreter.
 
     Raises OSError or ValueError if some files cannot be sent.
     """
