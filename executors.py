@@ -2668,6 +2668,31 @@ _FRAMES: dict[_Action, Callable[[_Channel, Any], Iterable[Any]]] = {
 
 # ───────────────────────────────────── what follows the code ──────────────────────────────────────
 
+# A race: a child that another thread forks while Popen starts a process inherits the pipe by which
+# Popen learns that exec has succeeded, so Popen would wait until that child ends. Forks therefore
+# wait for this lock; see _install_process_hooks.
+_spawning = threading.Lock()
+
+
+def _spawn(argv: Sequence[str], **options: Any) -> Any:
+    """Start a process as the leader of a group of its own; return its Popen."""
+    with _spawning:
+        return subprocess.Popen(argv, start_new_session=True, **options)
+
+
+def _kill_group(process: Any, others: Iterable[tuple[int, int]] = ()) -> None:
+    """Kill the group of a process that has not ended.
+
+    Once it has ended and was reaped, its pid may belong to somebody else (as in Popen.send_signal).
+
+    Arguments:
+        others: `(pid, signal number)` of processes to signal first.
+    """
+    if process.poll() is None:
+        for pid, number in (*others, (-process.pid, signal.SIGKILL)):
+            wire.send_signal(pid, number)
+
+
 _SHIPPABLE = __name__, wire.__name__, "cloudpickle"     # wherever they are installed
 
 
@@ -2814,12 +2839,16 @@ class _Cargo:
         with contextlib.suppress(OSError):      # a cleaner of /tmp may have done it
             self._made.close()
 
-    def find(self, key: str, name: str, facts: Sequence[str]) -> _File:
+    def find(self, key: str, name: str, facts: Sequence[str],
+             is_over: Callable[[], bool]) -> _File:
         """Return an entry that a machine has asked for as a file for `scp`.
+
+        Arguments:
+            is_over: whether the machine no longer waits for it.
 
         Raises ValueError if the machine cannot have it, LookupError if it was never offered it.
         """
-        return self._files.get(key) or self._pack_distribution(name, facts)
+        return self._files.get(key) or self._pack_distribution(name, facts, is_over)
 
     def offer(self, module: str, facts: Sequence[str]) -> Any:
         """Return what `wire.ModuleFinder` is told of an installed module, if it may follow.
@@ -2842,7 +2871,7 @@ class _Cargo:
         if found.name not in self._known:
             self._known[found.name] = _examine(found, *others)
         one = self._known[found.name]
-        key = "" if _misfit(one.tags, facts) else one.key
+        key = _key_on(one, facts)
         is_package = spec.submodule_search_locations is not None
         return wire.ModuleFinder.INSTALLED, (one.name, one.version, one.info, key), is_package
 
@@ -2863,19 +2892,31 @@ class _Cargo:
         one = _examine(found)
         texts = {file: found.read_text(file) for file in (
             "METADATA", "PKG-INFO", "entry_points.txt", "top_level.txt")}
-        return found.version, "" if _misfit(one.tags, facts) else one.key, texts
+        return found.version, _key_on(one, facts), texts
 
-    def _pack_distribution(self, name: str, facts: Sequence[str]) -> _File:
+    def _pack_distribution(self, name: str, facts: Sequence[str],
+                           is_over: Callable[[], bool]) -> _File:
         one = self._known[name]
-        problem = one.problem or _misfit(one.tags, facts)
+        problem = one.problem
         if one.size > MAX_UNASKED_BYTES and not self._names:
             problem = problem or (f"{one.size / 1e9:.3g} GB are not sent unasked: name all that is "
                                   f"to follow, packages=[{name!r}, ...]")
         if problem:
             raise ValueError(problem)
-        label = f"{name} {one.version}"
-        return self._make_once(
-            one.key, lambda: self._pack(label, one.members, "content/site-packages"))
+        label, place = f"{name} {one.version}", "content/site-packages"
+        misfit = _misfit(one.tags, facts)
+
+        def make() -> _File:
+            if not misfit:
+                return self._pack(label, one.members, place)
+            with tempfile.TemporaryDirectory(prefix="executors-") as folder:
+                try:
+                    members = _download(one, _platform_tags(facts), folder, is_over)
+                except (OSError, ValueError) as error:
+                    raise ValueError(f"{misfit}, and no other could be downloaded: {error}"
+                                     ) from None
+                return self._pack(f"{label} for {facts[1]}", members, place)
+        return self._make_once(_key_on(one, facts), make)
 
     def find_interpreter(self) -> _Interpreter | None:
         """Return the interpreter that runs here, if it may follow."""
@@ -3005,6 +3046,77 @@ def _misfit(tags: Sequence[Sequence[str]], facts: Sequence[str]) -> str:
         if _numbers(facts[2]) < oldest:
             return f"its binaries need {ours[2].split()[0]} {'.'.join(map(str, oldest))}"
     return ""
+
+
+def _key_on(one: _Distribution, facts: Sequence[str]) -> str:
+    """Return the key that a distribution has on a machine: another one if it must be downloaded."""
+    if not _misfit(one.tags, facts):
+        return one.key
+    return hashlib.sha256(repr((one.name, one.version, *facts)).encode()).hexdigest()
+
+
+def _platform_tags(facts: Sequence[str]) -> list[str]:
+    """Return the tags of wheels that run on a machine, the newest first; none if that is unknown.
+
+    The source of the rules is PEP 600, and for macOS what `packaging.tags` does.
+    """
+    name, *version = [*facts[2].split(), ""][:2]
+    processor = facts[1]
+    if name == "glibc":
+        _, newest = _numbers(version[0])
+        tags = [f"manylinux_2_{minor}_{processor}" for minor in range(newest, 4, -1)]
+        old_names = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
+        return tags + [f"{old}_{processor}" for minor, old in old_names.items() if newest >= minor]
+    if name == "Darwin":
+        major, *_ = _numbers(version[0])
+        return [f"macosx_{major - 9}_0_{processor}"]        # pip adds the older ones
+    return []
+
+
+def _download(one: _Distribution, tags: Sequence[str], folder: str,
+              is_over: Callable[[], bool]) -> list[tuple[str, str]]:
+    """Have pip download the wheel of a distribution for another platform, and unpack it.
+
+    Return where each file is and its place in site-packages. Raises OSError or ValueError.
+
+    Arguments:
+        tags: of the platform.
+        folder: an empty one, for the wheel and its files.
+        is_over: whether nobody waits for it any more.
+    """
+    import zipfile
+    if not tags or sys.implementation.name != "cpython":
+        raise ValueError("its platform has no wheels")
+    argv = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--retries", "1",
+            "--disable-pip-version-check", "--no-deps", "--only-binary=:all:", "--dest", folder,
+            "--implementation", "cp", "--python-version", _VERSION]
+    argv += [word for tag in tags for word in ("--platform", tag)]
+    with wire.open_nameless_file() as errors:
+        pip = _spawn([*argv, f"{one.name}=={one.version}"], stdin=subprocess.DEVNULL,
+                     stdout=errors, stderr=errors)
+        while pip.poll() is None and not is_over():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                pip.wait(0.2)
+        _kill_group(pip)
+        if pip.wait():
+            said = os.pread(errors.fileno(), 1 << 16, 0).decode("utf-8", "replace").strip()
+            raise ValueError(said.rpartition("\n")[2] or f"pip ended with status {pip.returncode}")
+    wheel, = os.listdir(folder)
+    content = os.path.join(folder, "content")
+    with zipfile.ZipFile(os.path.join(folder, wheel)) as archive:
+        archive.extractall(content)
+    # What belongs into site-packages: all but scripts, headers and data.
+    members: list[tuple[str, str]] = []
+    for name in os.listdir(content):
+        path = os.path.join(content, name)
+        if not name.endswith(".data"):
+            members.append((path, name))
+            continue
+        for scheme in "purelib", "platlib":
+            inner = os.path.join(path, scheme)
+            members += [(os.path.join(inner, file), file)
+                        for file in (os.listdir(inner) if os.path.isdir(inner) else ())]
+    return members
 
 
 def _libc_of(tag: str) -> list[int]:
@@ -3298,31 +3410,6 @@ _PYTHON_PLACES = [where.format(f"python{_VERSION}") for where in (
 _TIED_TO_INPUT = ["/bin/sh", "-c", (
     'exec 3<&0; "$@" </dev/null 3<&- & p=$!; { cat <&3 >/dev/null 2>&1; kill $p; } 2>/dev/null >&2 '
     '& exec 3<&-; wait $p'), "sh"]
-
-# A race: a child that another thread forks while Popen starts a process inherits the pipe by which
-# Popen learns that exec has succeeded, so Popen would wait until that child ends. Forks therefore
-# wait for this lock; see _install_process_hooks.
-_spawning = threading.Lock()
-
-
-def _spawn(argv: Sequence[str], **options: Any) -> Any:
-    """Start a process as the leader of a group of its own; return its Popen."""
-    with _spawning:
-        return subprocess.Popen(argv, start_new_session=True, **options)
-
-
-def _kill_group(process: Any, others: Iterable[tuple[int, int]] = ()) -> None:
-    """Kill the group of a process that has not ended.
-
-    Once it has ended and was reaped, its pid may belong to somebody else (as in Popen.send_signal).
-
-    Arguments:
-        others: `(pid, signal number)` of processes to signal first.
-    """
-    if process.poll() is None:
-        for pid, number in (*others, (-process.pid, signal.SIGKILL)):
-            wire.send_signal(pid, number)
-
 
 class _LinkLost(Exception):
     """A link has ended, or could not be opened."""
@@ -4581,7 +4668,8 @@ class _Reader:
         login, cargo = self._login, self._supervisor.setup.cargo
         answer: Any
         try:
-            files = [cargo.find(key, name, login.facts) for key, name, _ in entries]
+            files = [cargo.find(key, name, login.facts, login.over.is_set)
+                     for key, name, _ in entries]
             size = sum(file.size for file in files)
             label = f"{', '.join([file.name for file in files])} ({size / 1e6:.3g} MB)"
             login.copies[ident] = label

@@ -2731,6 +2731,7 @@ def installed(tmp_path_factory):
 def bare(installed, tmp_path, monkeypatch):
     site, theirs = installed
     monkeypatch.syspath_prepend(site)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
     run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
     own = str(next((tmp_path / "venv/lib").glob("python*/site-packages")))
     install(own, *theirs)
@@ -2928,7 +2929,8 @@ class TestPackages:
                        "and it has none"),
         ("purething", True, "are not sent unasked: name all that is to follow, "
                             "packages=['Pure.Thing', ...]"),
-        ("binary", True, "its binaries need glibc 2.99"),
+        ("binary", ["binary"], "its binaries need glibc 2.99, and no other could be downloaded: "
+                               "ERROR: No matching distribution found for binary==1"),
         ("purething", False, "install it there"),
         ("purething", ["helper"], "install it there")])
     def test_what_does_not_follow(self, bare, on_bare, monkeypatch, module, packages, words):
@@ -2940,6 +2942,34 @@ class TestPackages:
         assert words in said and f"on bare, with {bare.python}: " in said
         version = {"lost": "lost==1", "binary": "binary==1"}.get(module)
         assert not version or f"`{bare.python} -m pip install {version}` there mends it" in said
+
+    def test_a_wheel_that_fits_is_downloaded(self, bare, on_bare, tmp_path, monkeypatch, caplog):
+        wheel = make_wheel(tmp_path, "binary", "1", {
+            "binary.py": "import beside\nWHOSE = beside.WHOSE\n", "binary-1.data/scripts/x": "",
+            "binary-1.data/platlib/beside.py": "WHOSE = 'the index'\n"})
+        tag = f"cp310-abi3-manylinux_2_17_{os.uname().machine}"
+        wheel.rename(tmp_path / f"binary-1-{tag}.whl")
+        monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+        caplog.set_level("INFO", "executors")
+        for _ in range(2):
+            with on_bare() as pool:
+                whose = pool.submit(lambda: importlib.import_module("binary").WHOSE)
+                assert whose.result(PATIENCE) == "the index"
+        assert copies(caplog) == [f"binary 1 for {os.uname().machine}"]
+
+    def test_a_download_ends_with_the_pool(self, on_bare, tmp_path, monkeypatch):
+        began = tmp_path / "began"
+        pip = tmp_path / "site/pip"
+        pip.mkdir(parents=True)
+        (pip / "__init__.py").touch()
+        (pip / "__main__.py").write_text(
+            f"import time\nopen({str(began)!r}, 'w')\ntime.sleep(100)\n")
+        monkeypatch.setenv("PYTHONPATH", str(pip.parent))
+        pool = on_bare()
+        future = pool.submit(importlib.import_module, "binary")
+        until(began.exists)
+        future.cancel()
+        pool.shutdown(cancel_futures=True)
 
     def test_another_version_that_cannot_be_had(self, on_bare, caplog):
         """What the machine has must do; that it is another is told."""
@@ -3046,6 +3076,14 @@ class TestPackages:
         said = " ".join([str(error), *getattr(error, "__notes__", ())])
         assert words in said
         assert f"-m pip install numpy=={numpy.__version__}` there mends it" in said
+
+    def test_which_wheels_are_looked_for(self):
+        assert executors._platform_tags((".so", "aarch64", "glibc 2.19")) == [
+            "manylinux_2_19_aarch64", "manylinux_2_18_aarch64", "manylinux_2_17_aarch64",
+            *(f"manylinux_2_{minor}_aarch64" for minor in range(16, 4, -1)),
+            "manylinux2014_aarch64", "manylinux2010_aarch64", "manylinux1_aarch64"]
+        assert executors._platform_tags((".so", "arm64", "Darwin 23.1.0")) == ["macosx_14_0_arm64"]
+        assert executors._platform_tags((".so", "x86_64", "Linux 6.1")) == []
 
     @pytest.mark.parametrize("tags, facts, problem", [
         ([], ("x", "y", "z"), ""),
