@@ -3644,6 +3644,48 @@ class TestInterpreters:
         assert len([*on_nothing.cache.glob("python-*")]) == 1
 
 
+@pytest.fixture
+def arm_python(tmp_path):
+    """The path of a Python of our version for aarch64, in an emulator. It is Debian's own."""
+    name = "python{}.{}".format(*sys.version_info)
+    packages = [f"{name}-minimal", f"lib{name}-minimal", f"lib{name}-stdlib", "libc6", "zlib1g",
+                "libexpat1", "libffi8", "libgcc-s1", "libstdc++6", "libssl3", "libbz2-1.0",
+                "liblzma5", "libuuid1", "libcrypt1"]
+    options = [word for option in (
+        "APT::Architecture=arm64", "APT::Architectures=arm64", f"Dir::State={tmp_path}/state",
+        f"Dir::Cache={tmp_path}/cache", "Dir::State::status=/dev/null",
+        "APT::Sandbox::User=root") for word in ("-o", option)]
+    for folder in "state/lists/partial", "cache/archives/partial", "deb":
+        (tmp_path / folder).mkdir(parents=True)
+    if not (shutil.which("qemu-aarch64") and shutil.which("apt-get")):
+        pytest.skip("no emulator of another platform here: apt-get install qemu-user")
+    for command in ["update"], ["download", *packages]:
+        done = run(["apt-get", *options, "-qq", *command], cwd=tmp_path / "deb")
+        if done.returncode:
+            pytest.skip(f"no {name} for aarch64 can be had here: {done.stderr.strip()[-200:]}")
+    for package in (tmp_path / "deb").glob("*.deb"):
+        run(["dpkg", "-x", package, tmp_path / "root"], check=True)
+    python = tmp_path / "python"
+    root = tmp_path / "root"
+    python.write_text(f'#!/bin/sh\nexec qemu-aarch64 -L {root} {root}/usr/bin/{name} "$@"\n')
+    python.chmod(0o755)
+    return python
+
+
+class TestOtherPlatforms:
+    @pytest.mark.timeout(180)       # the emulator is slow
+    def test_packages_for_aarch64(self, arm_python, login):
+        """A small one that is all in a compiled module."""
+        def use():
+            import platform
+            import rpds
+            return platform.machine(), rpds.HashTrieMap({"a": 1})["a"], rpds.rpds.__file__
+        with maker([]) as make:
+            pool = make(f"1/odd python={arm_python}", ssh_options=login().ssh_options)
+            machine, value, where = pool.submit(use).result(120)
+        assert (machine, value) == ("aarch64", 1) and "aarch64" in where
+
+
 # ──────────────────────────────────────────── futures ─────────────────────────────────────────────
 
 
