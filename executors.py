@@ -61,6 +61,7 @@ import enum
 import functools
 import hashlib
 import importlib
+import importlib.machinery
 import importlib.util
 import inspect
 import itertools
@@ -108,8 +109,8 @@ from queue import Empty, SimpleQueue
 from time import monotonic, monotonic_ns
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, ParamSpec, TypeVar, overload
 
-if TYPE_CHECKING:
-    import remote_worker as wire
+if TYPE_CHECKING:       # in a package, a checker does not find it
+    import remote_worker as wire  # type: ignore[import-not-found,import-untyped,unused-ignore]
 else:       # which stands beside this file, in somebody's package perhaps
     wire = importlib.import_module(f"{__package__ or ''}.remote_worker".lstrip("."))
 
@@ -1381,7 +1382,7 @@ class ProcessExecutor(PoolExecutor):
     def _has_chunks(self) -> bool:
         return True
 
-    def _count_items(self, owner: _ChunkedMap, change: int, _settled: Mapping[int, int]) -> None:
+    def _count_items(self, owner: _ChunkedMap, change: int, settled: Mapping[int, int]) -> None:
         _drain_at_exit()
         _mapping[id(self)] = self
         with self._lock:
@@ -1702,6 +1703,7 @@ class _Statistics:
     """The scheduler's counts and its trace, from which the status is made."""
 
     def __init__(self) -> None:
+        self.settled: dict[int, int]
         self.settled = dict.fromkeys((wire.RESULT, wire.ERROR, _FAILED, _CANCELLED), 0)
         self.maps: dict[_ChunkedMap, int] = {}      # that have begun: see `_hold`
         self.chunks = 0         # of these, bundles that are not settled
@@ -2587,7 +2589,7 @@ class _Channel:
         packed, function = bundle.packed, bundle.function
         if bundle.phase is _OVER:       # its arguments may be gone; a KILL of it follows, which the
             return []                   # machine answers all the same
-        frames = wire.message(wire.CALL, attempt.ident, function.ident, packed)
+        frames: list[Any] = wire.message(wire.CALL, attempt.ident, function.ident, packed)
         if function.ident in known:
             return frames
         known[function.ident] = function
@@ -2597,7 +2599,7 @@ class _Channel:
             ident, oldest = known.popitem(last=False)
             size -= _size(oldest.packed)
             frames.append(wire.frame(wire.FORGET, ident))
-        return wire.message(wire.FUNCTION, function.ident, 0, function.packed) + frames
+        return [*wire.message(wire.FUNCTION, function.ident, 0, function.packed), *frames]
 
     def read(self) -> list[_Message]:
         """Wait for messages and return them. Raises EOFError, OSError or FrameError at the end."""
@@ -3377,7 +3379,7 @@ class _Login:
         """Read past whatever login files print, to the line of the first stage."""
         poll = select.poll()
         poll.register(stdout, select.POLLIN)
-        found, line = b"", b""
+        before, found, line = b"", b"", b""
         while not (found and line.endswith(b"\n")):
             if poll.poll(1000):
                 data = os.read(stdout, wire.READ_SIZE)
@@ -3665,7 +3667,7 @@ class _RemoteFuture(Future):        # type: ignore[type-arg]
         return self._final_state if is_free else self._guarded_state
 
     @_state.setter
-    def _state(self, state: str) -> None:
+    def _state(self, state: str) -> None:      # pyright: ignore
         self._guarded_state = state
 
     def done(self) -> bool:
@@ -6004,7 +6006,7 @@ def joblib_backend(pool: BaseExecutor) -> Any:
     ...         joblib.Parallel()(joblib.delayed(abs)(-n) for n in range(4))
     [0, 1, 2, 3]
     """
-    import joblib.parallel as parallel  # type: ignore
+    parallel: Any = importlib.import_module("joblib.parallel")
 
     class ExecutorsBackend(     # joblib's messages contain this name
             parallel.AutoBatchingMixin, parallel.ParallelBackendBase):  # type: ignore[misc]

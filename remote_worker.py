@@ -263,6 +263,7 @@ class FrameReader:
         frames = []
         start = 0
         length = len(data)
+        kind = ident = 0
         size = 0        # of the payload that is incomplete; 0 if not even its header is complete
         unpack_from = HEADER.unpack_from
         while length - start >= HEADER_SIZE:
@@ -1326,7 +1327,7 @@ class Pickled:
 def _pickler_class(reducers: Any) -> Any:
     """Return a subclass of cloudpickle's Pickler that reduces as a subclass of _Reducers says."""
     import cloudpickle  # type: ignore
-    default_table = cloudpickle.CloudPickler.dispatch_table
+    default_table: Any = cloudpickle.CloudPickler.dispatch_table
 
     def reduce_code(code: types.CodeType) -> Any:
         """Keep the file's name, for tracebacks: cloudpickle replaces it by "<dynamic-code>"."""

@@ -7970,6 +7970,22 @@ class TestCopies:
         assert lines == [*map(str, range(27, 38))], done.stdout
 
 
+    @pytest.mark.timeout(300)
+    @pytest.mark.parametrize("checker", ["mypy --strict --cache-dir=/dev/null", "pyright"])
+    @pytest.mark.parametrize("place", ["myproj/vendor", "."])
+    def test_no_type_checker_complains_of_it(self, project, checker, place):
+        """Neither in a package nor beside the program."""
+        name, *options = checker.split()
+        if not importlib.util.find_spec(name):
+            pytest.skip(f"{name} is installed with one Python only: see setup.cfg")
+        for file in ("executors.py", "remote_worker.py"):
+            shutil.move(project / "myproj/vendor" / file, project / place / file)
+        package = "from myproj.vendor " if place != "." else ""
+        (project / "main.py").write_text(f"{package}import executors\nprint(executors.SSH)\n")
+        done = run([sys.executable, "-m", name, *options, "."], cwd=project, timeout=300)
+        assert not done.returncode, done.stdout
+
+
 # ─────────────────────────────────────────── the house ────────────────────────────────────────────
 
 
