@@ -1699,6 +1699,21 @@ class _Worker:
         return self.state in (_UP, _CONNECTING) or self.state is _WAITING and not self.failures
 
 
+def _summarize(item: Any) -> str:
+    """Describe a part of an action for the log, without code, arguments or results."""
+    if isinstance(item, (tuple, list)):
+        return " ".join(map(_summarize, item))
+    if isinstance(item, _Attempt):
+        return _summarize((item.ident, item.worker, item.bundle, item.bundle.packed))
+    if isinstance(item, _Worker):
+        return item.machine
+    if isinstance(item, _Bundle):
+        return item.function.name
+    if isinstance(item, (int, str)):
+        return str(item)
+    return f"<{len(item) / 1000:.3f} kB>" if hasattr(item, "__len__") else type(item).__name__
+
+
 class _Statistics:
     """The scheduler's counts and its trace, from which the status is made."""
 
@@ -2557,8 +2572,8 @@ class _Channel:
             while self.pipe is _WHOLE and (self.queue or outbox.size):
                 while self.queue:
                     verb, operand = self.queue.popleft()
-                    if is_told:
-                        _log.debug("%r %s", verb, operand)
+                    if is_told and verb is not _SEND:       # which may be a ping
+                        _log.debug("%s %s", verb.name, _summarize(operand))
                     outbox.put(_FRAMES[verb](self, operand))
                 is_done = outbox.flush()
                 self._writes += 1
@@ -5141,7 +5156,8 @@ class _Supervisor:
                 reply((answer, futures))
             else:
                 self._call_back(futures)
-            _log.debug("%s: %s", self.title, actions)
+            for action, *operands in actions if _log.isEnabledFor(logging.DEBUG) else ():
+                _log.debug("%s: %s %s", self.title, action.name, _summarize(tuple(operands)))
 
     def _make_decisions(self, events: Iterable[_Event]) -> tuple[list[Any], dict[_Channel, None]]:
         """Decide, with the lock, one event after the other, and queue what is for channels.

@@ -6179,6 +6179,27 @@ class TestOutput:
             assert pool.submit(print, "one").result(PATIENCE) is None
         assert "ZeroDivisionError" in caplog.text
 
+    def test_the_log_has_sizes_where_it_might_have_content(self, local, caplog):
+        """At DEBUG, too; and nothing at all while there is nothing to do."""
+        def greet(name, _more=b""):
+            return "good day " + name
+
+        caplog.set_level("DEBUG", "executors")
+        pool = local("1/:", heartbeat_seconds=0.1)
+        for more in b"", bytes(2 << 20):        # in one frame, and in many
+            assert pool.submit(greet, "hunter2", more).result(PATIENCE) == "good day hunter2"
+        assert list(pool.map(greet, ["hunter2"], timeout=PATIENCE)) == ["good day hunter2"]
+        with pytest.raises(ValueError, match="hunter2"):
+            pool.submit(int, "hunter2").result(PATIENCE)
+        until(lambda: caplog.text.count(" SETTLE ") == 4)
+        assert re.search(r"LAUNCH \d+ : \S+greet <0\.\d{3} kB>\n", caplog.text)
+        assert re.search(r"SETTLE \S+greet \d+ <0\.\d{3} kB>\n", caplog.text)
+        assert "hunter" not in caplog.text and "good day" not in caplog.text
+        channel, = pool._supervisor.channels.values()
+        logged, reads = caplog.text, channel._reads
+        until(lambda: channel._reads > reads + 5, "answers to pings")
+        assert caplog.text == logged
+
 
 # ─────────────────────────────────────────── scoreboard ───────────────────────────────────────────
 
