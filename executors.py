@@ -2809,8 +2809,8 @@ class _Cargo:
             raise ValueError(f"files has two named {name}; slots could see only one")
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             raise ValueError(f"files has {path}, which is neither a regular file nor a directory")
-        # In scp's older protocol, no name may have a newline.
-        if stat.S_ISDIR(mode) or "\n" in name:
+        # In scp's older protocol, no name may have a newline. A number is the name of a tar.
+        if stat.S_ISDIR(mode) or "\n" in name or name.isdecimal():
             file = self._pack(name, [(os.path.realpath(path), "")])
         else:
             file = _measure(name, path, False)
@@ -3036,12 +3036,17 @@ def _tar(members: Iterable[tuple[str, str]], place: str = "content") -> Iterator
         info.uname = info.gname = ""
         return info
 
-    with tempfile.NamedTemporaryFile(prefix="executors-") as file:
+    # Without a name, it ends with this process, even if that is killed. scp then finds it among our
+    # open files; not on macOS, nor if we have given up root, for those are root's from then on.
+    folder = f"/proc/{os.getpid()}/fd"
+    is_nameless = os.path.exists(folder) and os.stat(folder).st_uid == os.geteuid()
+    make = tempfile.TemporaryFile if is_nameless else tempfile.NamedTemporaryFile
+    with make(prefix="executors-") as file:
         with tarfile.open(fileobj=file, mode="w") as tar:
             for path, name in members:
                 tar.add(path, os.path.normpath(os.path.join(place, name)), filter=anonymous)
         file.flush()
-        yield file.name
+        yield f"{folder}/{file.fileno()}" if is_nameless else file.name
 
 
 # ───────────────────────────────────────────── logins ─────────────────────────────────────────────

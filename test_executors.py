@@ -2507,6 +2507,18 @@ class TestFiles:
         with pytest.raises(executors.NoWorkersError):
             pool.submit(neg, 1)
 
+    def test_names_that_a_tar_might_have(self, ssh, tmp_path, monkeypatch):
+        """scp is given tars by the numbers of our open files."""
+        monkeypatch.chdir(tmp_path)
+        names = [str(n) for n in range(100)]
+        for name in names:
+            pathlib.Path(name).write_text(name)
+        pathlib.Path("tree").mkdir()
+        pathlib.Path("tree/file").write_text("x")
+        pool = ssh("1/alpha", files=["tree", *names])
+        found = pool.submit(lambda: [read(name) for name in [*names, "tree/file"]])
+        assert found.result(PATIENCE) == [*names, "x"]
+
     @pytest.mark.parametrize("path", ["/dev/zero", "/dev/null", "fifo"])
     def test_what_is_no_file_is_refused(self, tmp_path, monkeypatch, path):
         monkeypatch.chdir(tmp_path)
@@ -2550,15 +2562,16 @@ class TestFiles:
         assert sizes == [0, 0, 3 << 20]
         assert len(copies(caplog)) == 1     # for all four
 
-    def test_an_executable_and_a_tar_that_is_gone_when_the_pool_ends(self, local, tmp_path, home):
+    def test_an_executable_and_a_tar_that_is_gone_when_the_pool_ends(self, local, tmp_path, home,
+                                                                     monkeypatch):
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+        (tmp_path / "temporary").mkdir()
         (tmp_path / "run.sh").write_text("#!/bin/sh\necho ran\n")
         (tmp_path / "run.sh").chmod(0o755)
         (tmp_path / "tree").mkdir()
         pool = local("1/:", files=[tmp_path / "run.sh", tmp_path / "tree"])
         assert pool.submit(subprocess.check_output, ["./run.sh"]).result(PATIENCE) == b"ran\n"
-        tar, = [file.source for file in pool._supervisor.setup.cargo._files.values()
-                if file.is_tar]
-        os.unlink(tar)
+        shutil.rmtree(tmp_path / "temporary")       # as a cleaner might; on Linux it is empty
         pool.shutdown()
 
     def test_what_a_task_writes_does_not_reach_the_next_run(self, local, tmp_path, home):
@@ -5697,7 +5710,8 @@ class TestNothingIsLeft:
     SCRIPT = """
         import executors, os, sys, time
         pool = executors.RemoteExecutor(sys.argv[2:4], ssh_options=["-F", sys.argv[1]],
-                                        show_status=False, heartbeat_seconds=0.5)
+                                        show_status=False, heartbeat_seconds=0.5,
+                                        files=[sys.argv[5]])
         def busy(path):
             import subprocess, sys, time, os
             if os.fork() == 0:
@@ -5721,14 +5735,14 @@ class TestNothingIsLeft:
         "[f.cancel() for f in futures]"])
     def test_after_the_controller(self, sshds, tmp_path, then):
         python = f"python={sys.executable}"
-        folder, temporary = tmp_path / "pids", tmp_path / "tmp"
-        folder.mkdir()
-        temporary.mkdir()
+        folder, temporary, tree = (tmp_path / name for name in ("pids", "temporary", "tree"))
+        for path in folder, temporary, tree:
+            path.mkdir()
         script = textwrap.dedent(self.SCRIPT.format(then=then))
         with ExitStack() as stack:
             controller = stack.enter_context(subprocess.Popen(
                 [sys.executable, "-c", script, sshds[0].ssh_options[1], f"1/alpha {python}",
-                 f"1/: {python}", f"{folder}/"], stdout=subprocess.PIPE, text=True, cwd=HERE,
+                 f"1/: {python}", f"{folder}/", tree], stdout=subprocess.PIPE, text=True, cwd=HERE,
                 stdin=subprocess.PIPE, stderr=subprocess.DEVNULL,
                 env={**os.environ, "TMPDIR": str(temporary)}))
             stack.callback(controller.kill)
