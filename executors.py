@@ -3506,7 +3506,7 @@ class _Login:
         for process in [*self.processes]:
             _kill_group(process, local)
         if self._shim_fd >= 0:          # a stopped shim outlives the shell that started it
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError, PermissionError):      # it may have lied
                 signal.pidfd_send_signal(self._shim_fd, signal.SIGKILL)
 
     def end(self) -> None:

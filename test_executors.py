@@ -410,6 +410,14 @@ class Network:
         subprocess.run(["ip", "netns", "delete", self.name], check=True)
 
 
+@pytest.fixture(scope="session")
+def namespaces():
+    """Skip a test that needs mount or network namespaces of its own where they are not allowed."""
+    command = ["unshare", "-mn", "true"]
+    if not shutil.which(command[0]) or run(command).returncode:
+        pytest.skip("namespaces need root on Linux, and in most containers more than that")
+
+
 # What runs on workers. Everything here is found by name in this module, which follows to them.
 def crash(number=signal.SIGKILL):
     os.kill(os.getpid(), number)
@@ -2876,6 +2884,7 @@ class TestPackages:
         assert found == [True, False, None, "main"]
         assert file == origin and file.startswith(bare.cache)
 
+    @pytest.mark.usefixtures("namespaces")
     @pytest.mark.skipif(not importlib.util.find_spec("numba"), reason="no wheel of numba")
     def test_numba_in_a_project_module(self, bare, on_bare, tmp_path, monkeypatch):
         """It may ask for its cache where there is no file of the source: it compiles, then."""
@@ -3361,10 +3370,8 @@ def odd_login(stack, folder, shell="sh", files=(), mounts=":", name="odd"):
 
 
 @pytest.fixture
-def login(tmp_path):
+def login(tmp_path, namespaces):
     """Make odd logins: `login(shell, files, mounts)`."""
-    if os.getuid() != 0 or not sys.platform.startswith("linux"):
-        pytest.skip("a private passwd file needs root on Linux")
     with ExitStack() as stack:
         yield functools.partial(odd_login, stack, tmp_path)
 
@@ -5354,8 +5361,7 @@ class TestLostMachines:
         pool.shutdown()
         until(lambda: not alive(child))
 
-    @pytest.mark.skipif(os.getuid() != 0 or not sys.platform.startswith("linux"),
-                        reason="network namespaces need root on Linux")
+    @pytest.mark.usefixtures("namespaces")
     @pytest.mark.parametrize("direction", ["to the worker", "from the worker", "both"])
     def test_a_network_that_drops(self, tmp_path, direction):
         """A host of our own behind a veth pair. Dropping is a blackhole route, on either side."""
@@ -7167,6 +7173,7 @@ class TestProcesses:
         closer.join(PATIENCE)
         assert not closer.is_alive() and not alive(pid)
 
+    @pytest.mark.usefixtures("namespaces")
     @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
     def test_pools_in_a_task(self, tmp_path, sshds, method):
         """Of functions of the script, and of a module of the project, which is nowhere there."""
@@ -7196,6 +7203,7 @@ class TestProcesses:
         done = self.run_on_hidden(tmp_path)
         assert done.stdout == "([0, 1, 8], True, True)\n", done
 
+    @pytest.mark.usefixtures("namespaces")
     def test_modules_of_a_package(self, tmp_path):
         """Those of a package that was sent are found by pkgutil, as plug-ins are."""
         for name in ("proj/__init__.py", "proj/one.py", "proj/two.py", "proj/sub/__init__.py"):
