@@ -33,6 +33,7 @@ import select
 import shutil
 import signal
 import socket
+import sqlite3
 import struct
 import subprocess
 import sys
@@ -47,7 +48,7 @@ import venv
 import weakref
 import zipfile
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from operator import neg
 from queue import SimpleQueue
 from typing import NamedTuple
@@ -57,6 +58,7 @@ import joblib
 import numpy
 import pyte
 import pytest
+import tqdm
 
 import executors
 import remote_worker as wire
@@ -7768,13 +7770,20 @@ class TestReadme:
     def test_the_example_runs(self, tmp_path, title):
         self.run_program(tmp_path, readme_examples()[title])
 
-    def run_program(self, folder, text):
-        """Run a program with two slots of this machine as its workers; return what it prints."""
+    ENVIRONMENT = {
+        "PYTHONPATH": HERE, "EXECUTORS_REMOTE_WORKERS": "2/:", "PYTHONWARNINGS": "ignore"}
+
+    def write_program(self, folder, text):
+        """Write a program with two slots of this machine as its workers; return its name."""
         text = re.sub(r"RemoteExecutor\(\s*\[.*?\]", "RemoteExecutor(['2/:']",
                       textwrap.dedent(text))
         (folder / "example.py").write_text(text)
-        done = run([sys.executable, "example.py"], cwd=folder, env={
-            "PYTHONPATH": HERE, "EXECUTORS_REMOTE_WORKERS": "2/:", "PYTHONWARNINGS": "ignore"})
+        return "example.py"
+
+    def run_program(self, folder, text):
+        """Run such a program; return what it prints."""
+        done = run([sys.executable, self.write_program(folder, text)], cwd=folder,
+                   env=self.ENVIRONMENT)
         assert done.returncode == 0 and done.stdout.strip(), done
         return done.stdout
 
@@ -7787,6 +7796,42 @@ class TestReadme:
         first = self.run_program(tmp_path, text.replace("range(100)", "range(10)"))
         assert "seed 0: ZeroDivisionError" in first and first.endswith("9 done\n"), first
         assert self.run_program(tmp_path, text).endswith("99 done\n")
+
+    @pytest.mark.parametrize("python", [sys.executable, "/usr/bin/python3"])
+    def test_the_long_run_survives_a_kill(self, tmp_path, python):
+        """What was done stays done, each seed of it; also with Debian's own Python."""
+        check = "import sqlite3, sys; sys.exit(sys.version_info < (3, 10))"
+        if not os.path.exists(python) or run([python, "-c", check]).returncode:
+            pytest.skip("there is no such Python here, or an old one")
+        (tmp_path / "lib").mkdir()
+        for module in cloudpickle, tqdm:
+            (tmp_path / "lib" / module.__name__).symlink_to(os.path.dirname(module.__file__))
+        environment = {**os.environ, **self.ENVIRONMENT,
+                       "PYTHONPATH": f"{HERE}:{tmp_path / 'lib'}"}
+        title, = (title for title in readme_examples() if "resumed" in title)
+        text = readme_examples()[title].replace("    return 1 / seed", f"""
+    import os, time
+    while seed > 20 and "HELD_UP" in os.environ:
+        time.sleep(0.01)
+    open({str(tmp_path)!r} + f"/{{seed}} ran", "x").close()      # raises at the second time
+    return 1 / seed
+""")
+        command = [python, self.write_program(tmp_path, text)]
+
+        def seeds():
+            with closing(sqlite3.connect(tmp_path / "done.db")) as table:
+                with suppress(sqlite3.OperationalError):     # it is not there yet
+                    return sorted(seed for seed, in table.execute("SELECT seed FROM done"))
+
+        with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL,
+                              env={**environment, "HELD_UP": "yes"}) as process:
+            try:
+                until(lambda: seeds() == [*range(1, 21)], "a result of each seed up to 20")
+            finally:
+                process.kill()
+        assert seeds() == [*range(1, 21)]
+        done = run(command, cwd=tmp_path, env=environment)
+        assert done.stdout.endswith("99 done\n") and seeds() == [*range(1, 100)], done
 
     def test_numpy_arrays_arrive_writable(self, tmp_path):
         printed = self.run_program(tmp_path, """
