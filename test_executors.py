@@ -6684,7 +6684,7 @@ class TestDefaults:
             print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
             forked.set()
             maker.join()
-        """, timeout=30)
+        """, timeout=30, env={"PYTHONWARNINGS": "ignore"})      # of a fork beside threads
         assert (done.stdout, done.stderr) == ("7\n", ""), done
 
     def test_parentheses_are_asked_for(self):
