@@ -957,6 +957,11 @@ class TestChunks:
         """The values before it are kept, and nothing runs again."""
         here = os.getpid()
 
+        def count_backups():        # a chunk that is late gets one, on a busy machine
+            return pool.status.backups if isinstance(pool, RemoteExecutor) else 0
+
+        backups = count_backups()
+
         def work(n):
             open(f"{tmp_path}/{n}-{time.monotonic_ns()}", "w").close()
             array = numpy.full(size if n < 20 else 3, n)
@@ -967,7 +972,7 @@ class TestChunks:
         assert [int(array[0]) for array in found] == [*range(bad)]
         until(lambda: not pool.task_count)
         begun = [int(name.partition("-")[0]) for name in os.listdir(tmp_path)]
-        assert len(begun) == len({*begun})
+        assert len(begun) == len({*begun}) or count_backups() > backups
 
     def test_results_of_a_chunk_may_be_of_any_kind(self, pool):
         """Some plain, some not; and all that one refers to is one object, as in one pickle."""
