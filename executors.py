@@ -6232,7 +6232,7 @@ def _import_version(module: str) -> str:
 
 def _remove_cached_file(name: str) -> None:
     """Remove a file of `files=` from the cache of the machine where this is called."""
-    shutil.rmtree(os.path.dirname(os.path.realpath(name)))
+    wire.remove_entries(wire.digest_file(name))
 
 
 def _check_machines(records: Sequence[RemoteWorkerRecord], ssh_options: list[str],
