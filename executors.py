@@ -3017,6 +3017,8 @@ def _tar(members: Iterable[tuple[str, str]], place: str = "content") -> Iterator
     def anonymous(info: tarfile.TarInfo) -> tarfile.TarInfo:
         info.mtime = info.uid = info.gid = 0
         info.uname = info.gname = ""
+        if place != "content":      # of a package, which tasks of several pools share
+            info.mode &= 0o555
         return info
 
     with tempfile.NamedTemporaryFile(prefix="executors-") as file:

@@ -113,13 +113,14 @@ if TYPE_CHECKING:       # importing typing would take a tenth of the time to the
 __version__ = "0.2.0"      # of executors, which this file belongs to
 __all__ = [
     "ABSENT", "DECODE_ERRORS", "LOOK_UP_BY_NAME", "UNPICKLE_EACH_CALL", "UNPICKLE_ONCE",
-    "FrameError", "FrameReader", "MessageReader", "Outbox", "PackageLoader", "Pickled", "Prepacked",
-    "Script", "Shipped", "describe", "digest_file", "enlarge_pipe", "frame", "importable_name",
-    "is_data", "is_plain", "main", "message", "open_nameless_file", "pack", "pack_call",
-    "pack_for_process", "pack_for_slot", "pack_function", "pack_outcome", "pack_without_arrays",
-    "pickle_definition", "process_tree", "remove_entries", "run_call", "run_chunk", "run_items",
-    "run_plain", "run_shipped", "run_with_arrays", "script", "script_module", "script_path", "send_signal",
-    "serve", "signal_tree", "unpack", "unpack_series", "write_all",
+    "FrameError", "FrameReader", "MessageReader", "Outbox", "PackageLoader", "Pickled",
+    "Prepacked", "Script", "Shipped", "describe", "digest_file", "enlarge_pipe", "frame",
+    "importable_name", "is_data", "is_plain", "main", "message", "open_nameless_file", "pack",
+    "pack_call", "pack_for_process", "pack_for_slot", "pack_function", "pack_outcome",
+    "pack_without_arrays", "pickle_definition", "process_tree", "remove_entries", "run_call",
+    "run_chunk", "run_items", "run_plain", "run_shipped", "run_with_arrays", "script",
+    "script_module", "script_path", "send_signal", "serve", "signal_tree", "unpack",
+    "unpack_series", "write_all",
 ]
 
 MAX_FRAME = 1 << 20     # bytes of payload; a longer frame means that the stream is garbled
@@ -681,9 +682,9 @@ def _temporary_folders(name: str) -> list[str]:
 
     They are those that Python's `tempfile` tries, but for the current one.
     """
-    places = [os.environ.get(variable) for variable in ("TMPDIR", "TEMP", "TMP")]
-    places += ["/tmp", "/var/tmp", "/usr/tmp"]
-    return [os.path.join(os.path.realpath(place), name) for place in places if place]
+    named = map(os.environ.get, ("TMPDIR", "TEMP", "TMP"))
+    return [os.path.join(os.path.realpath(place), name)
+            for place in (*named, "/tmp", "/var/tmp", "/usr/tmp") if place]
 
 
 def enlarge_pipe(fd: int) -> None:
@@ -2243,7 +2244,7 @@ def _store_files(pull: Callable[[int, bytes], Any], scratch: str, files: dict[st
 def _copy_for_tasks(contents: dict[str, str], scratch: str) -> None:
     """Copy entries to where slots run: no other pool sees what tasks write to these copies.
 
-    If there is no room, they become links to copies in another temporary directory.
+    If there is no room, another temporary directory gets them. Links lead to them.
 
     Arguments:
         contents: by name, where the entry's content is.
@@ -2253,24 +2254,22 @@ def _copy_for_tasks(contents: dict[str, str], scratch: str) -> None:
     import shutil
     problems = []
     for folder in dict.fromkeys([scratch, *_temporary_folders(os.path.basename(scratch))]):
-        copies = {os.path.join(folder, name): content for name, content in contents.items()}
+        copies = os.path.join(folder, ".files")
         try:
             if folder != scratch:
                 _make_temporary(folder)
-            for copy, content in copies.items():
-                if os.path.isdir(content):
-                    shutil.copytree(content, copy, symlinks=True)
-                else:
-                    shutil.copy2(content, copy)
-                if folder != scratch:
-                    os.symlink(copy, os.path.join(scratch, os.path.basename(copy)))
-            return
+            for name, content in contents.items():
+                entry = os.path.dirname(content)
+                shutil.copytree(entry, os.path.join(copies, name), symlinks=True)
+            break
         except OSError as error:
             problems.append(str(error))
-            for copy in copies:
-                _remove(copy)
-    raise OSError("no temporary directory has room for files=; set TMPDIR there to one that has "
-                  "(%s)" % "; ".join(problems))
+            _remove(copies)
+    else:
+        raise OSError("no temporary directory has room for files=; set TMPDIR there to one that "
+                      "has (%s)" % "; ".join(problems))
+    for name in contents:
+        os.symlink(os.path.join(copies, name, "content"), os.path.join(scratch, name))
 
 
 def _make_temporary(folder: str) -> None:
@@ -2295,10 +2294,10 @@ def _fetch(pull: Callable[[int, bytes], Any], scratch: str,
     the others wait for that lock. If the holder dies, the kernel releases it. Nobody removes what
     is returned while this process lives. Raises OSError or EOFError.
     """
-    cache = _open_cache()
-    places = {key: _use_entry(cache, key) for key, _, _ in entries}
     locks: dict[str, Any] = {}
     try:
+        cache = _open_cache()
+        places = {key: _use_entry(cache, key) for key, _, _ in entries}
         for key in sorted(places):      # in one order, or two might wait for each other
             if not places[key]:
                 locks[key] = _lock_key(cache, key)
@@ -2312,10 +2311,14 @@ def _fetch(pull: Callable[[int, bytes], Any], scratch: str,
                 raise OSError("%s was changed while it was put into %s" % (name, cache))
         for lock in locks.values():
             _remove(lock.name)      # who waits for it sees that all is done
+        return places
+    except OSError as error:
+        if error.errno is None:     # in our own words
+            raise
+        raise OSError("%s: check that there is room, or %s" % (error, _CACHE_REMEDY)) from None
     finally:
         for lock in locks.values():
             lock.close()
-    return places
 
 
 def _copy(pull: Callable[[int, bytes], Any], cache: str, scratch: str, entries: list[_Wanted],
@@ -2327,7 +2330,7 @@ def _copy(pull: Callable[[int, bytes], Any], cache: str, scratch: str, entries: 
     """
     import json
     for lock in locks:
-        shim, end, words = json.loads(lock.read(_NOTE_SIZE).strip() or '["", 0, ""]')
+        shim, end, words = json.loads(lock.read().strip() or '["", 0, ""]')
         if shim == scratch and monotonic() < end:
             raise OSError(words)
     # The shim keeps answers, and gives the same to equal questions. The new folder makes this a
@@ -2335,9 +2338,8 @@ def _copy(pull: Callable[[int, bytes], Any], cache: str, scratch: str, entries: 
     folder = _incoming(cache, scratch)
     here = os.path.join(os.path.expanduser("~"), folder)
     place = os.path.dirname(here)
-    _make_folders(place)
-    guard = _lock(place, fcntl.LOCK_EX)
     _make_folders(here)
+    guard = _lock(place, fcntl.LOCK_EX)
     try:
         answer = unpack(pull(COPY, json.dumps([folder, entries]).encode()))
         if isinstance(answer, str):
@@ -2353,27 +2355,19 @@ def _copy(pull: Callable[[int, bytes], Any], cache: str, scratch: str, entries: 
     finally:
         _remove(place)
         os.close(guard)
-    _prune(cache, {key for key, _, _ in entries})
+    _prune(cache)
 
 
 def _cache_path() -> str:
-    """Return the real path of the cache."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(base):     # the XDG Base Directory Specification has it ignored
-        base = os.path.join(os.path.expanduser("~"), ".cache")
-    return os.path.realpath(os.path.join(base, "executors"))
+    """Return the real path of the cache. It cannot be made if the account has no home directory."""
+    base = os.environ.get("XDG_CACHE_HOME") or ".cache"
+    return os.path.realpath(os.path.join("/", os.path.expanduser("~"), base, "executors"))
 
 
 def _open_cache() -> str:
-    """Make the cache, unless it is there; return its path.
-
-    Raises OSError, with a remedy, if it cannot be made, or if others could change what lies there.
-    """
+    """Make the cache, unless it is there; return its path. Raises OSError if it is not safe."""
     cache = _cache_path()
-    try:
-        _make_folders(cache)
-    except OSError as error:
-        raise OSError("cannot make %s (%s); %s" % (cache, error, _CACHE_REMEDY)) from None
+    _make_folders(cache)
     folder = _find_open_folder(cache)
     if folder:
         raise OSError("%s is not used, because other accounts can write to %s; if that is yours, "
@@ -2400,13 +2394,12 @@ def _find_open_folder(path: str) -> str:
     folders = [path]
     while folders[-1] != "/":
         folders.append(os.path.dirname(folders[-1]))
-    # In a user namespace, root may be seen as another account: as the owner of /proc.
-    root = os.stat("/proc" if os.path.isdir("/proc") else "/").st_uid
+    # In a user namespace, root may be seen as another account.
+    owners = os.geteuid(), 0, os.stat(os.devnull).st_uid
     for folder in reversed(folders):
         status = os.stat(folder)
         is_sticky = status.st_mode & stat.S_ISVTX and folder != path
-        is_ours = status.st_uid in (os.geteuid(), 0, root)
-        if not is_ours or not is_sticky and _can_others_write(status):
+        if status.st_uid not in owners or not is_sticky and _can_others_write(status):
             return folder
     return ""
 
@@ -2416,15 +2409,16 @@ def _can_others_write(status: os.stat_result) -> bool:
 
     The owner's private group does not count: where each account has one, umask is often 002.
     """
-    if not status.st_mode & stat.S_IWGRP:
-        return bool(status.st_mode & stat.S_IWOTH)
+    writers = status.st_mode & 0o022
+    if writers != stat.S_IWGRP:
+        return bool(writers)
     import grp
     import pwd
     try:
-        owner, group = pwd.getpwuid(status.st_uid).pw_name, grp.getgrgid(status.st_gid)
+        group = grp.getgrgid(status.st_gid)
+        return {group.gr_name, *group.gr_mem} != {pwd.getpwuid(status.st_uid).pw_name}
     except KeyError:
         return True
-    return bool(status.st_mode & stat.S_IWOTH) or {group.gr_name, *group.gr_mem} != {owner}
 
 
 def _incoming(cache: str, scratch: str) -> str:
@@ -2473,19 +2467,12 @@ def _lock(path: str, how: int) -> int:
 
 
 def _lock_key(cache: str, key: str) -> Any:
-    """Wait until nobody else copies the entry with a key; return the file that is its lock.
-
-    Raises OSError, with a remedy, if the cache cannot be written.
-    """
-    try:
-        lock = open(os.path.join(cache, "incoming-%s.lock" % key), "r+",
-                    opener=lambda path, flags: os.open(path, flags | os.O_CREAT, 0o600))
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not os.fstat(lock.fileno()).st_size:
-            os.pwrite(lock.fileno(), b" " * _NOTE_SIZE, 0)      # now there is room for a note
-    except OSError as error:
-        raise OSError("cannot write to %s (%s): check that there is room, or %s" % (
-            cache, error, _CACHE_REMEDY)) from None
+    """Wait until nobody else copies the entry with a key; return the file that is its lock."""
+    lock = open(os.path.join(cache, "incoming-%s.lock" % key), "r+",
+                opener=lambda path, flags: os.open(path, flags | os.O_CREAT, 0o600))
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    if not os.fstat(lock.fileno()).st_size:
+        os.pwrite(lock.fileno(), b" " * _NOTE_SIZE, 0)      # now there is room for a note
     return lock
 
 
@@ -2508,12 +2495,13 @@ def _use_entry(cache: str, key: str) -> str:
             lock = _lock(place, fcntl.LOCK_SH)
         except OSError:     # somebody removes it
             continue
-        if _is_intact(place):       # it may have been removed before it was locked
+        is_intact = _is_intact(place)
+        try:        # what was altered is as good as old
+            os.utime(place, None if is_intact else (0, 0))
+        except OSError:     # it was removed before it was locked; or the cache is read-only
+            pass
+        if is_intact:
             _locks.append(lock)
-            try:
-                os.utime(place)
-            except OSError:     # the cache is read-only, and so not pruned either
-                pass
             return place + "/content"
         os.close(lock)
     return ""
@@ -2605,15 +2593,13 @@ def digest_file(path: str) -> str:
     return hashed.hexdigest()
 
 
-def _prune(cache: str, keys: Iterable[str]) -> None:
-    """Remove what nobody has locked: what is old, and of these keys, what was altered."""
+def _prune(cache: str) -> None:
+    """Remove what is old, unless somebody has locked it."""
     now = os.stat(cache).st_mtime       # by the file server's clock: it has just changed
-    altered = [place for key in keys for place in _list_entries(cache, key)
-               if not _is_intact(place)]
     for entry in os.scandir(cache):
         keep = INCOMING_SECONDS if entry.name.startswith("incoming-") else KEEP_SECONDS
         try:
-            if now - entry.stat().st_mtime > keep or entry.path in altered:
+            if now - entry.stat().st_mtime > keep:
                 lock = _lock(entry.path, fcntl.LOCK_EX)
                 try:
                     _remove(entry.path)
@@ -2817,11 +2803,12 @@ class _Packages:
         self._pull = pull
         self._scratch = scratch
         self._places: dict[str, str] = {}       # by distribution; so are these
+        self._retry_at: dict[str, float] = {}       # when one that could not be had is tried again
         self.problems: dict[str, str] = {}
 
     def is_better(self, top: str, name: str, version: str, info: str, key: str) -> bool:
-        """Return whether to copy a distribution: not tried yet, and this version is not here."""
-        if name in self._places:        # it is in sys.path, or it could not be had
+        """Return whether to copy a distribution: this version is not here, and may be had."""
+        if name in self._places or monotonic() < self._retry_at.get(name, 0):
             return False
         here = machinery.PathFinder.find_spec(top)
         origin = here and here.has_location and here.origin or ""
@@ -2834,11 +2821,11 @@ class _Packages:
 
     def get(self, name: str, version: str, info: str, key: str) -> str:
         """Return where a distribution is now, in `sys.path`; "" if what is here must do."""
-        if name not in self._places:
-            self._places[name] = self._find(name, version, key)
-        return self._places[name]
+        if name not in self._places and monotonic() >= self._retry_at.get(name, 0):
+            self._find(name, version, key)
+        return self._places.get(name, "")
 
-    def _find(self, name: str, version: str, key: str) -> str:
+    def _find(self, name: str, version: str, key: str) -> None:
         own, folder = _find_own(name)
         try:
             places = _fetch(self._pull, self._scratch, [(key, name, own)])
@@ -2848,11 +2835,12 @@ class _Packages:
                 "%s %s does not follow (%s), and %s; `%s -m pip install %s==%s` there mends it" % (
                     name, version, str(error) or describe(error),
                     "it has %s" % own if own else "it has none", sys.executable, name, version))
-            return ""
+            self._retry_at[name] = monotonic() + RETRY_SECONDS
+            return
         at = [n for n, one in enumerate(sys.path) if one.endswith("-packages") or one == folder]
         sys.path.insert((*at, len(sys.path))[0], place)
         _prepend_to_pythonpath(place)
-        return place
+        self._places[name] = place
 
 
 def _find_own(name: str) -> tuple[str, str]:
