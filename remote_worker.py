@@ -2214,8 +2214,8 @@ def _skip_own_frames(trace: Any) -> Any:
 INCOMING_SECONDS = 86400    # how long the leavings of a copy that was cut off stay
 KEEP_SECONDS = 30 * 86400   # how long the cache keeps what no run has used
 RETRY_SECONDS = 60.0        # from a copy that failed to the next
-_Wanted = tuple[str, str, str]  # key of an entry; its name; the version this Python has, or ""
 _NOTE_SIZE = 4096           # bytes of a note on why a copy failed
+_Wanted = tuple[str, str, str]  # key of an entry; its name; the version this Python has, or ""
 _CACHE_REMEDY = ("set XDG_CACHE_HOME there (say, in ~/.bashrc) to a folder in which this account, "
                  "and no other, can write")
 
@@ -2244,7 +2244,7 @@ def _store_files(pull: Callable[[int, bytes], Any], scratch: str, files: dict[st
 def _copy_for_tasks(contents: dict[str, str], scratch: str) -> None:
     """Copy entries to where slots run: no other pool sees what tasks write to these copies.
 
-    If there is no room, another temporary directory gets them. Links lead to them.
+    If there is no room, they go to another temporary directory. Links lead to them.
 
     Arguments:
         contents: by name, where the entry's content is.
@@ -2349,8 +2349,10 @@ def _copy(pull: Callable[[int, bytes], Any], cache: str, scratch: str, entries: 
             _admit(entry, name, os.path.join(here, file), digest, is_tar)
     except OSError as error:
         note = json.dumps([scratch, monotonic() + RETRY_SECONDS, str(error)[:300]])
-        for lock in locks if os.listdir(here) else ():
-            os.pwrite(lock.fileno(), note.encode().ljust(_NOTE_SIZE), 0)
+        has_come = os.listdir(here)
+        if has_come:
+            for lock in locks:
+                os.pwrite(lock.fileno(), note.encode().ljust(_NOTE_SIZE), 0)
         raise
     finally:
         _remove(place)
@@ -2394,7 +2396,7 @@ def _find_open_folder(path: str) -> str:
     folders = [path]
     while folders[-1] != "/":
         folders.append(os.path.dirname(folders[-1]))
-    # In a user namespace, root may be seen as another account.
+    # In a user namespace, root may be seen as another account: the one that owns the devices.
     owners = os.geteuid(), 0, os.stat(os.devnull).st_uid
     for folder in reversed(folders):
         status = os.stat(folder)

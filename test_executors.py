@@ -2613,12 +2613,25 @@ class TestFiles:
         until(lambda: pool.status.workers[0].state == "failed")
         assert f"run `chmod go-w {home}/.cache/executors`" in pool.status.workers[0].cause
 
-    def test_the_cache_of_the_environment(self, local, tmp_path, home, monkeypatch):
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    def test_no_home_and_the_cache_of_the_environment(self, local, tmp_path, home, monkeypatch):
         (tmp_path / "data").write_text("data")
+        monkeypatch.setenv("HOME", "/proc/nonexistent")
+        pool = local("1/:", files=tmp_path / "data")
+        until(lambda: pool.status.workers[0].state == "failed")
+        assert "'/proc/nonexistent'" in pool.status.workers[0].cause
+        assert "set XDG_CACHE_HOME there" in pool.status.workers[0].cause
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
         pool = local("1/:", files=tmp_path / "data")
         assert pool.submit(read, "data").result(PATIENCE) == "data"
-        assert os.listdir(tmp_path / "xdg") == ["executors"] and not os.listdir(home)
+        assert os.listdir(tmp_path / "xdg") == ["executors"]
+
+    def test_the_cache_of_the_environment_there(self, login, ssh, tmp_path):
+        (tmp_path / "data").write_text("data")
+        sshd = login("bash", {".bashrc": f"export XDG_CACHE_HOME={tmp_path}/xdg"})
+        pool = ssh("1/odd", ssh_options=sshd.ssh_options, files=tmp_path / "data")
+        assert pool.submit(read, "data").result(PATIENCE) == "data"
+        assert os.listdir(tmp_path / "xdg") == ["executors"]
+        assert os.listdir(tmp_path / "home") == [".bashrc"]
 
     @pytest.mark.parametrize("mounts", [
         'rm -r "$1/tmp"', 'mount -t tmpfs -o ro tmpfs "$1/tmp"', 'chmod 777 "$1/tmp"',
