@@ -673,8 +673,11 @@ def _remove(path: str) -> None:
             except OSError:
                 pass
         shutil.rmtree(path, ignore_errors=True)
-    elif os.path.lexists(path):
+        return
+    try:
         os.unlink(path)
+    except FileNotFoundError:
+        pass
 
 
 def _temporary_folders(name: str) -> list[str]:
@@ -2304,11 +2307,8 @@ def _fetch(pull: Callable[[int, bytes], Any], scratch: str,
                 places[key] = _use_entry(cache, key)
         missing = [entry for entry in entries if not places[entry[0]]]
         if missing:
-            _copy(pull, cache, scratch, missing, [locks[key] for key, _, _ in missing])
-        for key, name, _ in missing:
-            places[key] = _use_entry(cache, key)
-            if not places[key]:
-                raise OSError("%s was changed while it was put into %s" % (name, cache))
+            wanted = [locks[key] for key, _, _ in missing]
+            places.update(_copy(pull, cache, scratch, missing, wanted))
         for lock in locks.values():
             _remove(lock.name)      # who waits for it sees that all is done
         return places
@@ -2322,8 +2322,10 @@ def _fetch(pull: Callable[[int, bytes], Any], scratch: str,
 
 
 def _copy(pull: Callable[[int, bytes], Any], cache: str, scratch: str, entries: list[_Wanted],
-          locks: list[Any]) -> None:
+          locks: list[Any]) -> dict[str, str]:
     """Have the controller copy entries into a folder of their own, and admit them.
+
+    Return by key where the content of each is now.
 
     If that fails although bytes have come (say, the disk is full), the slots of this shim do not
     try again for a while: a note in the locks of the keys tells them.
@@ -2340,13 +2342,14 @@ def _copy(pull: Callable[[int, bytes], Any], cache: str, scratch: str, entries: 
     place = os.path.dirname(here)
     _make_folders(here)
     guard = _lock(place, fcntl.LOCK_EX)
+    places = {}
     try:
         answer = unpack(pull(COPY, json.dumps([folder, entries]).encode()))
         if isinstance(answer, str):
             raise OSError(answer)
         for (key, name, _), (file, digest, is_tar) in zip(entries, answer):
             entry = os.path.join(cache, "%s.%s" % (key, os.urandom(8).hex()))
-            _admit(entry, name, os.path.join(here, file), digest, is_tar)
+            places[key] = _admit(entry, name, os.path.join(here, file), digest, is_tar)
     except OSError as error:
         note = json.dumps([scratch, monotonic() + RETRY_SECONDS, str(error)[:300]])
         has_come = os.listdir(here)
@@ -2358,6 +2361,7 @@ def _copy(pull: Callable[[int, bytes], Any], cache: str, scratch: str, entries: 
         _remove(place)
         os.close(guard)
     _prune(cache)
+    return places
 
 
 def _cache_path() -> str:
@@ -2509,8 +2513,8 @@ def _use_entry(cache: str, key: str) -> str:
     return ""
 
 
-def _admit(place: str, name: str, temporary: str, digest: str, is_tar: bool) -> None:
-    """Move a copied file to its place, if its digest is right.
+def _admit(place: str, name: str, temporary: str, digest: str, is_tar: bool) -> str:
+    """Move a copied file to its place, if its digest is right. Return where its content is.
 
     On a full disk, scp leaves a corrupt file of full length.
     """
@@ -2534,7 +2538,9 @@ def _admit(place: str, name: str, temporary: str, digest: str, is_tar: bool) -> 
     with open(staging + "/seal", "w") as file:
         os.fchmod(file.fileno(), 0o600)
         file.write(_seal(content))
+    _locks.append(_lock(staging, fcntl.LOCK_SH))
     os.rename(staging, place)
+    return place + "/content"
 
 
 def _check_members(tar: Any) -> Iterator[Any]:

@@ -7561,6 +7561,28 @@ class TestCache:
         others.fetch("yet another")
         assert not used.exists() and entry.exists()
 
+    def test_many_processes_that_fetch_alter_and_prune(self, home, monkeypatch):
+        """Even if each entry that is not locked counts as old, what one uses stays as it is."""
+        monkeypatch.setattr(wire, "KEEP_SECONDS", -1)
+
+        def fetch_and_look(number):
+            arrivals, source = Arrivals(f"executors-{number}"), random.Random(number)
+            for _ in range(60):
+                content = arrivals.fetch(source.choice("abc")) / "content"
+                for _ in range(source.randrange(20)):
+                    assert content.read_text().startswith("content")
+                if source.random() < 0.1:
+                    with open(content, "a") as file:
+                        file.write(", altered")
+                self.release()
+
+        pids = []
+        for number in range(4):
+            pids.append(os.fork())
+            if not pids[-1]:
+                wire._exit_after(lambda number=number: fetch_and_look(number))
+        assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * 4
+
     def test_age_is_told_by_the_clock_of_the_file_server(self, home, monkeypatch):
         entry = Arrivals().fetch("one")
         self.release()
