@@ -3034,6 +3034,8 @@ def _tar(members: Iterable[tuple[str, str]], place: str = "content") -> Iterator
     def anonymous(info: tarfile.TarInfo) -> tarfile.TarInfo:
         info.mtime = info.uid = info.gid = 0
         info.uname = info.gname = ""
+        if place != "content":      # of a package, which tasks of several pools share
+            info.mode &= 0o555
         return info
 
     # Without a name, it ends with this process, even if that is killed. scp then finds it among our
@@ -6255,7 +6257,7 @@ def _import_version(module: str) -> str:
 
 def _remove_cached_file(name: str) -> None:
     """Remove a file of `files=` from the cache of the machine where this is called."""
-    shutil.rmtree(os.path.dirname(os.path.realpath(name)))
+    wire.remove_entries(wire.digest_file(name))
 
 
 def _check_machines(records: Sequence[RemoteWorkerRecord], ssh_options: list[str],

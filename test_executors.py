@@ -16,6 +16,7 @@ import dataclasses
 import fcntl
 import functools
 import gc
+import grp
 import importlib.metadata
 import importlib.util
 import inspect
@@ -26,6 +27,7 @@ import logging
 import os
 import pathlib
 import pickle
+import pwd
 import random
 import re
 import resource
@@ -34,9 +36,11 @@ import shutil
 import signal
 import socket
 import sqlite3
+import stat
 import struct
 import subprocess
 import sys
+import tarfile
 import tempfile
 import termios
 import textwrap
@@ -2449,6 +2453,7 @@ class TestFiles:
     @pytest.fixture
     def home(self, tmp_path, monkeypatch):
         monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
         (tmp_path / "home").mkdir()
         return tmp_path / "home"
 
@@ -2596,6 +2601,96 @@ class TestFiles:
             assert pool.submit(read, "data").result(PATIENCE) == "original"
             pool.submit(lambda: open("data", "a").write("spoilt")).result(PATIENCE)
             pool.shutdown()
+
+    def test_what_a_task_writes_only_its_own_pool_sees(self, local, tmp_path, home):
+        """Two pools at the same time; each machine of one has a copy, which its tasks share."""
+        (tmp_path / "tree/sub").mkdir(parents=True)
+        for name in ("data", "tree/sub/db"):
+            (tmp_path / name).write_text("original")
+        (tmp_path / "tree/sub").chmod(0o555)
+
+        def spoil():
+            for name in ("data", "tree/sub/db"):
+                with open(name, "a") as file:
+                    file.write(" and more")
+            os.chmod("tree/sub", 0o755)
+            open("tree/sub/new", "w").close()
+
+        def look():
+            return read("data"), read("tree/sub/db"), os.listdir("tree/sub"), os.getcwd()
+
+        files = [tmp_path / "data", tmp_path / "tree"]
+        pools = [local("2/:", files=files) for _ in range(2)]
+        folders = [pool.submit(look).result(PATIENCE)[-1] for pool in pools]
+        pools[0].submit(spoil).result(PATIENCE)
+        spoilt = ("original and more",) * 2
+        assert pools[0].submit(look).result(PATIENCE)[:2] == spoilt
+        pools.append(local("1/:", files=files))
+        for pool in pools[1:]:
+            assert pool.submit(look).result(PATIENCE)[:3] == ("original", "original", ["db"])
+        pools[0].shutdown()
+        pools[1].shutdown()
+        until(lambda: not any(map(os.path.exists, folders)))
+
+    def test_another_account_that_can_write_to_the_cache(self, local, tmp_path, home):
+        """It could put its own code there: nothing of it is used, and what to do is said."""
+        (tmp_path / "data").write_text("data")
+        (home / ".cache/executors").mkdir(parents=True)
+        (home / ".cache/executors").chmod(0o777)
+        pool = local("1/:", files=tmp_path / "data")
+        until(lambda: pool.status.workers[0].state == "failed")
+        assert f"run `chmod go-w {home}/.cache/executors`" in pool.status.workers[0].cause
+
+    def test_no_home_and_the_cache_of_the_environment(self, local, tmp_path, home, monkeypatch):
+        (tmp_path / "data").write_text("data")
+        monkeypatch.setenv("HOME", "/proc/nonexistent")
+        pool = local("1/:", files=tmp_path / "data")
+        until(lambda: pool.status.workers[0].state == "failed")
+        assert "'/proc/nonexistent'" in pool.status.workers[0].cause
+        assert "set XDG_CACHE_HOME there" in pool.status.workers[0].cause
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+        pool = local("1/:", files=tmp_path / "data")
+        assert pool.submit(read, "data").result(PATIENCE) == "data"
+        assert os.listdir(tmp_path / "xdg") == ["executors"]
+
+    def test_the_cache_of_the_environment_there(self, login, ssh, tmp_path):
+        (tmp_path / "data").write_text("data")
+        sshd = login("bash", {".bashrc": f"export XDG_CACHE_HOME={tmp_path}/xdg"})
+        pool = ssh("1/odd", ssh_options=sshd.ssh_options, files=tmp_path / "data")
+        assert pool.submit(read, "data").result(PATIENCE) == "data"
+        assert os.listdir(tmp_path / "xdg") == ["executors"]
+        assert os.listdir(tmp_path / "home") == [".bashrc"]
+
+    @pytest.mark.parametrize("mounts", [
+        'rm -r "$1/tmp"', 'mount -t tmpfs -o ro tmpfs "$1/tmp"', 'chmod 777 "$1/tmp"',
+        'mount -t tmpfs -o nr_inodes=1 tmpfs "$1/tmp"', 'mount -t tmpfs -o size=1m tmpfs "$1/tmp"'])
+    def test_a_temporary_directory_that_is_none(self, login, ssh, tmp_path, mounts):
+        """It is missing, read-only or open to all, or has no inode or no room: the next one is
+        used. Nothing is left there, either."""
+        size = 2 << 20
+        (tmp_path / "data").write_bytes(bytes(size))
+        (tmp_path / "home/tmp").mkdir(parents=True)
+        sshd = login("bash", {".bashrc": "export TMPDIR=~/tmp"}, mounts)
+
+        def look():
+            return os.environ["TMPDIR"], os.path.getsize("data"), os.path.realpath("data")
+
+        pool = ssh("1/odd", ssh_options=sshd.ssh_options, files=tmp_path / "data")
+        folder, found, path = pool.submit(look).result(PATIENCE)
+        assert folder == f"{tmp_path}/home/tmp" and found == size
+        scratch, _, _ = path.partition("/.files/")
+        assert os.path.dirname(scratch) == "/tmp"
+        pool.shutdown()
+        until(lambda: not os.path.exists(scratch))
+
+    def test_a_read_only_cache_that_has_it(self, login, ssh, tmp_path):
+        (tmp_path / "data").write_text("data")
+        for mounts in (":", 'mount --bind "$1" "$1"; mount -o remount,ro,bind "$1"'):
+            sshd = login(mounts=mounts)
+            pool = ssh("1/odd", ssh_options=sshd.ssh_options, files=tmp_path / "data")
+            assert pool.submit(read, "data").result(PATIENCE) == "data"
+            pool.shutdown()
+        assert sshd.log().count("Accepted ") == 1       # nothing was copied
 
     def test_packages_by_files_have_their_data(self, local, tmp_path, monkeypatch):
         (tmp_path / "real/sub").mkdir(parents=True)
@@ -2821,6 +2916,14 @@ class TestPackages:
         assert copies(caplog) == ["Pure.Thing 1.5", "duo 1", "helper 3", "space_one 1",
                                   "space_two 1", "withdata 1", "withentry 1"]
 
+    def test_what_pools_share_cannot_be_written(self, on_bare):
+        """Except for bytecode, which each first import adds."""
+        def look():
+            import helper.deep
+            modes = [os.stat(module.__file__).st_mode for module in (helper, helper.deep)]
+            return [mode & 0o222 for mode in modes], os.path.exists(helper.deep.__cached__)
+        assert on_bare().submit(look).result(PATIENCE) == ([0, 0], True)
+
     def test_versions(self, on_bare, caplog):
         """The controller's counts; a local label makes no difference, and needs no copy."""
         def use():
@@ -2927,6 +3030,25 @@ class TestPackages:
         assert found == [["numpy", "purething", "space.inner.two"]] * 64
         assert copies(caplog) == ["Pure.Thing 1.5", "helper 3", f"numpy {numpy.__version__}",
                                   "space_one 1", "space_two 1"]
+
+    def test_a_full_cache_gets_one_copy_at_a_time_and_keeps_nothing(self, bare, login, caplog):
+        """Of all slots of a machine, one tries; what came is removed at once."""
+        caplog.set_level("INFO", "executors")
+        sshd = login(mounts='mount -t tmpfs -o size=4m tmpfs "$1"')
+
+        def use(_):
+            try:
+                import numpy        # some 40 MB
+            except ModuleNotFoundError as error:
+                path = os.path.expanduser("~/.cache/executors")
+                time.sleep(0.1)     # so that other slots get a task, too
+                return os.getpid(), [name for name in os.listdir(path) if "lock" not in name]
+
+        with maker(sshd.ssh_options) as make:
+            pool = make(f"4/odd python={bare.python}")
+            found = list(pool.map(use, range(8), chunksize=1))
+        assert len({pid for pid, _ in found}) == 4 and not any(left for _, left in found)
+        assert len(copies(caplog)) == 1
 
     def test_a_machine_that_comes_later(self, bare, on_bare):
         def use():
@@ -7364,6 +7486,244 @@ class TestProcesses:
         assert wire._count_cores(str(tmp_path)) == (expected or 64)
 
 
+class Arrivals:
+    """In place of the controller, copies files to where `wire._fetch` asks for them."""
+
+    def __init__(self, scratch="executors-1"):
+        self.scratch, self.asked = scratch, 0
+        self.put = lambda folder: (folder / "file").write_text("content")
+        self.refusal = ""
+        self.is_tar = False
+
+    def __call__(self, kind, question):
+        self.asked += 1
+        folder, entries = json.loads(question)
+        here = pathlib.Path.home() / folder
+        self.put(here)
+        path = here / "file"
+        answer = [(path.name, wire.digest_file(path), self.is_tar)] if not self.refusal else ""
+        return (wire.pack(answer or self.refusal),)
+
+    def fetch(self, key="key"):
+        """Have an entry copied, unless it is there; return its path."""
+        place = wire._fetch(self, self.scratch, [(key, "a file", "")])[key]
+        return pathlib.Path(place).parent
+
+
+class TestCache:
+    @pytest.fixture
+    def home(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        (tmp_path / "home").mkdir(0o700)
+        yield tmp_path / "home"
+        self.release()
+
+    @staticmethod
+    def release():
+        while wire._locks:
+            os.close(wire._locks.pop())
+
+    @pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
+    @pytest.mark.parametrize("folder, mode, owner, group", [
+        (".cache/executors", 0o777, 0, 0), (".cache/executors", 0o1777, 0, 0),
+        (".cache/executors", 0o700, 12345, 0), (".cache/executors", 0o775, 0, 12345),
+        (".cache", 0o777, 0, 0), (".cache", 0o700, 12345, 0), (".cache", 0o1777, 12345, 0),
+        (".", 0o777, 0, 0)])
+    def test_it_is_refused_where_others_can_write(self, home, folder, mode, owner, group):
+        (home / ".cache/executors").mkdir(0o700, parents=True)
+        os.chown(home / folder, owner, group)
+        (home / folder).chmod(mode)
+        arrivals, path = Arrivals(), (home / folder).resolve()
+        with pytest.raises(OSError, match=f"other accounts can write to {path};.*run `chmod go-w "
+                                          f"{path}` there; or set XDG_CACHE_HOME there"):
+            arrivals.fetch()
+        assert not arrivals.asked
+
+    @pytest.mark.parametrize("mode", [0o755, 0o775, 0o1777])
+    def test_it_is_used_where_others_cannot_replace_it(self, home, mode):
+        """Not below /tmp, either, nor where everybody has a group of his own and umask 002."""
+        home.chmod(mode)
+        if mode == 0o775 and grp.getgrgid(os.getgid()).gr_name != pwd.getpwuid(os.getuid()).pw_name:
+            pytest.skip("this account has no private group")
+        assert (Arrivals().fetch() / "content").read_text() == "content"
+
+    @pytest.mark.parametrize("umask", [0o000, 0o077])
+    def test_what_we_make_is_ours_alone_whatever_the_umask(self, home, umask):
+        def put(folder):
+            with tarfile.open(folder / "file", "w") as tar:
+                for name in ("content", "content/a/b/file"):
+                    info = tarfile.TarInfo(name)
+                    info.type = tarfile.REGTYPE if "file" in name else tarfile.DIRTYPE
+                    info.mode = 0o7777
+                    tar.addfile(info)
+
+        arrivals = Arrivals()
+        arrivals.put, arrivals.is_tar = put, True
+        before = os.umask(umask)
+        try:
+            entry = arrivals.fetch()
+            # As if a task's first import had made it.
+            (entry / "content/a/__pycache__").mkdir()
+        finally:
+            os.umask(before)
+        assert arrivals.fetch() == entry and arrivals.asked == 1
+        for path in (home / ".cache", home / ".cache/executors", entry):
+            assert stat.S_IMODE(path.stat().st_mode) == 0o700
+        modes = [path.stat().st_mode for path in entry.rglob("*") if path.name != "__pycache__"]
+        assert not any(mode & 0o7022 for mode in modes) and len(modes) == 5
+
+    @pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
+    @pytest.mark.parametrize("change", [
+        lambda entry: os.chown(entry, 12345, 0), lambda entry: entry.chmod(0o770),
+        lambda entry: (entry / "content").write_text("spoilt"),
+        lambda entry: (entry / "content").chmod(0o666)])
+    def test_what_was_changed_is_made_anew_beside_what_is_used(self, home, change):
+        arrivals = Arrivals()
+        first = arrivals.fetch()
+        change(first)
+        before = (first / "content").stat().st_ctime_ns, read(first / "content")
+        second = arrivals.fetch()
+        assert second != first and (second / "content").read_text() == "content"
+        assert ((first / "content").stat().st_ctime_ns, read(first / "content")) == before
+        assert arrivals.fetch() == second and arrivals.asked == 2
+        self.release()
+        change(second)
+        third = arrivals.fetch()
+        assert [*(home / ".cache/executors").iterdir()] == [third]      # nobody used the others
+
+    def test_what_is_used_or_on_its_way_outlives_any_clock(self, home):
+        """A month and more, as when the clock of a file server is wrong."""
+        arrivals, others = Arrivals(), Arrivals("executors-2")
+        used = others.fetch("used")
+
+        def put(folder):
+            (folder / "file").write_text("content")
+            for path in (used, folder.parent, *(home / ".cache/executors").iterdir()):
+                os.utime(path, (1, 1))
+            others.fetch("another")     # which prunes
+
+        arrivals.put = put
+        entry = arrivals.fetch()
+        assert (entry / "content").read_text() == (used / "content").read_text() == "content"
+        self.release()
+        os.utime(used, (1, 1))
+        others.fetch("yet another")
+        assert not used.exists() and entry.exists()
+
+    def test_many_processes_that_fetch_alter_and_prune(self, home, monkeypatch):
+        """Even if each entry that is not locked counts as old, what one uses stays as it is."""
+        monkeypatch.setattr(wire, "KEEP_SECONDS", -1)
+
+        def fetch_and_look(number):
+            arrivals, source = Arrivals(f"executors-{number}"), random.Random(number)
+            for _ in range(60):
+                content = arrivals.fetch(source.choice("abc")) / "content"
+                for _ in range(source.randrange(20)):
+                    assert content.read_text().startswith("content")
+                if source.random() < 0.1:
+                    with open(content, "a") as file:
+                        file.write(", altered")
+                self.release()
+
+        pids = []
+        for number in range(4):
+            pids.append(os.fork())
+            if not pids[-1]:
+                wire._exit_after(lambda number=number: fetch_and_look(number))
+        assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * 4
+
+    def test_age_is_told_by_the_clock_of_the_file_server(self, home, monkeypatch):
+        entry = Arrivals().fetch("one")
+        self.release()
+        monkeypatch.setattr(time, "time", lambda: entry.stat().st_mtime + 40 * 86400)
+        Arrivals().fetch("two")
+        assert entry.exists()
+
+    def test_a_full_disk_is_tried_once_and_what_came_is_removed(self, home, monkeypatch):
+        arrivals, other, words = Arrivals(), Arrivals("executors-2"), "scp: No space left on device"
+        arrivals.refusal = other.refusal = words
+        for one, asked in (arrivals, 1), (arrivals, 1), (other, 1):
+            with pytest.raises(OSError, match=words):
+                one.fetch()
+            assert one.asked == asked
+            assert [path.suffix for path in (home / ".cache/executors").iterdir()] == [".lock"]
+        monkeypatch.setattr(wire, "monotonic", lambda: time.monotonic() + wire.RETRY_SECONDS)
+        other.refusal = ""
+        assert other.fetch().exists() and other.asked == 2
+
+    def test_what_did_not_come_is_asked_for_again(self, home):
+        arrivals = Arrivals()
+        put, arrivals.put, arrivals.refusal = arrivals.put, lambda folder: None, "not now"
+        arrivals.is_tar = False
+        for asked in (1, 2):
+            with pytest.raises(OSError, match="not now"):
+                arrivals.fetch()
+            assert arrivals.asked == asked
+        arrivals.put, arrivals.refusal = put, ""
+        assert arrivals.fetch().exists()
+
+    def test_a_package_that_could_not_be_had_is_tried_again_after_a_while(self, home, monkeypatch):
+        monkeypatch.setattr(sys, "path", [*sys.path])
+        monkeypatch.setenv("PYTHONPATH", "")
+        arrivals, distribution = Arrivals(), ("thing", "1", "thing-1.dist-info", "key")
+        arrivals.refusal = "No space left on device"
+        packages = wire._Packages(arrivals, arrivals.scratch)
+        assert packages.is_better("thing", *distribution) and not packages.get(*distribution)
+        arrivals.refusal = ""
+        assert not packages.is_better("thing", *distribution) and not packages.get(*distribution)
+        monkeypatch.setattr(wire, "monotonic", lambda: time.monotonic() + wire.RETRY_SECONDS)
+        assert packages.is_better("thing", *distribution)
+        assert packages.get(*distribution).startswith(str(home)) and arrivals.asked == 2
+
+    @pytest.mark.parametrize("name, kind, target", [
+        ("/content/file", tarfile.REGTYPE, ""), ("content/../../file", tarfile.REGTYPE, ""),
+        ("seal", tarfile.REGTYPE, ""), ("content//file", tarfile.REGTYPE, ""),
+        ("content/device", tarfile.CHRTYPE, "content/plain"),
+        ("content/fifo", tarfile.FIFOTYPE, ""),
+        ("content/hard", tarfile.LNKTYPE, "/etc/passwd"),
+        ("content/hard", tarfile.LNKTYPE, "content/outside"),
+        ("content/outside/file", tarfile.REGTYPE, ""), ("content/outside", tarfile.REGTYPE, ""),
+        ("content/outside", tarfile.DIRTYPE, ""),
+        ("content/plain", tarfile.SYMTYPE, "plain"), ("content/folder", tarfile.REGTYPE, "")])
+    def test_archives_stay_in_their_place(self, home, tmp_path, name, kind, target):
+        """On every Python: those before 3.12 need not have a filter for that."""
+        members = [("content", tarfile.DIRTYPE, ""), ("content/plain", tarfile.REGTYPE, ""),
+                   ("content/folder", tarfile.DIRTYPE, ""),
+                   ("content/twin", tarfile.LNKTYPE, "content/plain"),
+                   ("content/outside", tarfile.SYMTYPE, str(tmp_path))]
+
+        def put(folder):
+            with tarfile.open(folder / "file", "w") as tar:
+                for name, kind, target in members:
+                    info = tarfile.TarInfo(name)
+                    info.type, info.linkname = kind, target
+                    tar.addfile(info)
+
+        arrivals = Arrivals()
+        arrivals.put, arrivals.is_tar = put, True
+        entry = arrivals.fetch()
+        assert os.readlink(entry / "content/outside") == str(tmp_path)
+        before = {*tmp_path.iterdir()}
+        members.append((name, kind, target))
+        with pytest.raises(OSError):
+            arrivals.fetch("bad")
+        assert {*tmp_path.iterdir()} == before
+        assert {path.name.partition(".")[0] for path in entry.parent.iterdir()} <= {
+            "key", "incoming-bad"}
+
+    def test_no_home(self, home, monkeypatch):
+        monkeypatch.setenv("HOME", "/proc/nonexistent")
+        words = "No such file or directory: '/proc/nonexistent'.* set XDG_CACHE_HOME there"
+        with pytest.raises(OSError, match=words):
+            Arrivals().fetch()
+        monkeypatch.setenv("XDG_CACHE_HOME", str(home / "xdg"))
+        assert Arrivals().fetch().parent == home / "xdg/executors"
+        monkeypatch.setenv("XDG_CACHE_HOME", str(home / "x d g"))
+        with pytest.raises(OSError, match="scp would have to quote .*; set XDG_CACHE_HOME there"):
+            Arrivals().fetch()
+
+
 class TestSlots:
     def test_environment_variables_that_must_be_acted_on(self, remote, local):
         """The time zone is set; PYTHONPATH holds for the slot, too; a share of the cores."""
@@ -7674,6 +8034,7 @@ class TestShim:
         (tmp_path / "data").write_text("data")
         key = wire.digest_file(tmp_path / "data")
         scratch = str(tmp_path / "scratch")
+        os.mkdir(scratch)
         with closing(Controller(scratch, files={"data": key}, lease=0.5)) as controller:
             _, ident, _, question = controller.await_(wire.COPY, wire.FIRST_QUESTION_ID)
             folder, entries = json.loads(question)
