@@ -61,6 +61,7 @@ import enum
 import functools
 import hashlib
 import importlib
+import importlib.machinery
 import importlib.util
 import inspect
 import io
@@ -109,8 +110,8 @@ from queue import Empty, SimpleQueue
 from time import monotonic, monotonic_ns
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, ParamSpec, TypeVar, overload
 
-if TYPE_CHECKING:
-    import remote_worker as wire
+if TYPE_CHECKING:       # in a package, a checker does not find it
+    import remote_worker as wire  # type: ignore[import-not-found,import-untyped,unused-ignore]
 else:       # which stands beside this file, in somebody's package perhaps
     wire = importlib.import_module(f"{__package__ or ''}.remote_worker".lstrip("."))
 
@@ -1383,7 +1384,7 @@ class ProcessExecutor(PoolExecutor):
     def _has_chunks(self) -> bool:
         return True
 
-    def _count_items(self, owner: _ChunkedMap, change: int, _settled: Mapping[int, int]) -> None:
+    def _count_items(self, owner: _ChunkedMap, change: int, settled: Mapping[int, int]) -> None:
         _drain_at_exit()
         _mapping[id(self)] = self
         with self._lock:
@@ -1700,10 +1701,26 @@ class _Worker:
         return self.state in (_UP, _CONNECTING) or self.state is _WAITING and not self.failures
 
 
+def _summarize(item: Any) -> str:
+    """Describe a part of an action for the log, without code, arguments or results."""
+    if isinstance(item, (tuple, list)):
+        return " ".join(map(_summarize, item))
+    if isinstance(item, _Attempt):
+        return _summarize((item.ident, item.worker, item.bundle, item.bundle.packed))
+    if isinstance(item, _Worker):
+        return item.machine
+    if isinstance(item, _Bundle):
+        return item.function.name
+    if isinstance(item, (int, str)):
+        return str(item)
+    return f"<{len(item) / 1000:.3f} kB>" if hasattr(item, "__len__") else type(item).__name__
+
+
 class _Statistics:
     """The scheduler's counts and its trace, from which the status is made."""
 
     def __init__(self) -> None:
+        self.settled: dict[int, int]
         self.settled = dict.fromkeys((wire.RESULT, wire.ERROR, _FAILED, _CANCELLED), 0)
         self.maps: dict[_ChunkedMap, int] = {}      # that have begun: see `_hold`
         self.chunks = 0         # of these, bundles that are not settled
@@ -2557,8 +2574,8 @@ class _Channel:
             while self.pipe is _WHOLE and (self.queue or outbox.size):
                 while self.queue:
                     verb, operand = self.queue.popleft()
-                    if is_told:
-                        _log.debug("%r %s", verb, operand)
+                    if is_told and verb is not _SEND:       # which may be a ping
+                        _log.debug("%s %s", verb.name, _summarize(operand))
                     outbox.put(_FRAMES[verb](self, operand))
                 is_done = outbox.flush()
                 self._writes += 1
@@ -2589,7 +2606,7 @@ class _Channel:
         packed, function = bundle.packed, bundle.function
         if bundle.phase is _OVER:       # its arguments may be gone; a KILL of it follows, which the
             return []                   # machine answers all the same
-        frames = wire.message(wire.CALL, attempt.ident, function.ident, packed)
+        frames: list[Any] = wire.message(wire.CALL, attempt.ident, function.ident, packed)
         if function.ident in known:
             return frames
         known[function.ident] = function
@@ -2599,7 +2616,7 @@ class _Channel:
             ident, oldest = known.popitem(last=False)
             size -= _size(oldest.packed)
             frames.append(wire.frame(wire.FORGET, ident))
-        return wire.message(wire.FUNCTION, function.ident, 0, function.packed) + frames
+        return [*wire.message(wire.FUNCTION, function.ident, 0, function.packed), *frames]
 
     def read(self) -> list[_Message]:
         """Wait for messages and return them. Raises EOFError, OSError or FrameError at the end."""
@@ -2693,6 +2710,8 @@ def _kill_group(process: Any, others: Iterable[tuple[int, int]] = ()) -> None:
             wire.send_signal(pid, number)
 
 
+_IMPLEMENTATION = sys.implementation.name
+_VERSION = "{}.{}".format(*sys.version_info)
 _SHIPPABLE = __name__, wire.__name__, "cloudpickle"     # wherever they are installed
 
 
@@ -2821,8 +2840,8 @@ class _Cargo:
             raise ValueError(f"files has two named {name}; slots could see only one")
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             raise ValueError(f"files has {path}, which is neither a regular file nor a directory")
-        # In scp's older protocol, no name may have a newline.
-        if stat.S_ISDIR(mode) or "\n" in name:
+        # In scp's older protocol, no name may have a newline. A number is the name of a tar.
+        if stat.S_ISDIR(mode) or "\n" in name or name.isdecimal():
             file = self._pack(name, [(os.path.realpath(path), "")])
         else:
             file = _measure(name, path, False)
@@ -3198,6 +3217,7 @@ class _Interpreter(NamedTuple):
         library = f"{sys.platlibdir}/{name}"
         with tarfile.open(fileobj=target, mode="w:gz", compresslevel=1) as tar:
             tar.add(self.library, library, filter=keep)
+            add_text("seal", "", 0o600)     # for `wire` to lock
             if self.shared:
                 tar.add(self.binary, f"bin/{name}.bin")
                 tar.add(self.shared, f"lib/{os.path.basename(self.shared)}")
@@ -3261,14 +3281,21 @@ def _tar(members: Iterable[tuple[str, str]], place: str = "content") -> Iterator
     def anonymous(info: tarfile.TarInfo) -> tarfile.TarInfo:
         info.mtime = info.uid = info.gid = 0
         info.uname = info.gname = ""
+        if place != "content":      # of a package, which tasks of several pools share
+            info.mode &= 0o555
         return info
 
-    with tempfile.NamedTemporaryFile(prefix="executors-") as file:
+    # Without a name, it ends with this process, even if that is killed. scp then finds it among our
+    # open files; not on macOS, nor if we have given up root, for those are root's from then on.
+    folder = f"/proc/{os.getpid()}/fd"
+    is_nameless = os.path.exists(folder) and os.stat(folder).st_uid == os.geteuid()
+    make = tempfile.TemporaryFile if is_nameless else tempfile.NamedTemporaryFile
+    with make(prefix="executors-") as file:
         with tarfile.open(fileobj=file, mode="w") as tar:
             for path, name in members:
                 tar.add(path, os.path.normpath(os.path.join(place, name)), filter=anonymous)
         file.flush()
-        yield file.name
+        yield f"{folder}/{file.fileno()}" if is_nameless else file.name
 
 
 # ───────────────────────────────────────────── logins ─────────────────────────────────────────────
@@ -3371,7 +3398,8 @@ module.serve(modules)
 # Shell code for a machine that may get our interpreter. `own` finds out whether an earlier copy
 # there can be trusted: its folder and the cache belong to us, and nobody else may write in them.
 _COPY_OF_PYTHON = (
-    'c=${XDG_CACHE_HOME:-${HOME:-/nonexistent}/.cache}/executors; k=$c/python-%(key)s; '
+    'case "$XDG_CACHE_HOME" in /*) c=$XDG_CACHE_HOME;; *) c=${HOME:-/nonexistent}/.cache;; esac; '
+    'c=$c/executors; k=$c/python-%(key)s; '
     'own() { test "$(find "$c/." "$k/." -prune -user "$(id -u)" 2>/dev/null | wc -l)" -eq 2 && '
     'test -z "$(find "$c/." "$k/." -prune "(" -perm -020 -o -perm -002 ")")"; }; '
     'q=$k/bin/%(name)s; own 2>/dev/null || q=; ')
@@ -3399,8 +3427,6 @@ _TAR_ENDS = "tar: Exiting with failure status due to previous errors"       # wh
 _LACKS_LIBRARY = "executors: the python that was sent lacks a library:"
 _OTHER_PYTHON = "executors: another python:"
 _NO_PYTHON = "executors: no python"
-_IMPLEMENTATION = sys.implementation.name
-_VERSION = "{}.{}".format(*sys.version_info)
 # Where a Python is looked for: on the PATH, and in places that only login shells add to it.
 _PYTHON_PLACES = [where.format(f"python{_VERSION}") for where in (
     "{}", "~/.local/bin/{}", "/usr/local/bin/{}", "/opt/homebrew/bin/{}",
@@ -3657,7 +3683,7 @@ class _Login:
         """Read past whatever login files print; return three words that follow the magic."""
         poll = select.poll()
         poll.register(stdout, select.POLLIN)
-        noise, found, line = b"", b"", b""
+        noise, before, found, line = b"", b"", b"", b""
         while not (found and line.endswith(b"\n")):
             if poll.poll(1000):
                 data = os.read(stdout, wire.READ_SIZE)
@@ -3794,7 +3820,7 @@ class _Login:
         for process in [*self.processes]:
             _kill_group(process, local)
         if self._shim_fd >= 0:          # a stopped shim outlives the shell that started it
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError, PermissionError):      # it may have lied
                 signal.pidfd_send_signal(self._shim_fd, signal.SIGKILL)
 
     def end(self) -> None:
@@ -3983,7 +4009,7 @@ class _RemoteFuture(Future):        # type: ignore[type-arg]
         return self._final_state if is_free else self._guarded_state
 
     @_state.setter
-    def _state(self, state: str) -> None:
+    def _state(self, state: str) -> None:      # pyright: ignore
         self._guarded_state = state
 
     def done(self) -> bool:
@@ -5459,7 +5485,8 @@ class _Supervisor:
                 reply((answer, futures))
             else:
                 self._call_back(futures)
-            _log.debug("%s: %s", self.title, actions)
+            for action, *operands in actions if _log.isEnabledFor(logging.DEBUG) else ():
+                _log.debug("%s: %s %s", self.title, action.name, _summarize(tuple(operands)))
 
     def _make_decisions(self, events: Iterable[_Event]) -> tuple[list[Any], dict[_Channel, None]]:
         """Decide, with the lock, one event after the other, and queue what is for channels.
@@ -6324,7 +6351,7 @@ def joblib_backend(pool: BaseExecutor) -> Any:
     ...         joblib.Parallel()(joblib.delayed(abs)(-n) for n in range(4))
     [0, 1, 2, 3]
     """
-    import joblib.parallel as parallel  # type: ignore
+    parallel: Any = importlib.import_module("joblib.parallel")
 
     class ExecutorsBackend(     # joblib's messages contain this name
             parallel.AutoBatchingMixin, parallel.ParallelBackendBase):  # type: ignore[misc]
@@ -6552,7 +6579,7 @@ def _import_version(module: str) -> str:
 
 def _remove_cached_file(name: str) -> None:
     """Remove a file of `files=` from the cache of the machine where this is called."""
-    shutil.rmtree(os.path.dirname(os.path.realpath(name)))
+    wire.remove_entries(wire.digest_file(name))
 
 
 def _check_machines(records: Sequence[RemoteWorkerRecord], ssh_options: list[str],

@@ -113,13 +113,14 @@ if TYPE_CHECKING:       # importing typing would take a tenth of the time to the
 __version__ = "0.2.0"      # of executors, which this file belongs to
 __all__ = [
     "ABSENT", "DECODE_ERRORS", "LOOK_UP_BY_NAME", "UNPICKLE_EACH_CALL", "UNPICKLE_ONCE",
-    "FrameError", "FrameReader", "MessageReader", "Outbox", "PackageLoader", "Pickled", "Prepacked",
-    "Script", "Shipped", "describe", "digest_file", "enlarge_pipe", "frame", "importable_name",
-    "is_data", "is_plain", "main", "message", "open_nameless_file", "pack", "pack_call",
-    "pack_for_process", "pack_for_slot", "pack_function", "pack_outcome", "pack_without_arrays",
-    "pickle_definition", "process_tree", "run_call", "run_chunk", "run_items", "run_plain",
-    "run_shipped", "run_with_arrays", "script", "script_module", "script_path", "send_signal",
-    "serve", "signal_tree", "unpack", "unpack_series", "write_all",
+    "FrameError", "FrameReader", "MessageReader", "Outbox", "PackageLoader", "Pickled",
+    "Prepacked", "Script", "Shipped", "describe", "digest_file", "enlarge_pipe", "frame",
+    "importable_name", "is_data", "is_plain", "main", "message", "open_nameless_file", "pack",
+    "pack_call", "pack_for_process", "pack_for_slot", "pack_function", "pack_outcome",
+    "pack_without_arrays", "pickle_definition", "process_tree", "remove_entries", "run_call",
+    "run_chunk", "run_items", "run_plain", "run_shipped", "run_with_arrays", "script",
+    "script_module", "script_path", "send_signal", "serve", "signal_tree", "unpack",
+    "unpack_series", "write_all",
 ]
 
 MAX_FRAME = 1 << 20     # bytes of payload; a longer frame means that the stream is garbled
@@ -263,6 +264,7 @@ class FrameReader:
         frames = []
         start = 0
         length = len(data)
+        kind = ident = 0
         size = 0        # of the payload that is incomplete; 0 if not even its header is complete
         unpack_from = HEADER.unpack_from
         while length - start >= HEADER_SIZE:
@@ -664,11 +666,29 @@ def _exit_after(run: Callable[[], object]) -> None:
 
 def _remove(path: str) -> None:
     """Remove a file, or a directory with all that is in it, if it exists."""
-    if os.path.isdir(path):
+    if os.path.isdir(path) and not os.path.islink(path):
         import shutil
+        for folder, _, _ in os.walk(path):
+            try:
+                os.chmod(folder, 0o700)     # a folder that cannot be written keeps what is in it
+            except OSError:
+                pass
         shutil.rmtree(path, ignore_errors=True)
-    elif os.path.lexists(path):
+        return
+    try:
         os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+def _temporary_folders(name: str) -> list[str]:
+    """Return the paths that a folder of this name would have in each temporary directory.
+
+    They are those that Python's `tempfile` tries, but for the current one.
+    """
+    named = map(os.environ.get, ("TMPDIR", "TEMP", "TMP"))
+    return [os.path.join(os.path.realpath(place), name)
+            for place in (*named, "/tmp", "/var/tmp", "/usr/tmp") if place]
 
 
 def enlarge_pipe(fd: int) -> None:
@@ -1326,7 +1346,7 @@ class Pickled:
 def _pickler_class(reducers: Any) -> Any:
     """Return a subclass of cloudpickle's Pickler that reduces as a subclass of _Reducers says."""
     import cloudpickle  # type: ignore
-    default_table = cloudpickle.CloudPickler.dispatch_table
+    default_table: Any = cloudpickle.CloudPickler.dispatch_table
 
     def reduce_code(code: types.CodeType) -> Any:
         """Keep the file's name, for tracebacks: cloudpickle replaces it by "<dynamic-code>"."""
@@ -2187,97 +2207,225 @@ def _skip_own_frames(trace: Any) -> Any:
 
 # ───────────────────────────────────────────── cache ──────────────────────────────────────────────
 
-# What is copied to this machine, for all pools: each entry is a directory named by its key, which
-# tells its content. In it, `content` is the file, or the directory that travelled as a tar file;
-# `seal` tells whether somebody has written to it since.
-CACHE = ".cache/executors"  # below the home directory
+# What is copied to this machine, for all pools. Each entry is a directory, and its name begins with
+# its key, which tells its content. In it, `content` is the file, or the directory that travelled as
+# a tar file; `seal` tells whether somebody has written to it since. Whoever uses an entry has a
+# shared lock on its seal; nobody removes it without an exclusive one. An entry is never changed: if
+# it is not what its seal tells, another one is made beside it.
+#
+# What lies here is run. So the cache and each entry must belong to us or to root, and nobody else
+# may write there, nor to a folder on the way to the cache.
 INCOMING_SECONDS = 86400    # how long the leavings of a copy that was cut off stay
 KEEP_SECONDS = 30 * 86400   # how long the cache keeps what no run has used
+RETRY_SECONDS = 60.0        # from a copy that failed to the next
+_NOTE_SIZE = 4096           # bytes of a note on why a copy failed
 _Wanted = tuple[str, str, str]  # key of an entry; its name; the version this Python has, or ""
+_CACHE_REMEDY = ("set XDG_CACHE_HOME there (say, in ~/.bashrc) to a folder in which this account, "
+                 "and no other, can write")
 
 
 def _store_files(pull: Callable[[int, bytes], Any], scratch: str, files: dict[str, str]) -> bool:
-    """Link what `files=` names in the directory that slots run in, and tell the shim.
+    """Copy what `files=` names to the directory that slots run in, and tell the shim.
 
     Return whether it could be done.
 
     Arguments:
-        scratch: that directory; made here.
+        scratch: that directory.
         files: {name: key}.
     """
     problem = ""
     try:
         names = {key: name for name, key in files.items()}      # some may be alike
-        _fetch(pull, scratch, [(key, name, "") for key, name in names.items()])
-        os.mkdir(scratch, 0o700)
-        for name, key in files.items():
-            os.symlink(_use(key), os.path.join(scratch, name))
-        _enter(scratch, files)
+        places = _fetch(pull, scratch, [(key, name, "") for key, name in names.items()])
+        _copy_for_tasks({name: places[key] for name, key in files.items()}, scratch)
+        _enter(scratch)
     except Exception as error:
         problem = str(error) or describe(error)
     write_all(_RESULTS_FD, (frame(STORED, 0, problem.encode("utf-8", "replace")),))
     return not problem
 
 
-def _enter(scratch: str, files: dict[str, str]) -> None:
-    """Run where `files=` are, and keep them in the cache for as long."""
-    for key in files.values():
-        _use(key)
+def _copy_for_tasks(contents: dict[str, str], scratch: str) -> None:
+    """Copy entries to where slots run: no other pool sees what tasks write to these copies.
+
+    If there is no room, they go to another temporary directory. Links lead to them.
+
+    Arguments:
+        contents: by name, where the entry's content is.
+
+    Raises OSError if no temporary directory has room.
+    """
+    import shutil
+    problems = []
+    for folder in dict.fromkeys([scratch, *_temporary_folders(os.path.basename(scratch))]):
+        copies = os.path.join(folder, ".files")
+        try:
+            if folder != scratch:
+                _make_temporary(folder)
+            for name, content in contents.items():
+                entry = os.path.dirname(content)
+                shutil.copytree(entry, os.path.join(copies, name), symlinks=True)
+            break
+        except OSError as error:
+            problems.append(str(error))
+            _remove(copies)
+    else:
+        raise OSError("no temporary directory has room for files=; set TMPDIR there to one that "
+                      "has (%s)" % "; ".join(problems))
+    for name in contents:
+        os.symlink(os.path.join(copies, name, "content"), os.path.join(scratch, name))
+
+
+def _make_temporary(folder: str) -> None:
+    """Make a folder. Raises OSError if it cannot be made, or if others could replace it."""
+    os.mkdir(folder, 0o700)
+    if _find_open_folder(folder):
+        os.rmdir(folder)
+        raise PermissionError("other accounts could replace %s" % folder)
+
+
+def _enter(scratch: str) -> None:
+    """Run where `files=` are."""
     os.chdir(scratch)
     sys.path.insert(0, scratch)
 
 
-def _fetch(pull: Callable[[int, bytes], Any], scratch: str, entries: list[_Wanted]) -> None:
-    """Have those entries copied that the cache has not got. Raises OSError or EOFError.
+def _fetch(pull: Callable[[int, bytes], Any], scratch: str,
+           entries: list[_Wanted]) -> dict[str, str]:
+    """Return by key where the content of entries is. Have those copied that the cache has not got.
 
-    One process at a time asks for an entry and unpacks it. It holds the entry's lock meanwhile,
-    and the others wait for that lock. If the holder dies, the kernel releases it.
+    One process at a time asks for an entry and unpacks it. It holds the key's lock meanwhile, and
+    the others wait for that lock. If the holder dies, the kernel releases it. Nobody removes what
+    is returned while this process lives. Raises OSError or EOFError.
     """
-    cache = _make_cache()
-    missing = _find_missing(cache, entries)
-    locks: list[Any] = []
+    locks: dict[str, Any] = {}
     try:
-        for key, _, _ in sorted(missing):       # in one order, or two might wait for each other
-            locks.append(open(os.path.join(cache, "incoming-%s.lock" % key), "w"))
-            fcntl.flock(locks[-1], fcntl.LOCK_EX)
-        missing = _find_missing(cache, missing)
+        cache = _open_cache()
+        places = {key: _use_entry(cache, key) for key, _, _ in entries}
+        for key in sorted(places):      # in one order, or two might wait for each other
+            if not places[key]:
+                locks[key] = _lock_key(cache, key)
+                places[key] = _use_entry(cache, key)
+        missing = [entry for entry in entries if not places[entry[0]]]
         if missing:
-            _copy(pull, cache, scratch, missing)
-        for lock in locks:
+            wanted = [locks[key] for key, _, _ in missing]
+            places.update(_copy(pull, cache, scratch, missing, wanted))
+        for lock in locks.values():
             _remove(lock.name)      # who waits for it sees that all is done
+        return places
+    except OSError as error:
+        if error.errno is None:     # in our own words
+            raise
+        raise OSError("%s: check that there is room, or %s" % (error, _CACHE_REMEDY)) from None
     finally:
-        for lock in locks:
+        for lock in locks.values():
             lock.close()
 
 
-def _find_missing(cache: str, entries: list[_Wanted]) -> list[_Wanted]:
-    return [one for one in entries if not _is_intact(os.path.join(cache, one[0]))]
+def _copy(pull: Callable[[int, bytes], Any], cache: str, scratch: str, entries: list[_Wanted],
+          locks: list[Any]) -> dict[str, str]:
+    """Have the controller copy entries into a folder of their own, and admit them.
 
+    Return by key where the content of each is now.
 
-def _copy(pull: Callable[[int, bytes], Any], cache: str, scratch: str,
-          entries: list[_Wanted]) -> None:
-    """Have the controller copy entries into a folder of their own, and admit them."""
+    If that fails although bytes have come (say, the disk is full), the slots of this shim do not
+    try again for a while: a note in the locks of the keys tells them.
+    """
     import json
+    for lock in locks:
+        shim, end, words = json.loads(lock.read().strip() or '["", 0, ""]')
+        if shim == scratch and monotonic() < end:
+            raise OSError(words)
     # The shim keeps answers, and gives the same to equal questions. The new folder makes this a
     # new question: the files of an earlier answer went to the folder of whoever asked.
     folder = _incoming(cache, scratch)
     here = os.path.join(os.path.expanduser("~"), folder)
-    os.mkdir(here, 0o700)
+    place = os.path.dirname(here)
+    _make_folders(here)
+    guard = _lock(place, fcntl.LOCK_EX)
+    places = {}
     try:
         answer = unpack(pull(COPY, json.dumps([folder, entries]).encode()))
         if isinstance(answer, str):
             raise OSError(answer)
         for (key, name, _), (file, digest, is_tar) in zip(entries, answer):
-            _admit(os.path.join(cache, key), name, os.path.join(here, file), digest, is_tar)
+            entry = os.path.join(cache, "%s.%s" % (key, os.urandom(8).hex()))
+            places[key] = _admit(entry, name, os.path.join(here, file), digest, is_tar)
+    except OSError as error:
+        note = json.dumps([scratch, monotonic() + RETRY_SECONDS, str(error)[:300]])
+        has_come = os.listdir(here)
+        if has_come:
+            for lock in locks:
+                os.pwrite(lock.fileno(), note.encode().ljust(_NOTE_SIZE), 0)
+        raise
     finally:
-        _remove(here)
+        _remove(place)
+        os.close(guard)
     _prune(cache)
+    return places
 
 
-def _make_cache() -> str:
-    cache = os.path.join(os.path.expanduser("~"), CACHE)
-    os.makedirs(cache, mode=0o700, exist_ok=True)
+def _cache_path() -> str:
+    """Return the real path of the cache. It cannot be made if the account has no home directory."""
+    base = os.environ.get("XDG_CACHE_HOME") or ".cache"
+    return os.path.realpath(os.path.join("/", os.path.expanduser("~"), base, "executors"))
+
+
+def _open_cache() -> str:
+    """Make the cache, unless it is there; return its path. Raises OSError if it is not safe."""
+    cache = _cache_path()
+    _make_folders(cache)
+    folder = _find_open_folder(cache)
+    if folder:
+        raise OSError("%s is not used, because other accounts can write to %s; if that is yours, "
+                      "run `chmod go-w %s` there; or %s" % (cache, folder, folder, _CACHE_REMEDY))
     return cache
+
+
+def _make_folders(path: str) -> None:
+    """Make a folder, and those above it, for this account alone, whatever the umask is."""
+    if not os.path.isdir(path):
+        _make_folders(os.path.dirname(path))
+        try:
+            os.mkdir(path, 0o700)
+            os.chmod(path, 0o700)
+        except FileExistsError:     # another process has just made it
+            pass
+
+
+def _find_open_folder(path: str) -> str:
+    """Return a folder in which others could replace what lies at a real path; "" if there is none.
+
+    In a sticky one, such as /tmp, only the owners of what lies there can.
+    """
+    folders = [path]
+    while folders[-1] != "/":
+        folders.append(os.path.dirname(folders[-1]))
+    # In a user namespace, root may be seen as another account: the one that owns the devices.
+    owners = os.geteuid(), 0, os.stat(os.devnull).st_uid
+    for folder in reversed(folders):
+        status = os.stat(folder)
+        is_sticky = status.st_mode & stat.S_ISVTX and folder != path
+        if status.st_uid not in owners or not is_sticky and _can_others_write(status):
+            return folder
+    return ""
+
+
+def _can_others_write(status: os.stat_result) -> bool:
+    """Return whether anybody but the owner can write to a folder.
+
+    The owner's private group does not count: where each account has one, umask is often 002.
+    """
+    writers = status.st_mode & 0o022
+    if writers != stat.S_IWGRP:
+        return bool(writers)
+    import grp
+    import pwd
+    try:
+        group = grp.getgrgid(status.st_gid)
+        return {group.gr_name, *group.gr_mem} != {pwd.getpwuid(status.st_uid).pw_name}
+    except KeyError:
+        return True
 
 
 def _incoming(cache: str, scratch: str) -> str:
@@ -2287,9 +2435,11 @@ def _incoming(cache: str, scratch: str) -> str:
     cache does, return one relative to the home directory. That is the second choice: scp starts
     from the account's home directory, which $HOME need not be.
     """
-    is_plain = cache.replace("/", "").translate({ord(c): "x" for c in "._-+"}).isalnum()
-    place = cache if is_plain and cache.isascii() else CACHE
-    return os.path.join(place, _incoming_of(scratch) + os.urandom(8).hex())
+    for place in cache, os.path.relpath(cache, os.path.realpath(os.path.expanduser("~"))):
+        is_plain = place.replace("/", "").translate({ord(c): "x" for c in "._-+"}).isalnum()
+        if is_plain and place.isascii() and not place.startswith(".."):
+            return os.path.join(place, _incoming_of(scratch) + os.urandom(8).hex(), "content")
+    raise OSError("scp would have to quote %r; %s" % (cache, _CACHE_REMEDY))
 
 
 def _incoming_of(scratch: str) -> str:
@@ -2298,18 +2448,23 @@ def _incoming_of(scratch: str) -> str:
 
 def _remove_incoming(scratch: str) -> None:
     """Remove the folders of copies that were under way when their shim ended."""
-    cache = os.path.join(os.path.expanduser("~"), CACHE)
+    cache = _cache_path()
     for name in os.listdir(cache) if os.path.isdir(cache) else ():
         if name.startswith(_incoming_of(scratch)):
             _remove(os.path.join(cache, name))
 
 
-_locks: list[int] = []      # descriptors: each keeps an entry that we use from being pruned
+_locks: list[int] = []      # descriptors: each keeps an entry that we use from being removed
 
 
-def _lock(place: str, how: int) -> int:
-    """Lock an entry of the cache; return the descriptor. Raises OSError if others have it."""
-    fd = os.open(place + "/seal", os.O_RDONLY)
+def _lock(path: str, how: int) -> int:
+    """Lock a folder of the cache, or a lock file; return the descriptor.
+
+    Raises OSError if others have it.
+    """
+    # Over NFS, an exclusive lock needs a descriptor that can write.
+    flags = os.O_RDONLY if how == fcntl.LOCK_SH else os.O_RDWR | os.O_CREAT
+    fd = os.open(path + "/seal" if os.path.isdir(path) else path, flags, 0o600)
     try:
         fcntl.flock(fd, how | fcntl.LOCK_NB)
     except OSError:
@@ -2318,43 +2473,106 @@ def _lock(place: str, how: int) -> int:
     return fd
 
 
-def _use(key: str) -> str:
-    """Keep an entry of the cache from being pruned while we live; return where its content is."""
-    place = os.path.join(_make_cache(), key)
-    os.utime(place)
-    _locks.append(_lock(place, fcntl.LOCK_SH))
-    return os.path.join(place, "content")
+def _lock_key(cache: str, key: str) -> Any:
+    """Wait until nobody else copies the entry with a key; return the file that is its lock."""
+    lock = open(os.path.join(cache, "incoming-%s.lock" % key), "r+",
+                opener=lambda path, flags: os.open(path, flags | os.O_CREAT, 0o600))
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    if not os.fstat(lock.fileno()).st_size:
+        os.pwrite(lock.fileno(), b" " * _NOTE_SIZE, 0)      # now there is room for a note
+    return lock
 
 
-def _admit(place: str, name: str, temporary: str, digest: str, is_tar: bool) -> None:
-    """Move a copied file to its place, if its digest is right.
+def _list_entries(cache: str, key: str) -> list[str]:
+    """Return the paths of all entries with a key: one that is intact, and those that are not."""
+    return [os.path.join(cache, name) for name in os.listdir(cache)
+            if name.partition(".")[0] == key]
+
+
+def remove_entries(key: str) -> None:
+    """Remove what the cache has with a key, even if it is used."""
+    for place in _list_entries(_cache_path(), key):
+        _remove(place)
+
+
+def _use_entry(cache: str, key: str) -> str:
+    """Return where an intact entry's content is; "" if there is none. Lock it while we live."""
+    for place in _list_entries(cache, key):
+        try:
+            lock = _lock(place, fcntl.LOCK_SH)
+        except OSError:     # somebody removes it
+            continue
+        is_intact = _is_intact(place)
+        try:        # what was altered is as good as old
+            os.utime(place, None if is_intact else (0, 0))
+        except OSError:     # it was removed before it was locked; or the cache is read-only
+            pass
+        if is_intact:
+            _locks.append(lock)
+            return place + "/content"
+        os.close(lock)
+    return ""
+
+
+def _keep_interpreter() -> None:
+    """If the interpreter was sent to this machine, keep it from being removed while we live."""
+    if os.path.dirname(sys.base_prefix) == _cache_path():
+        try:
+            os.utime(sys.base_prefix)
+            _locks.append(_lock(sys.base_prefix, fcntl.LOCK_SH))
+        except OSError:     # the cache is read-only, and so not pruned either
+            pass
+
+
+def _admit(place: str, name: str, temporary: str, digest: str, is_tar: bool) -> str:
+    """Move a copied file to its place, if its digest is right. Return where its content is.
 
     On a full disk, scp leaves a corrupt file of full length.
     """
-    staging = os.path.dirname(temporary) + ".d"
+    staging = os.path.dirname(os.path.dirname(temporary)) + "/entry"
     content = staging + "/content"
-    try:
-        if digest_file(temporary) != digest:
-            raise OSError("%s arrived damaged (its SHA-256 differs): is the disk full?" % name)
-        os.mkdir(staging, 0o700)
-        if is_tar:
-            import tarfile
-            with tarfile.open(temporary) as tar:
-                tar.extraction_filter = getattr(tarfile, "tar_filter", None)
-                tar.extractall(staging)
-        else:
-            os.rename(temporary, content)
-        with open(staging + "/seal", "w") as file:
-            file.write(_seal(content))
-        if not _is_intact(place):
-            _remove(place)
-            os.rename(staging, place)
-    except OSError:
-        if not _is_intact(place):   # another run, or machine with this home, may have just put it
-            raise
-    finally:
+    if digest_file(temporary) != digest:
+        raise OSError("%s arrived damaged (its SHA-256 differs): is the disk full?" % name)
+    _make_folders(staging)
+    if is_tar:
+        import tarfile
+        with tarfile.open(temporary) as tar:
+            tar.extraction_filter = getattr(tarfile, "fully_trusted_filter", None)
+            tar.extractall(staging, _check_members(tar))
         _remove(temporary)
-        _remove(staging)
+    else:
+        os.rename(temporary, content)
+    for folder, _, files in os.walk(staging):
+        for path in (folder, *[os.path.join(folder, file) for file in files]):
+            if not os.path.islink(path):
+                os.chmod(path, os.stat(path).st_mode & 0o755)
+    with open(staging + "/seal", "w") as file:
+        os.fchmod(file.fileno(), 0o600)
+        file.write(_seal(content))
+    _locks.append(_lock(staging, fcntl.LOCK_SH))
+    os.rename(staging, place)
+    return place + "/content"
+
+
+def _check_members(tar: Any) -> Iterator[Any]:
+    """Yield the members of a tar file. Raises OSError for one that is not of the kind we send.
+
+    Each is in `content`. A link may lead anywhere, as it did on the controller; but nothing is
+    written through it, for nothing lies below what is no directory, and that comes once.
+    """
+    others: dict[str, Any] = {}     # by name, those that are no directories
+    for member in tar:
+        parts = member.name.split("/")
+        is_at_home = parts[0] == "content" and not {"", ".", ".."} & {*parts}
+        ways = ["/".join(parts[:number]) for number in range(1, len(parts) + 1)]
+        target = others.get(member.linkname)
+        is_known = member.isdir() or member.isreg() or member.issym() or (
+            member.islnk() and target and target.isreg())
+        if not (is_at_home and is_known) or others.keys() & ways:
+            raise OSError("the archive has %r, which is not where it should be" % member.name)
+        if not member.isdir():
+            others[member.name] = member
+        yield member
 
 
 def _seal(content: str) -> str:
@@ -2374,9 +2592,12 @@ def _seal(content: str) -> str:
 
 
 def _is_intact(place: str) -> bool:
+    """Return whether an entry is what its seal tells, and could be changed by nobody else."""
     try:
+        status = os.lstat(place)
         with open(place + "/seal") as file:
-            return file.read() == _seal(place + "/content")
+            return status.st_uid in (os.geteuid(), 0) and not status.st_mode & 0o022 and (
+                file.read() == _seal(place + "/content"))
     except OSError:
         return False
 
@@ -2392,15 +2613,19 @@ def digest_file(path: str) -> str:
 
 
 def _prune(cache: str) -> None:
+    """Remove what is old, unless somebody has locked it."""
+    now = os.stat(cache).st_mtime       # by the file server's clock: it has just changed
     for entry in os.scandir(cache):
         keep = INCOMING_SECONDS if entry.name.startswith("incoming-") else KEEP_SECONDS
         try:
-            if time.time() - entry.stat().st_mtime > keep:
-                if os.path.exists(entry.path + "/seal"):
-                    os.close(_lock(entry.path, fcntl.LOCK_EX))
-                _remove(entry.path)
+            if now - entry.stat().st_mtime > keep:
+                lock = _lock(entry.path, fcntl.LOCK_EX)
+                try:
+                    _remove(entry.path)
+                finally:
+                    os.close(lock)
         except OSError:
-            pass        # another run prunes too
+            pass        # somebody uses it
 
 
 # ────────────────────────────────────── modules and packages ──────────────────────────────────────
@@ -2597,11 +2822,12 @@ class _Packages:
         self._pull = pull
         self._scratch = scratch
         self._places: dict[str, str] = {}       # by distribution; so are these
+        self._retry_at: dict[str, float] = {}       # when one that could not be had is tried again
         self.problems: dict[str, str] = {}
 
     def is_better(self, top: str, name: str, version: str, info: str, key: str) -> bool:
-        """Return whether to copy a distribution: not tried yet, and this version is not here."""
-        if name in self._places:        # it is in sys.path, or it could not be had
+        """Return whether to copy a distribution: this version is not here, and may be had."""
+        if name in self._places or monotonic() < self._retry_at.get(name, 0):
             return False
         here = machinery.PathFinder.find_spec(top)
         origin = here and here.has_location and here.origin or ""
@@ -2614,25 +2840,26 @@ class _Packages:
 
     def get(self, name: str, version: str, info: str, key: str) -> str:
         """Return where a distribution is now, in `sys.path`; "" if what is here must do."""
-        if name not in self._places:
-            self._places[name] = self._find(name, version, key)
-        return self._places[name]
+        if name not in self._places and monotonic() >= self._retry_at.get(name, 0):
+            self._find(name, version, key)
+        return self._places.get(name, "")
 
-    def _find(self, name: str, version: str, key: str) -> str:
+    def _find(self, name: str, version: str, key: str) -> None:
         own, folder = _find_own(name)
         try:
-            _fetch(self._pull, self._scratch, [(key, name, own)])
-            place = os.path.join(_use(key), "site-packages")
+            places = _fetch(self._pull, self._scratch, [(key, name, own)])
+            place = os.path.join(places[key], "site-packages")
         except (OSError, EOFError) as error:
             self.problems[name] = (
                 "%s %s does not follow (%s), and %s; `%s -m pip install %s==%s` there mends it" % (
                     name, version, str(error) or describe(error),
                     "it has %s" % own if own else "it has none", sys.executable, name, version))
-            return ""
+            self._retry_at[name] = monotonic() + RETRY_SECONDS
+            return
         at = [n for n, one in enumerate(sys.path) if one.endswith("-packages") or one == folder]
         sys.path.insert((*at, len(sys.path))[0], place)
         _prepend_to_pythonpath(place)
-        return place
+        self._places[name] = place
 
 
 def _find_own(name: str) -> tuple[str, str]:
@@ -3331,7 +3558,7 @@ class Shim:
         link_in: descriptor of the frames that come from the controller.
         link_out: descriptor of the frames that go to it.
         modules: {name: packed answer for `ModuleFinder`}, modules that are here from the start.
-        scratch: the path of the directory that slots run in, which nobody has made yet.
+        scratch: the directory that slots run in.
     """
 
     def __init__(self, link_in: int, link_out: int, modules: dict[str, Packed],
@@ -3733,7 +3960,7 @@ class Shim:
     def _on_stored(self, problem: bytes) -> None:
         """Let all other slots run where the first one has linked what `files=` names."""
         if not problem:
-            _enter(self._scratch, self._config["files"])
+            _enter(self._scratch)
         self._config["files"] = {}
 
     def _on_end_of_file(self, child: _SlotProcess, fd: int) -> None:
@@ -3926,9 +4153,24 @@ def _run_guardian(shim: int, link_in: int, scratch: str) -> None:
                 patience = grace
             elif pid == shim:
                 kill_descendants()
-                _remove(scratch)
+                for folder in _temporary_folders(os.path.basename(scratch)):
+                    _remove(folder)
                 _remove_incoming(scratch)
                 return
+
+
+def _make_scratch(name: str) -> str:
+    """Make a folder in the first temporary directory that takes one; return its path.
+
+    If none does, return a path at which nothing can be made. Most tasks need no disk.
+    """
+    for folder in _temporary_folders(name):
+        try:
+            _make_temporary(folder)
+            return folder
+        except OSError:
+            pass
+    return os.path.join(os.devnull, name)
 
 
 def serve(modules: dict[str, Packed]) -> None:
@@ -3951,8 +4193,8 @@ def serve(modules: dict[str, Packed]) -> None:
         os.setsid()     # a kill of our caller's session must spare us: we clean up
     except OSError:
         pass            # we lead one already
-    temporary = os.path.abspath(os.environ.get("TMPDIR") or "/tmp")     # TMPDIR may be relative
-    scratch = os.path.join(temporary, "executors-" + os.urandom(8).hex())
+    _keep_interpreter()
+    scratch = _make_scratch("executors-" + os.urandom(8).hex())
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = hard if hard != resource.RLIM_INFINITY else max(soft, 1 << 16)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
