@@ -2751,6 +2751,23 @@ def _find_source(name: str) -> Any:
         return None
 
 
+def _explain_refusal(name: str) -> str:
+    """Return what to do about a module of the project that cannot follow; "" for any other."""
+    module = sys.modules.get(name)
+    if module and module.__spec__ is None and name != "__main__":
+        return (f"it was made here by types.ModuleType, without a file: write {name}.py, or call "
+                f"cloudpickle.register_pickle_by_value(sys.modules[{name!r}])")
+    spec = _find_spec(name)
+    if not spec or not spec.has_location or _is_installed(spec.origin):
+        return ""
+    if spec.origin.endswith(".py"):
+        return "it is here, but modules=False was passed to RemoteExecutor"
+    whole = _find_spec(name.partition(".")[0])
+    path = next(iter(whole.submodule_search_locations or [whole.origin]))
+    return (f"it is compiled, and only source follows by itself; pass files=[{path!r}] to "
+            "RemoteExecutor")
+
+
 class _Distribution(NamedTuple):
     """What is installed here under one name; a machine can have it if there is no problem."""
 
@@ -4320,7 +4337,11 @@ class _Reader:
         """Return a module's source, or the distribution that it belongs to, or None."""
         setup = self._supervisor.setup
         source = _find_source(name) if setup.modules else None
-        return source or setup.cargo.offer(name, self._login.facts)
+        offered = source or setup.cargo.offer(name, self._login.facts)
+        if offered:
+            return offered
+        remedy = _explain_refusal(name)
+        return remedy and (wire.ModuleFinder.REFUSED, remedy, False)
 
     def _find_children(self, name: str) -> Any:
         """Return what `pkgutil` lists in a package of the project: `(name, is a package)` each."""
@@ -5559,7 +5580,8 @@ class RemoteExecutor(BaseExecutor):
                  env: Mapping[str, str] | None = None,
                  initializer: Callable[..., object] | None = None,
                  initargs: tuple[Any, ...] = (),
-                 max_tasks_per_child: int | None = None) -> None:
+                 max_tasks_per_child: int | None = None, **unknown: NoReturn) -> None:
+        _refuse_arguments(unknown)
         super().__init__(title)
         records = _default_workers() if workers is None else _parse_workers(workers)
         if not records:
@@ -5693,6 +5715,20 @@ class RemoteExecutor(BaseExecutor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False,
                  quiet: bool = False) -> None:
         self._supervisor.shutdown(wait, cancel_futures, quiet)
+
+
+# What arguments of other executors are called here.
+_SLOTS_ARE_NAMED = "the number of slots stands in a worker's text, such as 4/lab2"
+_OTHER_NAMES = {
+    "max_workers": _SLOTS_ARE_NAMED, "n_jobs": _SLOTS_ARE_NAMED,
+    "timeout": "bundle_timeout= limits each attempt; map() and result() take timeout="}
+
+
+def _refuse_arguments(unknown: Iterable[str]) -> None:
+    """Raise TypeError for an argument that RemoteExecutor does not have."""
+    for name in unknown:
+        remedy = _OTHER_NAMES.get(name, "help(executors.RemoteExecutor) lists those that it has")
+        raise TypeError(f"RemoteExecutor has no argument {name!r}; {remedy}")
 
 
 def _check_process() -> None:

@@ -1359,8 +1359,16 @@ def _pickler_class(reducers: Any) -> Any:
         """Leave out the lock that one has before Python 3.12."""
         return functools.cached_property, (prop.func,), {"attrname": prop.attrname}
 
+    def refuse(remedy: str, obj: Any) -> Any:
+        raise TypeError("cannot pickle %r object: %s" % (type(obj).__name__, remedy))
+
+    refuse_coroutine = functools.partial(
+        refuse, "an async function makes one; submit a function that runs it, such as "
+                "lambda: asyncio.run(work(1))")
+    refuse_generator = functools.partial(refuse, "use a list of what it yields")
     table = default_table.new_child({
-        types.CodeType: reduce_code, functools.cached_property: reduce_cached_property})
+        types.CodeType: reduce_code, functools.cached_property: reduce_cached_property,
+        types.CoroutineType: refuse_coroutine, types.GeneratorType: refuse_generator})
     return type("Pickler", (reducers, cloudpickle.CloudPickler), {"dispatch_table": table})
 
 
@@ -2171,14 +2179,29 @@ def pack_outcome(ok: bool, value: Any, stage: str = "run") -> tuple[int, Packed]
         text = "".join(traceback.format_exception(kind, value, trace))
     except BaseException as error:      # a __str__ or __repr__ that raises
         text = "(no traceback: formatting it raised %s)\n" % type(error).__name__
-    pickled = b""
+    pickled = _pickle_exception(value)
+    culprit = value if pickled else _find_culprit(value)
+    words = _error_text(culprit)
+    return ERROR, pack((stage, pickled, type(culprit).__name__, words, text))
+
+
+def _pickle_exception(error: BaseException) -> bytes:
+    """Return the pickle of an exception; b"" if that cannot be unpickled to one of its type."""
     try:
-        data = _dumps(value)
-        if type(pickle.loads(data)) is kind:
-            pickled = data
+        data = _dumps(error)
+        if type(pickle.loads(data)) is type(error):
+            return data
     except BaseException:       # for instance, its constructor does not accept its args
         pass
-    return ERROR, pack((stage, pickled, kind.__name__, _error_text(value), text))
+    return b""
+
+
+def _find_culprit(error: BaseException) -> BaseException:
+    """Return the member that keeps an exception group from being pickled; or the error itself."""
+    for member in getattr(error, "exceptions", ()):
+        if isinstance(member, BaseException) and not _pickle_exception(member):
+            return _find_culprit(member)
+    return error
 
 
 # Functions that add to an exception what this slot knows about it.
@@ -2633,7 +2656,8 @@ class ModuleFinder:
     Asked for a module, the controller answers None, or `(file name, source, is a package)`. If the
     file name is NAMESPACE, it is a namespace package. If it is INSTALLED, the module belongs to a
     distribution that may be copied; in place of the source comes then `(name, version, name of its
-    .dist-info, key of its content)`, as `_Packages` takes them.
+    .dist-info, key of its content)`, as `_Packages` takes them. If it is REFUSED, the module is
+    there and cannot follow, and in place of the source comes what to do about it.
 
     Arguments:
         pull: asks the shim, see `_ShimClient`.
@@ -2643,6 +2667,7 @@ class ModuleFinder:
 
     NAMESPACE = "<namespace>"
     INSTALLED = "<installed>"
+    REFUSED = "<refused>"
 
     def __init__(self, pull: Callable[[int, bytes], Any], folder: str) -> None:
         self._pull = pull
@@ -2669,7 +2694,7 @@ class ModuleFinder:
         # A package that is not of the project has its modules in its folder on this machine.
         if parent:
             parent_answer = self._answers.get(parent)
-            if not parent_answer or parent_answer[0] == self.INSTALLED:
+            if not parent_answer or parent_answer[0] in (self.INSTALLED, self.REFUSED):
                 return None
         if name not in self._answers:
             self._answers[name] = self._ask_controller(FIND_MODULE, name)
@@ -2677,7 +2702,7 @@ class ModuleFinder:
 
         # Three cases. The controller does not send the module; it may send the distribution that
         # the module is in; or it has sent the module's source.
-        if not answer:
+        if not answer or answer[0] == self.REFUSED:
             return None
         filename, source, is_package = answer
         if filename == self.INSTALLED:
@@ -2792,9 +2817,11 @@ class ModuleFinder:
         yield Distribution()
 
     def explain_missing_module(self, name: str) -> str:
-        """Return why the distribution with a module was not copied; "" if there is no reason."""
+        """Return why a module, or the distribution with it, did not follow; "" if unknown."""
         for part in (name, name.partition(".")[0]):
             answer = self._answers.get(part)
+            if answer and answer[0] == self.REFUSED:
+                return str(answer[1])
             if answer and answer[0] == self.INSTALLED:
                 distribution = answer[1][0]
                 return self._packages.problems.get(distribution, "")
@@ -3052,6 +3079,18 @@ def _explain_missing_file(error: FileNotFoundError) -> str:
     return ""
 
 
+def _explain_manager(error: BaseException) -> str:
+    """Return what to do if unpickling a proxy of a `multiprocessing.Manager` has failed, or ""."""
+    trace = error.__traceback__
+    while trace:
+        if trace.tb_frame.f_code.co_name == "RebuildProxy":
+            kind = trace.tb_frame.f_locals["token"].typeid
+            return ("a %s of a multiprocessing.Manager works only in processes that its program "
+                    "has started; pass values, and return what is to come back" % kind)
+        trace = trace.tb_next
+    return ""
+
+
 # ────────────────────────────────────────────── slot ──────────────────────────────────────────────
 
 _THREAD_VARIABLES = [library + "_THREADS" for library in (
@@ -3242,7 +3281,7 @@ class _Slot:
         return error
 
     def _add_remedy(self, error: BaseException) -> None:
-        note = ""
+        note = _explain_manager(error)
         if isinstance(error, FileNotFoundError) and error.filename is not None:
             note = _explain_missing_file(error)
         if isinstance(error, ModuleNotFoundError) and error.name:

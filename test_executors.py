@@ -24,10 +24,12 @@ import io
 import itertools
 import json
 import logging
+import multiprocessing
 import os
 import pathlib
 import pickle
 import pwd
+import py_compile
 import random
 import re
 import resource
@@ -611,6 +613,14 @@ class TestRecords:
     def test_bad_arguments_are_quoted(self, workers, options, words):
         with pytest.raises(ValueError, match=re.escape(words)):
             RemoteExecutor(workers, **options)
+
+    @pytest.mark.parametrize("name, words", [
+        ("max_workers", "slots stands in a worker's text, such as 4/lab2"), ("n_jobs", "4/lab2"),
+        ("timeout", "bundle_timeout= limits"), ("title_", "help(executors.RemoteExecutor) lists")])
+    def test_arguments_of_other_executors(self, name, words):
+        words = f"RemoteExecutor has no argument '{name}'; .*{re.escape(words)}"
+        with pytest.raises(TypeError, match=words):
+            RemoteExecutor(":", **{name: 4})
 
     def test_a_missing_file_is_told_at_once(self):
         before = {*threading.enumerate()}
@@ -2262,6 +2272,43 @@ class TestModules:
                             f"'{name}'")
         assert "namespace package proj.data was sent without its data" in namespace
         assert elsewhere == "False False FileNotFoundError(2, 'No such file or directory')"
+
+    @pytest.mark.skipif(sys.version_info < (3, 11), reason="errors have no notes before")
+    def test_a_module_that_cannot_follow_says_why(self, local, tmp_path, monkeypatch):
+        """And what its note says to do helps."""
+        monkeypatch.syspath_prepend(tmp_path)
+        (tmp_path / "half").mkdir()
+        for name in "compiled_here", "half/compiled_too", "plain_here":
+            (tmp_path / f"{name}.py").write_text("value = 7")
+        for name in "compiled_here", "half/compiled_too":       # a .pyc stands for a .so
+            source = tmp_path / f"{name}.py"
+            py_compile.compile(source, source.with_suffix(".pyc"))
+            source.unlink()
+        made = types.ModuleType("made_here")
+        exec("def value(): return 7", made.__dict__)
+        monkeypatch.setitem(sys.modules, "made_here", made)
+        made = made.value
+
+        def use(name):
+            return importlib.import_module(name).value
+
+        pool = local("1/:")
+        notes = {name: "".join(pool.submit(use, name).exception(PATIENCE).__notes__)
+                 for name in ("compiled_here", "half.compiled_too", "made_here")}
+        compiled = str(tmp_path / "compiled_here.pyc")
+        assert f"it is compiled, and only source follows by itself; pass files=['{compiled}']" in (
+            notes["compiled_here"])
+        assert f"pass files=['{tmp_path / 'half'}']" in notes["half.compiled_too"]
+        assert "by types.ModuleType, without a file: write made_here.py, or" in notes["made_here"]
+        pool = local("1/:", modules=False)
+        error = pool.submit(use, "plain_here").exception(PATIENCE)
+        assert "it is here, but modules=False was passed" in error.__notes__[0]
+        pool = local("1/:", files=[compiled, tmp_path / "half"])
+        assert pool.submit(use, "compiled_here").result(PATIENCE) == 7
+        assert pool.submit(use, "half.compiled_too").result(PATIENCE) == 7
+        cloudpickle.register_pickle_by_value(sys.modules["made_here"])
+        assert pool.submit(lambda: made()).result(PATIENCE) == 7
+        cloudpickle.unregister_pickle_by_value(sys.modules["made_here"])
 
     def test_data_of_a_package_follows_by_files(self, tmp_path):
         printed = self.project(tmp_path, {"proj/__init__.py": """
@@ -5175,6 +5222,8 @@ class TestBlame:
         (lambda: raise_it(TwoArguments("x", "y")), "x and y"),
         (lambda: raise_it(ValueError(threading.Lock())), "that cannot be pickled: ValueError"),
         (threading.Lock, "result cannot be pickled: TypeError: cannot pickle '_thread.lock'"),
+        (lambda: asyncio.sleep(0), "an async function makes one; submit a function that runs it"),
+        (lambda: [n for n in [(1 for _ in "a")]], "'generator' object: use a list of what it"),
         (lambda: recurse([]), "result cannot be pickled: RecursionError: maximum recursion"),
         (lambda: BombOnPickle(sys.exit, 1), "result cannot be pickled: SystemExit"),
         (lambda: Bomb(sys.exit, "boom"), "result cannot be unpickled: SystemExit: boom"),
@@ -5192,6 +5241,22 @@ class TestBlame:
         assert type(error) is BundleError and words in str(error), str(error)
         assert remote.submit(neg, 1).result(PATIENCE) == -1     # slot, link and threads live on
         assert remote.status.retried == retried
+
+    @pytest.mark.skipif(sys.version_info < (3, 11), reason="there are no groups before")
+    def test_the_member_of_a_group_is_blamed(self, remote):
+        def work():
+            inner = ExceptionGroup("inner", [KeyError(1), TwoArguments("x", "y")])  # noqa: F821
+            raise ExceptionGroup("outer", [ValueError("fine"), inner])      # noqa: F821
+        error = remote.submit(work).exception(PATIENCE)
+        assert type(error) is BundleError
+        assert "that cannot be pickled: TwoArguments: x and y" in str(error)
+
+    @pytest.mark.skipif(sys.version_info < (3, 11), reason="errors have no notes before")
+    def test_a_queue_of_a_manager_says_what_to_do_instead(self, remote):
+        with multiprocessing.Manager() as manager:
+            error = remote.submit(neg, manager.Queue()).exception(PATIENCE)
+        assert type(error) is BundleError and "arguments cannot be unpickled" in str(error)
+        assert "a Queue of a multiprocessing.Manager works only" in str(error)
 
     @pytest.mark.parametrize("bomb, words", [
         (Bomb(divmod, 1, 0), "ZeroDivisionError"), (Bomb(sys.exit, 4), "SystemExit: 4")])
@@ -8235,7 +8300,7 @@ class TestReadme:
         part = read(os.path.join(HERE, "README.md")).partition("## Arguments of RemoteExecutor")[2]
         rows = re.findall(r"^\| (`.*?) \|", part.partition("\n## ")[0], re.MULTILINE)
         names = re.findall("`(.*?)`", " ".join(rows))
-        expected = {*inspect.signature(executors.RemoteExecutor).parameters}
+        expected = {*inspect.signature(executors.RemoteExecutor).parameters} - {"unknown"}
         assert len(names) == len(expected) and {*names} == expected
 
     def test_a_dask_cluster(self, tmp_path):
