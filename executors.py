@@ -609,8 +609,9 @@ def _default_workers() -> list[RemoteWorkerRecord]:
             texts = [line.partition("#")[0] for line in file]
     records = _parse_workers(text for text in texts if text.strip())
     if not records:
-        raise ValueError("no remote workers: name them in $EXECUTORS_REMOTE_WORKERS, separated by "
-                         f"commas, or in {path}, one a line")
+        raise ValueError("no remote workers: pass some (to a command by --workers), or name them "
+                         "in $EXECUTORS_REMOTE_WORKERS, separated by commas, or in "
+                         f"{path}, one a line")
     return records
 
 
@@ -750,9 +751,28 @@ def _rebuild_exception(name: str, body: Any) -> BaseException:
             reason += (" -- an exception is made anew from its args: pass all of them to "
                        "super().__init__(), or define __reduce__")
         error = BundleError(name, reason)
+    elif isinstance(error, FileNotFoundError):
+        with contextlib.suppress(Exception):    # of Python 3.10; or it is of the user's own making
+            _explain_missing_file(error)
     # Not by assignment: an exception may be a frozen dataclass.
     vars(BaseException)["__cause__"].__set__(error, _RemoteTraceback(_add_source_lines(trace)))
     return error
+
+
+def _explain_missing_file(error: Any) -> None:
+    """Add a note to an error about a file that a worker lacks, if it is here: how to have it there.
+
+    The worker has added one if the file lies beside code that was sent.
+    """
+    if not os.path.exists(error.filename) or hasattr(error, "__notes__"):
+        return
+    path = os.path.normpath(error.filename)
+    first, *_ = path.split(os.sep)
+    remedy = f"pass files=[{first!r}] to RemoteExecutor"
+    if first in ("", os.pardir):
+        remedy = (f"pass files=[{path!r}] to RemoteExecutor, and open it as "
+                  f"{os.path.basename(path)!r}")
+    error.add_note(f"it is here, where the pool was made, and does not follow unasked: {remedy}")
 
 
 def _add_source_lines(trace: str) -> str:
@@ -4541,7 +4561,7 @@ class RemoteExecutorStatus:
     p50: float = 0.0
     p95: float = 0.0
     workers: tuple[WorkerStatus, ...] = ()
-    _spans: Sequence[_Span] = dataclasses.field(default=(), repr=False, compare=False)
+    _spans: ClassVar[Sequence[_Span]] = ()      # no field: `trace` alone can make sense of them
 
     def __str__(self) -> str:
         return "\n".join(self._lay_out(1 << 20, 1 << 20))     # all of it
@@ -4597,6 +4617,10 @@ class RemoteExecutorStatus:
             up = hidden.count("up")
             lines.append(f"  ... and {up} more up, {len(hidden) - up} not up")
         return lines[:rows]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the attributes in a form that `json.dumps` takes; `workers` is a list of dicts."""
+        return {**dataclasses.asdict(self), "workers": [*map(dataclasses.asdict, self.workers)]}
 
     def trace(self, path: _Path) -> None:
         """Write a trace of the last 32768 attempts, to open in ui.perfetto.dev or chrome://tracing.
@@ -4674,11 +4698,13 @@ def _take_status(title: str, scheduler: _Scheduler,
     settled = tally.settled
     workers = tuple(_take_worker_status(worker, now, progress.get(worker.link, worker.found))
                     for worker in scheduler.workers)
-    return RemoteExecutorStatus(
+    status = RemoteExecutorStatus(
         title, waiting, started, done=settled[wire.RESULT],
         failed=settled[wire.ERROR] + settled[_FAILED], cancelled=settled[_CANCELLED],
         retried=tally.retried, backups=tally.backups, rate=rate, left=left, p50=p50,
-        p95=total.percentile(95), workers=workers, _spans=spans)
+        p95=total.percentile(95), workers=workers)
+    vars(status)["_spans"] = spans
+    return status
 
 
 def _take_worker_status(worker: _Worker, now: float, found: Mapping[str, str]) -> WorkerStatus:
@@ -5732,9 +5758,13 @@ def _refuse_arguments(unknown: Iterable[str]) -> None:
 
 
 def _check_process() -> None:
-    """Raise RuntimeError if this process is ending, or cannot read the source that workers need."""
+    """Raise RuntimeError if threads do not work here, or the workers' source cannot be read."""
     if sys.is_finalizing():
         raise RuntimeError("cannot create an executor while the interpreter is shutting down")
+    gevent = sys.modules.get("gevent.monkey")
+    if gevent and gevent.is_module_patched("threading"):
+        raise RuntimeError("gevent.monkey has replaced the threads that a RemoteExecutor needs: it "
+                           "would hang. Use it in a process of its own, without patch_all()")
     _bootstrap()
 
 
@@ -6191,8 +6221,9 @@ def _selftest(workers: str, ssh_options: list[str]) -> bool:
 class _MachineCheck:
     """The check of one machine by `--check`, stage by stage until one fails.
 
-    It makes a pool of that machine alone and, unless that is `:`, a second one with a file, which
-    needs scp. It runs in a thread of its own; others read its attributes only when that is done.
+    It makes a pool of that machine alone, and a second one with a file, which needs a cache that
+    can be written and, unless the machine is `:`, scp. It runs in a thread of its own; others read
+    its attributes only when that is done.
     """
 
     record: RemoteWorkerRecord
@@ -6229,12 +6260,9 @@ class _MachineCheck:
         there = size / 1e6 / self._call_there(pool, short, len, os.urandom(size))[1]
         back = size / 1e6 / self._call_there(pool, short, os.urandom, size)[1]
         found["MB/s"] = f"{there:.1f} there and {back:.1f} back"
-        if self.record.machine == ":":
-            found["scp"] = "-"
-        else:
-            pool = self._open_pool(pools, file)
-            self._call_there(pool, short, _remove_cached_file, os.path.basename(file))
-            found["scp"] = "ok"
+        pool = self._open_pool(pools, file)
+        self._call_there(pool, short, _remove_cached_file, os.path.basename(file))
+        found["scp"] = "-" if self.record.machine == ":" else "ok"
         for module in self.modules:
             found[f"import {module}"] = self._call_there(pool, long, _import_version, module)[0]
 

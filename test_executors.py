@@ -628,6 +628,16 @@ class TestRecords:
             RemoteExecutor(["1/:"], files=["no-such-file"])
         assert {*threading.enumerate()} <= before
 
+    def test_patched_threads_are_refused_at_once(self, monkeypatch):
+        """By gevent, or what looks like it: a pool would hang at its first call."""
+        monkey = types.ModuleType("gevent.monkey")
+        monkey.is_module_patched = lambda name: name == "threading"
+        monkeypatch.setitem(sys.modules, "gevent.monkey", monkey)
+        with pytest.raises(RuntimeError, match="gevent.monkey has replaced the threads"):
+            RemoteExecutor("1/:")
+        monkey.is_module_patched = lambda name: False
+        RemoteExecutor("1/:", show_status=False).shutdown()
+
 
 # ───────────────────────────────── the contract of every executor ─────────────────────────────────
 
@@ -2309,6 +2319,31 @@ class TestModules:
         cloudpickle.register_pickle_by_value(sys.modules["made_here"])
         assert pool.submit(lambda: made()).result(PATIENCE) == 7
         cloudpickle.unregister_pickle_by_value(sys.modules["made_here"])
+
+    @pytest.mark.skipif(sys.version_info < (3, 11), reason="errors have no notes before")
+    def test_a_file_that_is_here_gets_a_hint(self, ssh, tmp_path, monkeypatch):
+        """Relative paths and others; not where it is missing here, too."""
+        (tmp_path / "here/data").mkdir(parents=True)
+        for name in "here/data/params.csv", "aside.csv":
+            (tmp_path / name).write_text(name)
+        monkeypatch.chdir(tmp_path / "here")
+        pool = ssh("1/alpha", files=["../aside.csv"])
+
+        def note(path):
+            error = pool.submit(open, path).exception(PATIENCE)
+            return "".join(getattr(error, "__notes__", "")).partition(": ")[2]
+
+        for path in "data/params.csv", "./data/params.csv":
+            assert note(path) == "pass files=['data'] to RemoteExecutor"
+            assert list(pool.map(os.path.exists, [path])) == [False]
+            with pytest.raises(FileNotFoundError) as caught:
+                list(pool.map(lambda path: open(path).close(), [path]))
+            assert "files=['data']" in caught.value.__notes__[0]
+        assert note("../aside.csv").endswith("files=['../aside.csv'] to RemoteExecutor, and open "
+                                             "it as 'aside.csv'")
+        assert note("data/none.csv") == note("none.csv") == note("/no_such_file") == ""
+        pool = ssh("1/alpha", files=["data"])
+        assert pool.submit(read, "data/params.csv").result(PATIENCE) == "here/data/params.csv"
 
     def test_data_of_a_package_follows_by_files(self, tmp_path):
         printed = self.project(tmp_path, {"proj/__init__.py": """
@@ -6573,6 +6608,21 @@ class TestScoreboard:
         (tmp_path / "go").touch()
         assert b"\x1b" not in seen.read() and "farm: 12 done" not in "".join(seen.lines)
 
+    def test_it_can_be_exported(self, ssh):
+        pool = ssh("1/alpha", "1/no-such-host.invalid", title="farm")
+        assert pool.submit(neg, 1).result(PATIENCE) == -1
+        until(lambda: pool.status.workers[1].state == "failed")
+        status = pool.status
+        found = json.loads(json.dumps(status.as_dict()))
+        assert found == status.as_dict() and found["title"] == "farm" and found["done"] == 1
+        assert [worker["state"] for worker in found["workers"]] == ["up", "failed"]
+        assert found["workers"][0]["found"]["cores"] == str(wire._count_cores())
+        assert found["left"] is None
+        for one, known in (status, found), (status.workers[0], found["workers"][0]):
+            assert all(re.search(rf"^ +(.*, )?{name}[,:]|`{name}`", type(one).__doc__, re.MULTILINE)
+                       for name in known)       # each is documented
+        assert json.dumps(dataclasses.asdict(status))
+
     def test_where_there_is_no_terminal_the_log_has_it(self, local, tmp_path, caplog, capfd):
         caplog.set_level("INFO", "executors")
         with local("2/:", heartbeat_seconds=0.1, show_status=None) as pool:
@@ -7167,6 +7217,15 @@ class TestCommandLine:
                 process.send_signal(signal.SIGINT)
                 assert process.communicate(timeout=PATIENCE) == ("", "interrupted\n")
         assert children and not any(map(alive, children))
+
+    def test_check_without_a_list(self, tmp_path):
+        done = self.run("--check", env={"HOME": str(tmp_path), "EXECUTORS_REMOTE_WORKERS": ""})
+        assert done.returncode == 2 and "--workers" in done.stderr, done.stderr
+
+    def test_check_of_this_machine_without_a_cache(self):
+        done = self.run("--check", "--workers", "1/:", env={"HOME": "/dev/null"})
+        assert done.returncode == 1 and "some checks FAILED" in done.stdout, done.stdout
+        assert "here: scp: cannot store files: " in " ".join(done.stdout.split()), done.stdout
 
     def test_nonsense(self):
         done = self.run("--check", "--workers", "x/y")
@@ -8263,6 +8322,13 @@ class TestReadme:
         assert seeds() == [*range(1, 21)]
         done = run(command, cwd=tmp_path, env=environment)
         assert done.stdout.endswith("99 done\n") and seeds() == [*range(1, 100)], done
+
+    @pytest.mark.skipif(sys.version_info < (3, 11), reason="errors have no notes before")
+    def test_the_long_run_prints_notes(self, tmp_path):
+        title, = (title for title in readme_examples() if "resumed" in title)
+        text = readme_examples()[title].replace("range(100)", "range(2)")
+        printed = self.run_program(tmp_path, text.replace("1 / seed", "__import__('no_module')"))
+        assert "seed 1: ModuleNotFoundError: No module named 'no_module'\non :, with " in printed
 
     def test_numpy_arrays_arrive_writable(self, tmp_path):
         printed = self.run_program(tmp_path, """
