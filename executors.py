@@ -3063,12 +3063,25 @@ class _PoolSetup(NamedTuple):
 def _tar(members: Iterable[tuple[str, str]], place: str = "content") -> Iterator[str]:
     """Yield a temporary tar of files and directories; the same content makes the same file.
 
+    Bytecode is left out: importing a package here would change it. A link that stays in its
+    directory becomes a relative one; others are followed, if there is something to follow.
+
     Arguments:
         members: the path of each, and its path below `place`.
     """
     import tarfile
 
-    def anonymous(info: tarfile.TarInfo) -> tarfile.TarInfo:
+    def prepare(path: str, root: str, info: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        if os.path.basename(info.name) == "__pycache__":
+            return None
+        if info.issym():
+            link = os.path.join(path, os.path.relpath(info.name, root))
+            target = os.path.realpath(link)
+            common = os.path.commonpath([path, target])
+            if common == path:
+                info.linkname = os.path.relpath(target, os.path.dirname(link))
+            elif common != target and (os.path.isfile(target) or os.path.isdir(target)):
+                info = tar.gettarinfo(target, info.name)
         info.mtime = info.uid = info.gid = 0
         info.uname = info.gname = ""
         if place != "content":      # of a package, which tasks of several pools share
@@ -3083,7 +3096,8 @@ def _tar(members: Iterable[tuple[str, str]], place: str = "content") -> Iterator
     with make(prefix="executors-") as file:
         with tarfile.open(fileobj=file, mode="w") as tar:
             for path, name in members:
-                tar.add(path, os.path.normpath(os.path.join(place, name)), filter=anonymous)
+                root = os.path.normpath(os.path.join(place, name))
+                tar.add(path, root, filter=functools.partial(prepare, path, root))
         file.flush()
         yield f"{folder}/{file.fileno()}" if is_nameless else file.name
 
@@ -5551,8 +5565,8 @@ class RemoteExecutor(BaseExecutor):
         title: a name for logs and displays.
         ssh_options: further arguments for ssh, such as ["-p", "2222"]. They cannot override the
             options that a link needs.
-        files: files and directories that tasks find by name in their working directory. They are
-            copied with scp, once per content.
+        files: files and directories that tasks find in their working directory, by the last part
+            of each path. They are copied with scp, once per content.
         schedule_backups: whether a straggler is raced by a second attempt on another machine.
             Default: $EXECUTORS_SCHEDULE_REMOTE_BACKUPS, or else True.
         max_bundle_failures: how many processes a task may kill; it then fails with BundleError.

@@ -2595,6 +2595,41 @@ class TestFiles:
         monkeypatch.chdir(tmp_path / "other")
         assert pool.submit(read, "data").result(PATIENCE) == "data"
 
+    def test_importing_a_package_here_does_not_change_it(self, local, tmp_path, monkeypatch, home):
+        package = tmp_path / "a_package_of_mine"
+        package.mkdir()
+        (package / "__init__.py").write_text("value = 7")
+        before = local("1/:", files=[package])._supervisor.setup.cargo.keys
+        py_compile.compile(str(package / "__init__.py"))
+        assert os.listdir(package) != ["__init__.py"]
+        pool = local("1/:", files=[package])
+        assert pool._supervisor.setup.cargo.keys == before
+        assert pool.submit(os.listdir, package.name).result(PATIENCE) == ["__init__.py"]
+
+    def test_links_that_lead_out_of_a_directory_are_followed(self, local, tmp_path, home):
+        """So what they led to is there even without them; others stay links."""
+        data, aside = tmp_path / "data", tmp_path / "aside"
+        (data / "inner").mkdir(parents=True)
+        aside.mkdir()
+        (data / "file").write_text("file")
+        (aside / "model").write_text("model")
+        for name, target in {
+                "by_absolute": aside / "model", "inner/by_parents": "../../aside/model",
+                "folder": aside, "inside": data / "file", "inner/inside": "../file",
+                "nowhere": "/no_such_file", "inner/above": tmp_path}.items():
+            os.symlink(target, data / name)
+        pool = local("1/:", files=[data])
+        shutil.rmtree(aside)
+        (data / "file").unlink()
+        names = ("by_absolute", "inner/by_parents", "folder/model", "inside", "inner/inside")
+
+        def look():
+            links = [name for name in names if os.path.islink(f"data/{name}")]
+            return [read(f"data/{name}") for name in names], links, os.path.islink("data/folder")
+
+        expected = ["model"] * 3 + ["file"] * 2, ["inside", "inner/inside"], False
+        assert pool.submit(look).result(PATIENCE) == expected
+
     def test_a_file_that_is_gone_is_our_fault_and_for_good(self, local, tmp_path, home):
         python, data, go = tmp_path / "python", tmp_path / "data", tmp_path / "go"
         python.write_text(f"#!/bin/sh\nwhile ! test -e {go}; do sleep 0.1; done\n"
