@@ -955,14 +955,19 @@ class BaseExecutor(Executor):
             settled: the number of new outcomes of each kind.
         """
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False,
-                 quiet: bool = False) -> None:
+    def shutdown(       # type: ignore[override]
+            self, wait: bool = True, *, cancel_futures: bool = False, quiet: bool = False,
+            timeout: float | None = None) -> bool:
         """Accept no more work and let go of what the executor holds. May be called again.
 
         Arguments:
             wait: return only when all tasks are done and everything is released.
             cancel_futures: cancel the tasks that have not started.
             quiet: print and log no summary.
+            timeout: seconds to wait. After that, what has not started is cancelled, and what runs
+                is killed. Threads, and what an adopted pool runs, cannot be killed and are left.
+
+        Return whether it has waited until all tasks were done, with no need to cut off any.
         """
         raise NotImplementedError
 
@@ -1302,13 +1307,32 @@ class PoolExecutor(BaseExecutor):
     def _on_done(self, future: Future[Any]) -> None:
         self._durations.append(monotonic() - self._started.pop(future))
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False,
-                 quiet: bool = False) -> None:
+    def _await_tasks(self, timeout: float) -> bool:
+        """Wait for all tasks; return whether they are done, and cancel those that are not."""
+        left = concurrent.futures.wait([*self._started], timeout).not_done
+        for future in left:
+            future.cancel()
+        return not left
+
+    def _kill(self) -> bool:
+        """Kill what runs; return whether that can be done."""
+        return False
+
+    def shutdown(       # type: ignore[override]
+            self, wait: bool = True, *, cancel_futures: bool = False, quiet: bool = False,
+            timeout: float | None = None) -> bool:
+        is_done = wait
+        if wait and timeout is not None:
+            if cancel_futures:
+                self._await_tasks(0)
+            is_done = self._await_tasks(timeout)
+            wait = is_done or self._kill()
         known = {"cancel_futures": True} if cancel_futures else {}
         self._pool.shutdown(wait, **known)      # not every adopted pool knows that word
         histogram = self.histogram
         if not quiet and histogram.count:
             _log.info("%s: %d tasks, %s", self.title, histogram.count, histogram._percentiles())
+        return is_done
 
 
 class ThreadExecutor(PoolExecutor):
@@ -1409,31 +1433,41 @@ class ProcessExecutor(PoolExecutor):
             _hold(self._maps, owner, change, not self._is_closed)
             self._drained.notify_all()
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False,
-                 quiet: bool = False) -> None:
+    def _kill(self) -> bool:
+        for process in [*(getattr(self._pool, "_processes", None) or {}).values()]:
+            process.kill()
+        return True
+
+    def shutdown(       # type: ignore[override]
+            self, wait: bool = True, *, cancel_futures: bool = False, quiet: bool = False,
+            timeout: float | None = None) -> bool:
         # A callback that shuts its pool down cannot wait for itself.
         manager = getattr(self._pool, "_executor_manager_thread", None)
         wait = wait and threading.current_thread() is not manager
         with self._lock:
             self._is_closed = True
             is_kept = cancel_futures or not self._maps
-        end = functools.partial(self._end, wait, cancel_futures, quiet)
+        end = functools.partial(self._end, wait, cancel_futures, quiet, timeout)
         if wait or is_kept:
-            end()
-        else:
-            threading.Thread(target=end, name=f"{self.title} end").start()
+            return end()
+        threading.Thread(target=end, name=f"{self.title} end").start()
+        return False
 
-    def _end(self, wait: bool, cancel_futures: bool, quiet: bool) -> None:
-        if not cancel_futures:
-            self._drain()
+    def _end(self, wait: bool, cancel_futures: bool, quiet: bool, timeout: float | None) -> bool:
+        started = monotonic()
+        is_drained = cancel_futures or self._drain(timeout)
         with self._lock:
             self._is_shut = True
-        super().shutdown(wait, cancel_futures=cancel_futures, quiet=quiet)
+        if timeout is not None:
+            timeout = max(timeout + started - monotonic(), 0)
+        is_done = super().shutdown(
+            wait, cancel_futures=cancel_futures, quiet=quiet, timeout=timeout)
+        return is_done and is_drained
 
-    def _drain(self) -> None:
-        """Wait for what maps are still to send."""
+    def _drain(self, timeout: float | None = None) -> bool:
+        """Wait for what maps are still to send; return whether all was sent in time."""
         with self._lock:
-            self._drained.wait_for(lambda: not self._maps)
+            return self._drained.wait_for(lambda: not self._maps, timeout)
 
     def _submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> Future[_T]:
         if not self._is_started:
@@ -2107,11 +2141,16 @@ class _Scheduler:
         if self.is_over():
             self._decide(_FINISH)
 
-    def kill_all(self) -> None:
-        """Accept no more, settle everything as cancelled, and kill what runs."""
+    def kill_all(self) -> bool:
+        """Accept no more, settle everything as cancelled, and kill what runs.
+
+        Return whether there was nothing left to cancel.
+        """
+        was_idle = not self.count_tasks()
         self.mode = _KILLING
         self.close(True)
         self._cancel_where(lambda bundle: True)
+        return was_idle
 
     def cancel_cell(self, cell: int) -> None:
         """Cancel everything that a notebook cell has submitted."""
@@ -5477,19 +5516,25 @@ class _Supervisor:
             return False
         return bool(self.decide(self.scheduler.cancel, bundle))
 
-    def shutdown(self, wait: bool, cancel_futures: bool, quiet: bool = False) -> None:
+    def shutdown(self, wait: bool, cancel_futures: bool, quiet: bool = False,
+                 timeout: float | None = None) -> bool:
         """Accept no more calls, and end when all are done; see `BaseExecutor.shutdown`."""
         if os.getpid() != self.pid:
-            return
+            return False
         self.scoreboard.quiet = self.scoreboard.quiet or quiet
         self.decide(self.scheduler.close, cancel_futures)
-        if wait and self._may_wait():
-            try:
+        if not wait or not self._may_wait():
+            return False
+        is_done = True
+        try:
+            if not self.all_ended.wait(timeout):
+                is_done = self.decide(self.scheduler.kill_all)
                 self.all_ended.wait()
-            except KeyboardInterrupt:       # the user does not want to wait for results
-                self.decide(self.scheduler.kill_all)
-                self.all_ended.wait()
-                raise
+        except KeyboardInterrupt:       # the user does not want to wait for results
+            self.decide(self.scheduler.kill_all)
+            self.all_ended.wait()
+            raise
+        return is_done
 
     def _may_wait(self) -> bool:
         """Return whether this thread may wait for what the threads of the pool do.
@@ -5540,7 +5585,7 @@ _supervisors: weakref.WeakValueDictionary[int, _Supervisor] = weakref.WeakValueD
 @functools.cache
 def _install_process_hooks() -> None:
     """Have all pools shut down at exit, and abandoned in forked children. Does so once."""
-    def for_all(method: Callable[..., None], *arguments: bool) -> None:
+    def for_all(method: Callable[..., object], *arguments: bool) -> None:
         for supervisor in _list_alive(_supervisors):
             method(supervisor, *arguments)
 
@@ -5752,9 +5797,10 @@ class RemoteExecutor(BaseExecutor):
         supervisor = self._supervisor
         supervisor.decide(supervisor.scheduler.count_items, owner, change, settled)
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False,
-                 quiet: bool = False) -> None:
-        self._supervisor.shutdown(wait, cancel_futures, quiet)
+    def shutdown(       # type: ignore[override]
+            self, wait: bool = True, *, cancel_futures: bool = False, quiet: bool = False,
+            timeout: float | None = None) -> bool:
+        return self._supervisor.shutdown(wait, cancel_futures, quiet, timeout)
 
 
 # What arguments of other executors are called here.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import concurrent.futures as cf
+import contextlib
 import copy
 import dataclasses
 import fcntl
@@ -867,6 +868,43 @@ class TestContract:
         until(lambda: all(future.done() for future in waiting))
         # The standard process pool has a few in its pipe.
         assert sum(future.cancelled() for future in waiting) >= 90
+
+    def test_shutdown_with_a_timeout(self, own_pool, tmp_path):
+        """What runs is killed, where it can be; what waits is cancelled."""
+        running = [own_pool.submit(wait_for, str(tmp_path / "go")) for _ in range(4)]
+        waiting = [own_pool.submit(neg, n) for n in range(100)]
+        until(lambda: all(future.running() for future in running), "starting")
+        assert own_pool.shutdown(timeout=0.2) is False
+        if isinstance(own_pool, executors.ThreadExecutor):
+            assert all(future.running() for future in running)
+            (tmp_path / "go").touch()
+            assert all(future.result(PATIENCE) for future in running)
+        errors = (BrokenProcessPool, cf.CancelledError)
+        for future in [*running, *waiting]:
+            with contextlib.suppress(*errors):
+                assert future.result(0) and future in running
+        assert sum(future.cancelled() for future in waiting) >= 90
+        with pytest.raises(RuntimeError):
+            own_pool.submit(neg, 1)
+
+    @pytest.mark.parametrize("how", ["submit", "map"])
+    def test_shutdown_in_time(self, own_pool, how, tmp_path):
+        if how == "submit":
+            results = [own_pool.submit(neg, n) for n in range(50)]
+        else:
+            results = own_pool.map(neg, range(300))
+        assert own_pool.shutdown(timeout=PATIENCE) is True and own_pool.task_count == 0
+        assert len([*results]) in (50, 300)
+        assert own_pool.shutdown(timeout=0) is own_pool.shutdown() is True
+        assert own_pool.shutdown(wait=False) is False
+
+    def test_a_map_that_is_cut_off_by_a_timeout(self, own_pool, tmp_path):
+        found = own_pool.map(lambda n: n < 5 or wait_for(str(tmp_path / "go")), range(300))
+        begun(tmp_path / "go")
+        assert own_pool.shutdown(timeout=0.2) is False
+        (tmp_path / "go").touch()
+        with pytest.raises((BrokenProcessPool, cf.CancelledError)):
+            list(found)
 
     def test_with_and_counts(self, own_pool):
         with own_pool as same:
@@ -6317,6 +6355,30 @@ class TestOutput:
                 print(all(future.cancelled() for future in futures))
         """, timeout=30)
         assert done.stdout == "True\n" and not done.stderr, done
+
+    @pytest.mark.parametrize("handler, code, words", [
+        ("signal.default_int_handler", -signal.SIGINT, "True"),
+        ("lambda *_: sys.exit(3)", 3, "False\nTrue")])
+    def test_sigterm(self, handler, code, words):
+        """As README says."""
+        done = run(f"""
+            import executors, os, signal, sys, time
+            signal.signal(signal.SIGTERM, {handler})
+            with executors.RemoteExecutor(["1/:"], show_status=False) as pool:
+                futures = [pool.submit(time.sleep, 50) for _ in range(5)]
+                try:
+                    while not futures[0].running():
+                        time.sleep(0.01)
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    time.sleep(50)
+                except SystemExit:
+                    print(pool.shutdown(timeout=0.1))
+                    raise
+                finally:
+                    pool.__exit__(*sys.exc_info())
+                    print(all(future.cancelled() for future in futures), flush=True)
+        """, timeout=30)
+        assert done.stdout == f"{words}\n" and done.returncode == code, done
 
     def test_a_pool_that_is_made_too_late_says_so(self):
         done = run("""
