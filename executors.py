@@ -3258,10 +3258,10 @@ _TIED_TO_INPUT = ["/bin/sh", "-c", (
 _spawning = threading.Lock()
 
 
-def _spawn(argv: Sequence[str], **options: Any) -> Any:
-    """Start a process as the leader of a group of its own; return its Popen."""
+def _spawn(argv: Sequence[str], start_new_session: bool = True, **options: Any) -> Any:
+    """Start a process, by default as the leader of a group of its own; return its Popen."""
     with _spawning:
-        return subprocess.Popen(argv, start_new_session=True, **options)
+        return subprocess.Popen(argv, start_new_session=start_new_session, **options)
 
 
 def _kill_group(process: Any, others: Iterable[tuple[int, int]] = ()) -> None:
@@ -4814,6 +4814,10 @@ class _Terminal:
 
     # Make the whole screen the scrolling region again, at the same cursor; clear what is below.
     _RESET = "\x1b7\x1b[r\x1b8\x1b[J"
+    # Waits until its input ends, because this process has ended, or until Ctrl-Z has stopped this
+    # process; then resets the terminal. Ctrl-C is not meant for it.
+    _RESTORER = ("trap '' INT QUIT TTOU TSTP; cat <&3 >/dev/null 3<&- & "
+                 "trap : TSTP TERM HUP; wait; printf %s \"$1\"")
     # Whoever holds it draws, so that no two pools overwrite each other's lines.
     _display_lock = threading.Lock()
 
@@ -4826,8 +4830,13 @@ class _Terminal:
         self._restorer: Any = None    # a process, while we draw; see `_acquire`
 
     def draw(self, status: RemoteExecutorStatus, cell: int = 0) -> None:
-        """Show a status in place of the last one, or nothing while another pool shows its own."""
-        if self._restorer is None and not self._acquire():
+        """Show a status in place of the last one.
+
+        Show nothing in the background, nor while another pool shows its own.
+        """
+        if self._restorer and self._restorer.poll() is not None:    # after Ctrl-Z
+            self.clear(status)
+        if not self.is_in_foreground() or self._restorer is None and not self._acquire():
             return
         columns, rows = os.get_terminal_size(self._fd)
         lines = status._lay_out(columns - 1, rows // 2) if columns > 10 else []
@@ -4850,7 +4859,8 @@ class _Terminal:
     def clear(self, _status: RemoteExecutorStatus) -> None:
         """Clear the lines, and let the whole screen scroll again."""
         if self._restorer:
-            self._write(self._RESET)
+            if self.is_in_foreground():
+                self._write(self._RESET)
             self._restorer.kill()
             self._restorer.communicate()
             self._restorer = None
@@ -4865,13 +4875,22 @@ class _Terminal:
         if not self._display_lock.acquire(blocking=False):
             return False
         try:
+            # In our own group, for Ctrl-Z to reach it.
             self._restorer = _spawn(
-                ["/bin/sh", "-c", 'cat >/dev/null; printf "%s" "$1"', "sh", self._RESET],
-                stdin=subprocess.PIPE, stdout=self._fd, stderr=subprocess.DEVNULL)
+                ["/bin/sh", "-c", f"exec 3<&0; {self._RESTORER}", "sh", self._RESET],
+                start_new_session=False, stdin=subprocess.PIPE, stdout=self._fd,
+                stderr=subprocess.DEVNULL)
         except OSError:
             self._display_lock.release()
             raise
         return True
+
+    def is_in_foreground(self) -> bool:
+        """Return whether the terminal is ours now: another job may have it, an editor say."""
+        try:
+            return os.tcgetpgrp(self._fd) in (0, os.getpgrp())      # 0: in another container
+        except OSError:     # it does not control jobs
+            return True
 
     def _write(self, text: str) -> None:
         wire.write_all(self._fd, [text.encode()])
@@ -4974,7 +4993,7 @@ class _Scoreboard:
         self._terminal: _Terminal | _Notebook | None = None
         if show is not False and _Notebook.find_shell():
             self._terminal = _Notebook()
-        may_draw = show is not False and os.environ.get("TERM", "dumb") != "dumb"
+        may_draw = show is not False and os.environ.get("TERM", "") not in ("", "dumb")
         with contextlib.suppress(OSError, ValueError, AttributeError):  # it is closed, or no file
             if may_draw and sys.stderr.isatty():
                 self._terminal = _Terminal(sys.stderr.fileno())
@@ -5059,7 +5078,9 @@ class _Scoreboard:
         self.end_display(status)
         if not self.quiet and status.done + status.failed:
             _log.info("%s", status._summary)
-            if self._terminal or self._show_status or self._has_printed:
+            is_hidden = (isinstance(self._terminal, _Terminal)
+                         and not self._terminal.is_in_foreground())
+            if (self._terminal or self._show_status or self._has_printed) and not is_hidden:
                 counted = f"{histogram}\n" if status.done else ""
                 self._queue.put((self._write, "stderr", f"{status._summary}\n{counted}"))
         self._queue.put(None)

@@ -6690,6 +6690,67 @@ class TestScoreboard:
         assert "half a line" in seen.lines
         assert not [line for line in seen.lines if "slots" in line]
 
+    # A shell that has a job and the terminal; the job gets the terminal only if it is in front.
+    SHELL = """
+        import fcntl, os, signal, subprocess, sys, termios
+
+        def begin():
+            os.setpgrp()
+            signal.signal(signal.SIGTTOU, signal.SIG_DFL)
+
+        def wait_in_front():
+            os.tcsetpgrp(0, job.pid)
+            os.killpg(job.pid, signal.SIGCONT)
+            _, status = os.waitpid(job.pid, os.WUNTRACED)
+            os.tcsetpgrp(0, os.getpgrp())
+            return status
+
+        signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        job = subprocess.Popen([sys.executable, "job.py"], preexec_fn=begin)
+        """
+
+    def test_ctrl_z_gives_the_terminal_back(self, terminal, tmp_path):
+        (tmp_path / "job.py").write_text(textwrap.dedent(self.SCRIPT))
+        seen = terminal(self.SHELL + """
+        print("stopped:", os.WIFSTOPPED(wait_in_front()), flush=True)
+        input()
+        print("ended:", os.WIFEXITED(wait_in_front()), flush=True)
+        """)
+
+        def is_drawn():
+            return (seen.screen.margins and seen.screen.margins.bottom < 23
+                    and "2/2 slots" in seen.screen.display[-2])
+
+        seen.read(lambda: "half a line" in seen.lines and is_drawn())
+        os.write(seen._fd, b"\x1a")
+        seen.read(lambda: "stopped: True" in "\n".join(seen.lines) and not is_drawn())
+        assert seen.screen.margins is None or seen.screen.margins.bottom == 23
+        assert not [line for line in seen.lines if "slots" in line]
+        os.write(seen._fd, b"\n")
+        seen.read(is_drawn)
+        assert sum("slots" in line for line in seen.lines) == 1
+        (tmp_path / "go").touch()
+        seen.read()
+        assert "bye" in seen.lines and seen.lines.index("ended: True") > seen.lines.index("bye")
+        assert not [line for line in seen.lines if "slots" in line]
+
+    def test_a_job_in_the_background_leaves_the_terminal_alone(self, terminal, tmp_path):
+        """It is not even stopped where those are that write there (`stty tostop`)."""
+        (tmp_path / "job.py").write_text(
+            "import executors, time\n"
+            "with executors.RemoteExecutor('1/:', heartbeat_seconds=0.1) as pool:\n"
+            "    pool.submit(time.sleep, 1).result()\n")
+        seen = terminal(self.SHELL.replace("job =", """
+        settings = termios.tcgetattr(0)
+        settings[3] |= termios.TOSTOP
+        termios.tcsetattr(0, termios.TCSANOW, settings)
+        job =""") + """
+        _, status = os.waitpid(job.pid, os.WUNTRACED)
+        print("ended:", os.WIFEXITED(status), flush=True)
+        """)
+        assert seen.read() == b"ended: True\r\n"
+
     @pytest.mark.parametrize("environment, color", [({}, True), ({"NO_COLOR": "1"}, False)])
     def test_no_color(self, terminal, tmp_path, environment, color):
         seen = terminal(self.SCRIPT, **environment)
@@ -6698,7 +6759,8 @@ class TestScoreboard:
         assert (b"\x1b[1m" in seen.read()) == color
 
     @pytest.mark.parametrize("script, environment", [
-        (SCRIPT.replace("title=", "show_status=False, title="), {}), (SCRIPT, {"TERM": "dumb"})])
+        (SCRIPT.replace("title=", "show_status=False, title="), {}), (SCRIPT, {"TERM": "dumb"}),
+        (SCRIPT, {"TERM": ""})])
     def test_it_can_be_turned_off(self, terminal, tmp_path, script, environment):
         seen = terminal(script, **environment)
         seen.read(lambda: any("line 29" in line for line in seen.lines))
