@@ -88,6 +88,7 @@ import tempfile
 import textwrap
 import threading
 import types
+import unicodedata
 import weakref
 from abc import ABC, abstractmethod
 from collections import Counter, OrderedDict, deque
@@ -4633,6 +4634,11 @@ class RemoteExecutorStatus:
         return f"<table><caption>{html.escape(self._summary)}</caption>{body}</table>"
 
     @property
+    def is_busy(self) -> bool:
+        """Whether tasks wait or run, or are still being killed."""
+        return bool(self.running or self.waiting or any(one.busy for one in self.workers))
+
+    @property
     def _summary(self) -> str:
         """The line above the machines."""
         parts = [f"{self.title}: {self.done} done"]
@@ -4652,24 +4658,25 @@ class RemoteExecutorStatus:
         """
         lines = _wrap_after_commas(self._summary, columns)
         names = [worker.worker.split()[0] for worker in self.workers]
-        width = min(max(map(len, names), default=0), max(8, columns // 3))
+        width = min(max(map(_width, names), default=0), max(8, columns // 3))
         room = rows - len(lines)
         shown = len(names)
         if shown > room:
             shown = max(0, room - 1)
         for name, worker in zip(names[:shown], self.workers):
             first, *others = worker._cells()
-            line = f"  {name[:width]:{width}}  {first}"
+            label = _cut(name, width)
+            line = f"  {label}{' ' * (width - _width(label))}  {first}"
             for part in others:
-                if len(line) + 2 + len(part) > columns:
+                if _width(line) + 2 + _width(part) > columns:
                     break
                 line += f"  {part}"
-            lines.append(line[:columns])
+            lines.append(line)
         hidden = [worker.state for worker in self.workers[shown:]]
         if hidden:
             up = hidden.count("up")
             lines.append(f"  ... and {up} more up, {len(hidden) - up} not up")
-        return lines[:rows]
+        return [_cut(line, columns) for line in lines[:rows]]
 
     def as_dict(self) -> dict[str, Any]:
         """Return the attributes in a form that `json.dumps` takes; `workers` is a list of dicts."""
@@ -4786,10 +4793,27 @@ def _format_percentiles(status: Any, width: int) -> list[str]:
 
 def _wrap_after_commas(text: str, columns: int) -> list[str]:
     """Break a text into lines, only after commas."""
-    # textwrap breaks at spaces, so NULs take the place of all others meanwhile.
+    # textwrap breaks at spaces, so NULs take the place of all others meanwhile. It counts
+    # characters, so a wide one is followed by another.
     glued = text.replace(" ", "\0").replace(",\0", ", ")
-    return [line.replace("\0", " ")
+    glued = "".join(char + "\1" * (_width(char) - 1) for char in glued)
+    return [line.replace("\0", " ").replace("\1", "")
             for line in textwrap.wrap(glued, columns, subsequent_indent="  ")]
+
+
+def _width(text: str) -> int:
+    """Return how many columns of a terminal a text takes: East Asian characters take two."""
+    if text.isascii():
+        return len(text)
+    wide = sum(unicodedata.east_asian_width(char) in "WF" for char in text)
+    return len(text) + wide - sum(unicodedata.combining(char) > 0 for char in text)
+
+
+def _cut(text: str, columns: int) -> str:
+    """Return as much of a text as fits so many columns."""
+    while _width(text) > columns:
+        text = text[:-1]
+    return text
 
 
 def _line_prefix(machine: str) -> str:
@@ -4945,7 +4969,13 @@ class _Notebook:
                     supervisor.decide(supervisor.scheduler.cancel_cell, board.running_cell)
                 board.running_cell = 0
                 if not supervisor.scheduler.unfinished:
-                    board.end_display(supervisor.status())
+                    # What was cancelled may take a while to be killed.
+                    deadline = monotonic() + CLOSE_SECONDS
+                    status = supervisor.status()
+                    while status.is_busy and monotonic() < deadline:
+                        supervisor.all_ended.wait(0.05)
+                        status = supervisor.status()
+                    board.end_display(status)
                     # What is sent after a cell has ended is lost to nbconvert, which executes
                     # notebooks without a browser.
                     board.wait_until_shown()
@@ -5044,7 +5074,7 @@ class _Scoreboard:
         if self.quiet or not (is_report_due or is_line_due or self._terminal):
             return
         status = take_status()
-        is_busy = status.running or status.waiting
+        is_busy = status.is_busy
         if is_report_due and is_busy:
             _log.info("%s", status)
         if not self._queue.empty():

@@ -6832,6 +6832,21 @@ class TestScoreboard:
             assert "next try in 5 s: no [2J route" in lines[3]
             assert "longest" in lines[2] and "simulate" in lines[2]
 
+    @pytest.mark.parametrize("columns", [80, 41, 12])
+    def test_layout_of_wide_characters(self, columns):
+        """East Asian ones take two columns, accents that follow their letter none."""
+        from wcwidth import wcswidth
+        waiting = executors.WorkerStatus("研究室の機械", "waiting", cause="接続できません" * 20)
+        up = executors.WorkerStatus("8/me@e\u0301te\u0301", "up", 8, 8, 3, longest=3.9,
+                                    function="模擬実験")
+        status = executors.RemoteExecutorStatus("農場" * 30, done=3, workers=(waiting, up))
+        lines = status._lay_out(columns, 24)
+        assert max(map(wcswidth, lines)) in (columns, columns - 1)
+        *_, first, second = lines
+        if columns == 80:
+            assert wcswidth(first.partition("waiting")[0]) == wcswidth(second.partition("  8/8")[0])
+            assert "模擬実験" in second
+
     def test_time_left_only_when_it_can_be_known(self):
         farm = Farm("1/a")
         bundles = [farm.submit() for _ in range(10)]
@@ -6906,6 +6921,15 @@ class TestNotebooks:
         assert "error" in [kind for kind, _ in interrupted]     # the status may be drawn after it
         assert ("stream", "[True, True, True]\n") in later
         assert ("stream", "None 100\n") in last
+
+    def test_an_interrupted_cell_shows_when_its_kills_are_done(self, tmp_path):
+        *_, interrupted = self.run_cells(
+            f"os.chdir({str(tmp_path)!r})",
+            self.INTERRUPT.replace("time.sleep(100)", "signal.signal(signal.SIGTERM, "
+                                   "signal.SIG_IGN)\n            time.sleep(100)"),
+            "futures = submit()\ntime.sleep(50)")
+        shown = dict(interrupted)["display_data"]
+        assert "3 cancelled" in shown and "0/2 slots" in shown and "longest" not in shown
 
     def test_in_a_kernel(self, tmp_path):
         """The status stands in the cell that has work done, and what tasks print below it."""
