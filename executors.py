@@ -619,6 +619,17 @@ def _default_workers() -> list[RemoteWorkerRecord]:
 # ─────────────────────────────────────── what a call raises ───────────────────────────────────────
 
 
+# Escape sequences and control characters. Of what machines send, only tabs, and colours (group 1)
+# of what tasks print, may reach a terminal: nothing shall move its cursor or change its settings.
+_CONTROLS = re.compile(r"(\x1b\[[\d;:]*m)|\x1b\[[0-?]*[ -/]*[@-~]|\x1b[\]P^_X][^\x07\x1b]*"
+                       r"(?:\x07|\x1b\\)?|\x1b[ -/]*[0-~]?|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def _words_of(data: Any) -> str:
+    """Return what a machine has sent for people to read, without colours and control characters."""
+    return _CONTROLS.sub("", bytes(data).decode("utf-8", "replace"))
+
+
 def _name_of_function(fn: Any) -> str:
     """Return what a function is called in messages and displays."""
     fn = _unwrap_partials(fn)
@@ -3505,8 +3516,8 @@ class _Login:
         self._noise = before[-2000:]
         self._has_python = True
         self._record_shell()
-        _, self.found["python"], self.found["interpreter"] = line.decode(
-            "utf-8", "replace").strip().split(maxsplit=2)
+        _, self.found["python"], self.found["interpreter"] = _words_of(
+            line).strip().split(maxsplit=2)
 
     def _record_shell(self) -> None:
         self.found.update(dict.fromkeys(_LOGIN_STAGES, "-" if self._is_local else "ok"))
@@ -3559,7 +3570,7 @@ class _Login:
             finally:
                 copier.stdin.close()
                 self.processes.remove(copier)
-            said = os.pread(errors.fileno(), 1 << 16, 0).decode("utf-8", "replace")
+            said = _words_of(os.pread(errors.fileno(), 1 << 16, 0))
         if self._cause:
             raise _LinkLost(self._cause)
         if copier.returncode:
@@ -3696,7 +3707,7 @@ class _Login:
             data = os.pread(self._errors.fileno(), 1 << 16, max(0, size - (1 << 16)))
         except ValueError:      # it has ended
             return ""
-        text = data.decode("utf-8", "replace")
+        text = _words_of(data)
         for stage, pattern in _LOGIN_STAGES.items():
             if re.search(pattern, text):
                 self.found[stage] = "ok"
@@ -3714,7 +3725,7 @@ def _without_chatter(text: str) -> str:
 
 
 def _last_line(words: str | bytes) -> str:
-    text = words if isinstance(words, str) else words.decode("utf-8", "replace")
+    text = words if isinstance(words, str) else _words_of(words)
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
 
 
@@ -4356,7 +4367,7 @@ class _Reader:
         """Add to the body of a MISSING_MODULE message whether the module is here."""
         kind, ident, tag, body = message
         name, _, pickled = bytes(body[0]).partition(b"\0")
-        module = name.decode("utf-8", "replace")
+        module = _words_of(name)
         try:
             is_ours = bool(_find_spec(module))
         except Exception:
@@ -4371,7 +4382,7 @@ class _Reader:
     def _on_slot_exit(self, ident: int, body: bytes) -> None:
         self._channel.forget(ident)
         slot, status = wire.DEATH.unpack_from(body)
-        words = body[wire.DEATH.size:].decode("utf-8", "replace")
+        words = _words_of(body[wire.DEATH.size:])
         self._report(_Scheduler.on_slot_exit, ident, slot, _describe_exit(status), words)
 
     def _on_attempt_killed(self, ident: int, body: bytes) -> None:
@@ -4389,11 +4400,11 @@ class _Reader:
     def _on_slot_count(self, count: int, body: bytes) -> None:
         if not 0 < count <= self._worker.count:
             raise ValueError(f"{count} slots")
-        self._log(logging.WARNING, f"only {count} slots: {body.decode('utf-8', 'replace')}")
+        self._log(logging.WARNING, f"only {count} slots: {_words_of(body)}")
         self._report(_Scheduler.on_slot_count, count)
 
     def _on_initializer_failed(self, _ident: int, body: Sequence[bytes]) -> None:
-        words = bytes(body[0]).decode("utf-8", "replace")
+        words = _words_of(body[0])
         raise _LinkLost(f"the initializer raised {words}", _LossKind.INITIALIZER_FAILED)
 
     def _on_question(self, kind: int, find: Callable[[str], Any], ident: int, body: bytes) -> None:
@@ -4509,7 +4520,7 @@ class _Reader:
         if login.is_ready:
             raise ValueError("files are stored twice")
         if body:
-            words = body.decode("utf-8", "replace")
+            words = _words_of(body)
             raise _LinkLost(f"cannot store files: {words}", self._copy_loss)
         login.is_ready = True
         self._report(_Scheduler.on_link_up, login.cores)
@@ -5012,11 +5023,6 @@ class _Scoreboard:
     sends at most a megabyte before it is told that this was printed.
     """
 
-    # Escape sequences and control characters. Only tabs, and colours (group 1), may reach a
-    # terminal: nothing that a machine sends shall move its cursor or change its settings.
-    _CONTROLS = re.compile(r"(\x1b\[[\d;:]*m)|\x1b\[[0-?]*[ -/]*[@-~]|\x1b[\]P^_X][^\x07\x1b]*"
-                           r"(?:\x07|\x1b\\)?|\x1b[ -/]*[0-~]?|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-
     def __init__(self, show: bool | None, output: bool | Callable[[str, str, str], object]) -> None:
         self._show_status = show
         self._output = output
@@ -5137,7 +5143,7 @@ class _Scoreboard:
         """Print lines of a machine, on a terminal without what could change its settings."""
         file = getattr(sys, stream)
         if hasattr(file, "isatty") and file.isatty():
-            lines = [self._CONTROLS.sub(lambda match: match[1] or "", line) for line in lines]
+            lines = [_CONTROLS.sub(lambda match: match[1] or "", line) for line in lines]
         self._write(stream, "".join(f"{_line_prefix(machine)}: {line}\n" for line in lines))
 
     def _write(self, stream: str, text: str) -> None:

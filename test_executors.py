@@ -3470,6 +3470,27 @@ class TestConnecting:
         pool = ssh("alpha")
         until(lambda: "the moon is full -- try `ssh alpha`" in pool.status.workers[0].cause)
 
+    def test_words_of_machines_move_no_cursor(self, ssh, local, tmp_path, monkeypatch, caplog):
+        """What ssh, a slot and an initializer say: in the log, in the status and in errors."""
+        odd, plain = "\x1b[2J\x1b]0;title\x07odd \x1b[31mwords\x9b", "odd words"
+
+        def die():
+            os.write(2, odd.encode() + b"\n")
+            os._exit(9)
+
+        error = local("1/:", max_bundle_failures=1).submit(die).exception(PATIENCE)
+        assert error.attempts[0][2] == plain + "\n"
+        pool = local("1/:", initializer=raise_it, initargs=(ValueError(odd),))
+        error = pool.submit(neg, 1).exception(PATIENCE)
+        assert f"the initializer raised ValueError: {plain} (" in str(error)
+        (tmp_path / "ssh").write_text(f"#!/bin/sh\necho '{odd}' >&2\nexit 255\n")
+        (tmp_path / "ssh").chmod(0o755)
+        monkeypatch.setattr(executors, "SSH", str(tmp_path / "ssh"))
+        pool = ssh("alpha")
+        until(lambda: f"{plain} -- try `ssh alpha`" in pool.status.workers[0].cause)
+        until(lambda: f"{plain} -- try `ssh alpha`" in caplog.text)
+        assert not re.search("[\x1b\x9b\x07]", caplog.text)
+
     def test_nobody_listens(self, ssh):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -6327,7 +6348,7 @@ class TestOutput:
         """Tabs and colours; not titles, movements, the clipboard, or half a sequence."""
         text = ("a\tb\x1b[1;31mred\x1b[m\x1b]0;title\x07c\x1b[2Jd\x1b]52;c;eHh4\x1b\\e\x07f\x1bcg"
                 "\x1b[3Ah\x9bi\x1bPq\x1b\\j\x1b")
-        clean = executors._Scoreboard._CONTROLS.sub(lambda match: match[1] or "", text)
+        clean = executors._CONTROLS.sub(lambda match: match[1] or "", text)
         assert clean == "a\tb\x1b[1;31mred\x1b[mcdefghij"
 
     @pytest.mark.parametrize("body", [
