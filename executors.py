@@ -4980,19 +4980,22 @@ class _Notebook:
                     supervisor.decide(supervisor.scheduler.cancel_cell, board.running_cell)
                 board.running_cell = 0
                 if not supervisor.scheduler.unfinished:
-                    # What was cancelled may take a while to be killed.
-                    deadline = monotonic() + CLOSE_SECONDS
-                    status = supervisor.status()
-                    while status.is_busy and monotonic() < deadline:
-                        supervisor.all_ended.wait(0.05)
-                        status = supervisor.status()
-                    board.end_display(status)
+                    board.end_display(_Notebook._await_kills(supervisor))
                     # What is sent after a cell has ended is lost to nbconvert, which executes
                     # notebooks without a browser.
                     board.wait_until_shown()
 
         shell.events.register("pre_run_cell", begin)
         shell.events.register("post_run_cell", end)
+
+    @staticmethod
+    def _await_kills(supervisor: _Supervisor) -> RemoteExecutorStatus:
+        """Wait until what was cancelled is killed, or CLOSE_SECONDS; return the status then."""
+        deadline = monotonic() + CLOSE_SECONDS
+        while supervisor.status().is_busy and monotonic() < deadline:
+            supervisor.all_ended.wait(0.05)
+        status: RemoteExecutorStatus = supervisor.status()
+        return status
 
     def draw(self, status: RemoteExecutorStatus, cell: int) -> None:
         """Show a status in place of the last one, or below the cell, if that is another one."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import ast
 import asyncio
 import concurrent.futures as cf
-import contextlib
 import copy
 import dataclasses
 import fcntl
@@ -881,7 +880,7 @@ class TestContract:
             assert all(future.result(PATIENCE) for future in running)
         errors = (BrokenProcessPool, cf.CancelledError)
         for future in [*running, *waiting]:
-            with contextlib.suppress(*errors):
+            with suppress(*errors):
                 assert future.result(0) and future in running
         assert sum(future.cancelled() for future in waiting) >= 90
         with pytest.raises(RuntimeError):
