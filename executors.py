@@ -4161,7 +4161,8 @@ class _Reader:
             wire.KILLED: self._on_attempt_killed,
             wire.RECALLED: self._on_attempts_recalled, wire.SLOT_COUNT: self._on_slot_count,
             wire.PONG: self._on_pong, wire.INITIALIZER_FAILED: self._on_initializer_failed,
-            wire.COPY: self._on_copy, wire.STORED: self._on_stored, wire.FIND_NAME: self._on_name}
+            wire.COPY: self._on_copy, wire.STORED: self._on_stored, wire.FIND_NAME: self._on_name,
+            wire.MOVED: self._on_moved}
         finders = {wire.FIND_MODULE: self._find_module, wire.LIST_MODULES: self._find_children,
                    wire.FIND_METADATA: self._find_metadata}
         for kind, find in finders.items():
@@ -4294,6 +4295,9 @@ class _Reader:
 
     def _on_pong(self, sent_at: int, _body: bytes) -> None:
         self._report(_Scheduler.on_round_trip, (monotonic_ns() - sent_at) * 1e-9)
+
+    def _on_moved(self, _ident: int, _body: bytes) -> None:
+        """Do nothing more: that it was read is a sign of life, see `_Channel.beat`."""
 
     def _on_slot_count(self, count: int, body: bytes) -> None:
         if not 0 < count <= self._worker.count:

@@ -130,6 +130,7 @@ READ_SIZE = 1 << 16     # bytes requested by one read, which may bring many smal
 MAX_CALLS_IN_SLOT = 64  # calls in a slot, the running one too: busy until our next turn
 MAX_BACKLOG = 4 << 20   # bytes queued for one descriptor; while there are more, we stop reading
 TERM_SECONDS = 0.5      # between SIGTERM and SIGKILL
+MOVED_SHARE = 24        # while bytes come, the controller hears so this often in a lease
 PROGRESS_SECONDS = 1.0  # between two states of a progress bar that are passed on
 STDERR_TAIL = 2000      # bytes of stderr kept to explain a slot's death
 MAX_SHARED_CACHES = 64  # cached functions without a name that a slot keeps
@@ -185,6 +186,7 @@ FIND_NAME = 47              # a question: a definition in the controller's `__ma
 FIND_METADATA = 48          # a question: the metadata of a distribution, by name
 LIST_MODULES = 49           # a question: the modules in a package, by name
 RETIRED = 50                # from a slot to the shim only: it has run as many calls as it may
+MOVED = 51                  # bytes have come, though perhaps no whole message
 
 QUESTIONS = FIND_MODULE, COPY, FIND_NAME, FIND_METADATA, LIST_MODULES
 _MESSAGE_KINDS = {CALL, FUNCTION, ANSWER, RESULT, ERROR, MISSING_MODULE, INITIALIZER_FAILED}
@@ -3569,7 +3571,8 @@ class Shim:
         self._config: dict[str, Any] = {"lease": 60.0, "is_ending": False, "files": {}}
         self._scratch = scratch
         self._guardian = os.getppid()
-        self._last_heard = monotonic()       # when a frame of the controller last came
+        self._last_heard = monotonic()       # when bytes of the controller last came
+        self._last_said = self._last_heard      # when there was last something to send to it
         self._last_progress = self._last_heard       # when slots last took some of a long backlog
         self._must_end = False              # whether to end; signal handlers set it, too
         self._unprinted_bytes = 0             # bytes of output sent, until OUTPUT_ACK reports them
@@ -3633,6 +3636,7 @@ class Shim:
             if fd in self._fd_handlers:
                 self._fd_handlers[fd]()
         self._assign_calls()
+        self._acknowledge_bytes()
         self._flush()
         now = monotonic()
         for child in children:
@@ -3681,6 +3685,17 @@ class Shim:
 
     def _send(self, kind: int, ident: int, payload: bytes = b"") -> None:
         self._outbox.put((frame(kind, ident, payload),))
+
+    def _acknowledge_bytes(self) -> None:
+        """Tell the controller that its bytes arrive, unless there is something else to send.
+
+        Over a slow line, its pings wait for a long time behind long messages.
+        """
+        if self._outbox.size:
+            self._last_said = monotonic()
+        elif self._last_heard > self._last_said + self._config["lease"] / MOVED_SHARE:
+            self._last_said = self._last_heard
+            self._send(MOVED, 0)
 
     def _flush(self) -> None:
         """Write what is queued; stop reading what would make a long queue longer.

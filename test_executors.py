@@ -319,6 +319,25 @@ def freeze_scp(pool):
     return pid
 
 
+def slow_line(sshd, bytes_a_second):
+    """Return ssh's options for an sshd behind a line that takes so much of what is sent to it."""
+    sshd.write("line.py", f"""
+        import os, socket, sys, threading, time
+        line = socket.create_connection(("{sshd.address}", {sshd.port}))
+        def come_back():
+            while data := line.recv(1 << 16):
+                os.write(1, data)
+            os._exit(0)
+        threading.Thread(target=come_back).start()
+        while data := os.read(0, {bytes_a_second} // 50):
+            line.sendall(data)
+            time.sleep(0.02)
+        line.shutdown(socket.SHUT_WR)
+        """)
+    proxy = f"ProxyCommand={sys.executable} -IS {sshd.path('line.py')}"
+    return [*sshd.ssh_options, "-o", proxy]
+
+
 def alive(pid):
     try:
         return read(f"/proc/{pid}/stat").rpartition(")")[2].split()[0] not in "ZX"
@@ -5706,6 +5725,13 @@ class TestFrozen:
                    f"1/: python={sys.executable}")
         assert done.stdout == "7 0 0\n", done
 
+    def test_a_slow_line_is_not_dead(self, ssh, sshds):
+        """An argument takes as long as eight heartbeats; all pings meanwhile wait behind it."""
+        options = slow_line(sshds[0], 200_000)
+        pool = ssh("1/alpha", heartbeat_seconds=0.3, ssh_options=options, schedule_backups=False)
+        assert pool.submit(len, os.urandom(500_000)).result(PATIENCE) == 500_000
+        assert pool.status.retried == 0
+
     def test_the_lease_covers_what_no_end_of_file_tells(self):
         """The controller is frozen: every connection stays open, and nothing is heard over it."""
         script = textwrap.dedent("""
@@ -7932,6 +7958,23 @@ class TestShim:
         assert (shim, guardian) == (controller.pid, os.getpid()) and cores >= 1
         controller.send(wire.frame(wire.PING, 12345))
         controller.await_(wire.PONG, 12345)
+
+    def test_it_acknowledges_bytes_of_a_message_that_takes_long(self, tmp_path):
+        """The controller's pings wait behind it. On an idle line, it only answers them."""
+        with closing(Controller(str(tmp_path / "scratch"), lease=2.4)) as controller:
+            for n in range(3):
+                controller.send(wire.frame(wire.PING, n))
+                controller.await_(wire.PONG, n)
+                time.sleep(0.15)
+            assert [kind for kind, *_ in controller._seen] == [wire.HELLO]
+            packed, _ = wire.pack_call((os.urandom(500_000),), {})
+            data = b"".join(wire.message(wire.CALL, 1, controller.function(len), packed))
+            for start in range(0, 400_000, 50_000):
+                controller.send(data[start:start + 50_000])
+                time.sleep(0.05)
+            controller.await_(wire.MOVED)
+            controller.send(data[400_000:])
+            assert controller.result(1) == 500_000
 
     def test_what_a_call_prints_comes_before_its_result(self, controller):
         say = controller.function(print)
