@@ -89,6 +89,7 @@ import textwrap
 import threading
 import types
 import weakref
+import zlib
 from abc import ABC, abstractmethod
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
@@ -141,11 +142,11 @@ AHEAD_BYTES = 4 << 20           # of long arguments sent to each slot before it 
 LONG_TASK_SECONDS = 1.0         # tasks from this median on get no long arguments ahead of need
 STEADY_SECONDS = 600.0          # a machine that was up for this long is not an unsteady one
 MAX_UNASKED_BYTES = 1 << 30     # bytes; a larger package is copied only if `packages=` names it
-SCP_RETRY_SECONDS = 1.0, 2.0, 4.0, 8.0, 0.0     # to wait after each scp that sshd has refused
+SCP_RETRY_SECONDS = 1.0, 2.0, 4.0, 8.0, 0.0     # to wait after each scp that was cut off
 MAX_KNOWN_FUNCTIONS = 256, 1 << 29  # functions that a machine keeps for us: number, bytes
 BACKUP_AGE = 0.5, 1.5           # a straggler has run for more: seconds, medians of its function
 BACKUP_SHARE = 0.1              # of all slots for backups; at least 2, or the largest machine's
-SCP_RATE = 1e5                  # bytes a second; a slower copy counts as stuck
+UNPACK_RATE = 1e7               # bytes a second; a machine that unpacks files slower is stuck
 TRACE_LENGTH = 1 << 15          # attempts that the trace keeps, 250 bytes each
 REPORT_HEARTBEATS = 3           # heartbeats between two progress reports in the log
 STATUS_LINE_SECONDS = 60.0      # between two status lines on stderr where that is no terminal
@@ -1539,6 +1540,7 @@ class _LossKind(enum.Enum):
     UNUSABLE = enum.auto()              # another try would fail in the same way
     INITIALIZER_FAILED = enum.auto()    # likewise
     BROKE_PROTOCOL = enum.auto()        # it sent what no shim sends
+    STALLED = enum.auto()               # a copy to it no longer moved
 
 
 class _Loss(NamedTuple):
@@ -3089,15 +3091,18 @@ _SSH_DIAGNOSES = (
 _SCP_DIAGNOSES = (
     ("/scp: (not found|no such file)", _LossKind.UNUSABLE,
      "install it on this machine: apt-get install openssh-client"),
-    ("kex_exchange|closed by remote|connection (reset|refused)|timed out|broken pipe",
-     _LossKind.TOO_MANY_LOGINS, _TOO_MANY_LOGINS),
+    ("kex_exchange|closed by remote|connection (reset|refused)", _LossKind.TOO_MANY_LOGINS,
+     _TOO_MANY_LOGINS),
     ("message too long|produces no output", _LossKind.UNUSABLE,
      "a login file there prints something, which breaks SFTP: it must print only to a terminal"),
     ("permission denied|read-only", _LossKind.UNUSABLE,
      "~/.cache/executors must be writable there"),
-    ("connection closed|subsystem request failed", _LossKind.UNUSABLE,
+    ("not found|no such file|subsystem request failed", _LossKind.UNUSABLE,
      "its sshd offers no SFTP: see `Subsystem sftp` in its sshd_config"),
-    ("", _LossKind.UNUSABLE, "check that there is room in ~/.cache/executors"),
+    ("failure|no space|quota|too large", _LossKind.UNUSABLE,
+     "check that there is room in ~/.cache/executors"),
+    ("", _LossKind.LOST, "check the network. If it is up, its sshd offers no SFTP: see `Subsystem "
+     "sftp` in its sshd_config"),
 )
 # What ssh prints if a known host has another key (in a box, before any banner can come), and the
 # command for it that some builds of ssh print.
@@ -3138,9 +3143,9 @@ exec(r(int(c+r(15))))
 
 # Sent to a Python of our own version: makes a module of remote_worker's text, without a file, and
 # calls `serve`.
-_SECOND_STAGE = '''import pickle,sys,types
+_SECOND_STAGE = '''import pickle,sys,types,zlib
 from importlib.machinery import ModuleSpec
-name,file,text,modules=pickle.loads(r(int(r(16))))
+name,file,text,modules=pickle.loads(zlib.decompress(r(int(r(16)))))
 module=sys.modules[name]=types.ModuleType(name)
 module.__file__=file
 exec(compile(text,file,"exec"),module.__dict__)
@@ -3300,6 +3305,8 @@ def _scp_argv(record: RemoteWorkerRecord, ssh_options: list[str], sources: Itera
 def _bootstrap() -> bytes:
     """Return what a waiting first stage reads: the second stage, and the sources that it needs.
 
+    These are compressed: a third as many bytes, for lines that many machines share.
+
     Raises RuntimeError if they cannot be read.
     """
     _require_cloudpickle()
@@ -3312,7 +3319,7 @@ def _bootstrap() -> bytes:
                            "read here: run from .py files, not from a frozen program")
     file, text, _ = found[wire.__name__]
     modules = {name: wire.pack(found[name]) for name in names}
-    payload = pickle.dumps((wire.__name__, file, text, modules))
+    payload = zlib.compress(pickle.dumps((wire.__name__, file, text, modules)))
     stage = _SECOND_STAGE.encode()
     return b"%16d%s%16d%s" % (len(stage), stage, len(payload), payload)
 
@@ -3336,7 +3343,10 @@ class _Login:
         self.guardian = 0
         self._shim_fd = -1                  # pidfd of a local shim, where the platform has them
         self.facts: Sequence[str] = ()      # wire.platform_facts of the machine
-        self.copies: dict[int, str] = {}    # what is being copied, by question; also by copiers
+        # What is being copied, by question, or waited for, by slot; also by copiers.
+        self.copies: dict[int, str] = {}
+        # How often bytes were seen to arrive in each folder that is copied to; begun by copiers.
+        self._arrivals: dict[str, int] = {}
         self.over = threading.Event()
         self.is_ready = False               # tasks may come: what `files=` names is there
         self.processes: list[Any] = []      # ssh, then each scp that runs; also by copying threads
@@ -3431,13 +3441,19 @@ class _Login:
         return messages[0][3]
 
     def await_files(self, size: int) -> None:
-        """Set the deadline for a machine to have `files=` of `size` bytes, over a slow line."""
-        seconds = _copy_seconds(size)
-        self._limit = seconds, f"storing files was not done after {seconds:.0f} s"
+        """Set the limit for a machine to go on with storing `files=` of `size` bytes."""
+        seconds = wire.STALL_SECONDS + size / UNPACK_RATE
+        self._limit = seconds, f"storing files did not go on for {seconds:.0f} s"
         self._last_progress = monotonic()
 
+    def on_arrival(self, folder: str) -> None:
+        """Note that bytes have arrived in a folder there."""
+        self._last_progress = monotonic()
+        if folder in self._arrivals:
+            self._arrivals[folder] += 1
+
     def copy(self, files: Sequence[_File], folder: str) -> None:
-        """Copy files into a folder there, from any thread.
+        """Copy files into a folder there, from any thread, for as long as bytes arrive.
 
         Raises _LinkLost, with scp's own words; OSError if a file cannot be read, or has changed.
         """
@@ -3454,17 +3470,16 @@ class _Login:
 
     def _scp(self, files: Sequence[_File], folder: str) -> None:
         what = f"scp of {', '.join([file.name for file in files])}"
-        seconds = _copy_seconds(sum(file.size for file in files))
         argv = _TIED_TO_INPUT + _scp_argv(self.record, self._ssh_options,
                                  [file.source for file in files], folder)
         with wire.open_nameless_file() as errors:
             copier = self._run(argv, stdout=subprocess.DEVNULL, stderr=errors)
             try:
-                copier.wait(seconds)
-            except subprocess.TimeoutExpired:
-                _kill_group(copier)
-                copier.wait()
-                raise _LinkLost(f"{what} was not done after {seconds:.0f} s") from None
+                if not self._await_scp(copier, folder):
+                    _kill_group(copier)
+                    copier.wait()
+                    raise _LinkLost(f"{what} stalled: nothing has arrived for "
+                                    f"{wire.STALL_SECONDS:.0f} s", _LossKind.STALLED)
             finally:
                 copier.stdin.close()
                 self.processes.remove(copier)
@@ -3475,6 +3490,24 @@ class _Login:
             cause, kind = self._match_diagnosis(_without_chatter(said), _SCP_DIAGNOSES)
             raise _LinkLost(f"{what} failed: {cause}", kind)
 
+    def _await_scp(self, copier: Any, folder: str) -> bool:
+        """Wait for an scp to end. Return False if nothing arrives there for STALL_SECONDS.
+
+        Seconds are counted, not measured: those in which this process is suspended do not count.
+        """
+        self._arrivals[folder] = seen = 0
+        idle = 0.0
+        while idle < wire.STALL_SECONDS:
+            try:
+                copier.wait(1.0)
+                return True
+            except subprocess.TimeoutExpired:
+                idle += 1.0
+            if seen != self._arrivals[folder]:
+                seen = self._arrivals[folder]
+                idle = 0.0
+        return False
+
     def progress(self) -> dict[str, str]:
         """Return what was found, and what is being copied."""
         copying = ", ".join([*self.copies.values()])
@@ -3484,7 +3517,7 @@ class _Login:
         """Cut off a login whose stage has taken too long; update the stages found."""
         self.words()
         if self.copies:
-            self._last_progress = now       # each copy has a deadline of its own
+            self._last_progress = now       # each copy has a limit of its own
         seconds, complaint = self._limit
         if now > self._last_progress + seconds:
             login, line = self.record.login, _last_line(self._noise)
@@ -3610,11 +3643,6 @@ class _Login:
             if re.search(pattern, text):
                 self.found[stage] = "ok"
         return _without_chatter(text)
-
-
-def _copy_seconds(size: int) -> float:
-    """Return how long a slow line may take to copy so many bytes."""
-    return HELLO_SECONDS + size / SCP_RATE
 
 
 def _without_chatter(text: str) -> str:
@@ -4162,7 +4190,7 @@ class _Reader:
             wire.RECALLED: self._on_attempts_recalled, wire.SLOT_COUNT: self._on_slot_count,
             wire.PONG: self._on_pong, wire.INITIALIZER_FAILED: self._on_initializer_failed,
             wire.COPY: self._on_copy, wire.STORED: self._on_stored, wire.FIND_NAME: self._on_name,
-            wire.MOVED: self._on_moved}
+            wire.MOVED: self._on_moved, wire.WAITING: self._on_waiting}
         finders = {wire.FIND_MODULE: self._find_module, wire.LIST_MODULES: self._find_children,
                    wire.FIND_METADATA: self._find_metadata}
         for kind, find in finders.items():
@@ -4296,8 +4324,15 @@ class _Reader:
     def _on_pong(self, sent_at: int, _body: bytes) -> None:
         self._report(_Scheduler.on_round_trip, (monotonic_ns() - sent_at) * 1e-9)
 
-    def _on_moved(self, _ident: int, _body: bytes) -> None:
-        """Do nothing more: that it was read is a sign of life, see `_Channel.beat`."""
+    def _on_moved(self, _slot: int, folder: bytes) -> None:
+        """Note what has arrived of a copy. Over the link: nothing; reading it was sign enough."""
+        self._login.on_arrival(folder.decode())
+
+    def _on_waiting(self, slot: int, body: bytes) -> None:
+        """Note that a slot waits for what another process there copies; or no longer waits."""
+        self._login.copies.pop(slot, None)
+        if body:
+            self._login.copies[slot] = f"{body.decode()} (another process there does)"
 
     def _on_slot_count(self, count: int, body: bytes) -> None:
         if not 0 < count <= self._worker.count:
@@ -4407,8 +4442,8 @@ class _Reader:
                     self._login.copy(files, folder)     # which fails if it is over
                 return
             except _LinkLost as lost:
-                is_crowded = lost.loss.kind is _LossKind.TOO_MANY_LOGINS
-                if not is_crowded or not seconds or over.is_set():
+                may_work = lost.loss.kind in (_LossKind.TOO_MANY_LOGINS, _LossKind.LOST)
+                if not may_work or not seconds or over.is_set():
                     raise
             over.wait(seconds * random.uniform(0.5, 1.5))
 

@@ -2735,16 +2735,44 @@ class TestFiles:
         until(lambda: words in pool.status.workers[0].cause)
 
     @pytest.mark.parametrize("subsystem, words", [
-        ("/bin/sleep 1000", "scp of data was not done after 2 s"),
+        ("/bin/sleep 1000", "scp of data stalled: nothing has arrived for 2 s"),
         ("/bin/echo hello, dear user", "which breaks SFTP"),
         ("/no/such/server", "offers no SFTP")])
     def test_an_sftp_that_does_not_work(self, ssh, tmp_path, monkeypatch, subsystem, words):
         (tmp_path / "data").touch()
-        monkeypatch.setattr(executors, "HELLO_SECONDS", 2.0)
+        monkeypatch.setattr(wire, "STALL_SECONDS", 2.0)
+        monkeypatch.setattr(executors, "SCP_RETRY_SECONDS", (0.1, 0.0))
         with Sshd(["late"], [f"Subsystem sftp {subsystem}"]) as sshd:
             pool = ssh("1/late", ssh_options=sshd.ssh_options, files=[tmp_path / "data"])
             until(lambda: words in pool.status.workers[0].cause, words)
             pool.shutdown()
+
+    def test_a_copy_that_is_cut_off_is_made_again(self, ssh, tmp_path, sshds, monkeypatch):
+        """Only what scp says of the disk there is for good."""
+        (tmp_path / "data").write_bytes(os.urandom(600_000))
+        monkeypatch.setattr(executors, "SCP_RETRY_SECONDS", (0.1, 0.1, 0.0))
+        options = slow_line(sshds[0], 300_000)
+        pool = ssh("1/alpha", ssh_options=options, files=[tmp_path / "data"])
+        login, = pool._supervisor.logins.values()
+        until(lambda: login.processes[1:], "an scp")
+        scp = login.processes[1].pid
+
+        def lines():
+            return [pid for pid in descendants(scp) if "line.py" in command_line(pid)]
+
+        until(lines)
+        os.kill(lines()[0], signal.SIGKILL)
+        assert pool.submit(os.path.getsize, "data").result(PATIENCE) == 600_000
+
+    def test_a_copy_may_take_as_long_as_it_moves(self, ssh, sshds, tmp_path, monkeypatch):
+        """A machine that it moves to is one that is reached: nothing is given up meanwhile."""
+        monkeypatch.setattr(wire, "STALL_SECONDS", 4.0)
+        monkeypatch.setattr(executors, "GIVE_UP_SECONDS", (5.0, 5.0))
+        (tmp_path / "data").write_bytes(os.urandom(2_000_000))
+        options = slow_line(sshds[0], 300_000)
+        pool = ssh("1/alpha", ssh_options=options, files=[tmp_path / "data"])
+        assert pool.submit(os.path.getsize, "data").result(PATIENCE) == 2_000_000
+        assert not pool.status.workers[0].lost
 
     def test_no_scp(self, ssh, tmp_path, monkeypatch):
         (tmp_path / "data").touch()
@@ -2753,15 +2781,44 @@ class TestFiles:
         until(lambda: pool.status.workers[0].state == "failed")
         assert "install it on this machine" in pool.status.workers[0].cause
 
+    def test_what_another_pool_copies_is_waited_for(self, local, tmp_path, home):
+        """As long as that moves, which its lock's file tells; it is shown, and not the task's time.
+        """
+        (tmp_path / "data").write_text("data")
+        cache = home / ".cache/executors"
+        cache.mkdir(parents=True)
+        path = cache / f"incoming-{wire.digest_file(tmp_path / 'data')}.lock"
+        with open(path, "w") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            pool = local("1/:", files=[tmp_path / "data"])
+            until(lambda: "copying data (another process there does)" in str(pool.status))
+        assert pool.submit(read, "data").result(PATIENCE) == "data"
+        assert "copying" not in str(pool.status)
+
+    def test_a_copy_by_another_pool_that_comes_to_nothing(self, tmp_path, monkeypatch):
+        """Who waits for it makes its own, one after the other; who is told to wait longer does."""
+        monkeypatch.setattr(wire, "STALL_SECONDS", 0.3)
+        path, waits = str(tmp_path / "incoming-key.lock"), []
+        with open(path, "w") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+
+            def on_wait():
+                waits.append(time.monotonic())
+                if len(waits) < 4:
+                    os.utime(path)
+            with wire._lock_key(str(tmp_path), "key", on_wait) as lock:
+                assert len(waits) == 4
+                assert os.path.samestat(os.stat(path), os.fstat(lock.fileno()))
+
     def test_a_cache_that_hangs(self, local, tmp_path, home, monkeypatch):
         """Between hello and work there is a limit too; the machine's place is free again."""
         (tmp_path / "data").write_text("data")
-        monkeypatch.setattr(executors, "HELLO_SECONDS", 1.0)
+        monkeypatch.setattr(wire, "STALL_SECONDS", 1.0)
         entry = home / ".cache/executors" / wire.digest_file(tmp_path / "data")
         entry.mkdir(parents=True)
         os.mkfifo(entry / "seal")
         pool = local("1/:", files=[tmp_path / "data"])
-        until(lambda: "storing files was not done after 1 s" in pool.status.workers[0].cause)
+        until(lambda: "storing files did not go on for 1 s" in pool.status.workers[0].cause)
 
     def test_what_a_pool_uses_is_not_pruned_whatever_the_clock_says(self, local, tmp_path, home):
         for name in "ab":
@@ -3167,6 +3224,21 @@ class TestPackages:
         assert future.result(PATIENCE) == numpy.__version__
         assert pool.status.workers[0].lost == 0 and pool.status.retried == 0
 
+    def test_waiting_for_another_pools_copy_is_not_the_tasks_time(self, on_bare):
+        def use():
+            return importlib.import_module("purething").VERSION
+
+        first = on_bare(1)
+        copied = first.submit(use)
+        scp = freeze_scp(first)
+        second = on_bare(1, bundle_timeout=1.0)
+        waits = second.submit(use)
+        until(lambda: "Pure.Thing (another process there does)" in str(second.status))
+        time.sleep(1.5)
+        assert not waits.done()
+        os.killpg(scp, signal.SIGCONT)
+        assert copied.result(PATIENCE) == waits.result(PATIENCE) == 1.5
+
     @pytest.mark.parametrize("victim", ["task", "scp", "link", "controller"])
     def test_a_copy_that_is_cut_off(self, bare, on_bare, victim):
         """Nothing half is used, nor does it stay; whoever comes next is served."""
@@ -3365,6 +3437,10 @@ class TestConnecting:
         monkeypatch.setattr(sys, "base_prefix", "/elsewhere")       # whether it is one or not
         pool = ssh("1/alpha", python=None)
         assert pool.submit(lambda: sys.executable).result(PATIENCE) == sys.executable
+
+    def test_what_starts_a_worker_is_small(self):
+        """Machines may share a slow line, and have half a minute to start."""
+        assert len(executors._bootstrap()) < 90_000
 
     def test_whatever_habits_the_users_configuration_has(self, ssh, sshds, tmp_path):
         """Each would break a link, or scp, if it were not overruled; a machine for each."""
