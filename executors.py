@@ -107,7 +107,7 @@ from concurrent.futures import (
 )
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING
 from queue import Empty, SimpleQueue
-from time import monotonic, monotonic_ns
+from time import monotonic, monotonic_ns, time
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, ParamSpec, TypeVar, overload
 
 if TYPE_CHECKING:       # in a package, a checker does not find it
@@ -134,13 +134,14 @@ SLOT_COUNT_SECONDS = 5.0        # that `pool.slots` waits for machines to report
 CLOSE_SECONDS = 3.0             # that ssh may take to end after its input was closed
 LOGIN_WINDOW = 8, 64            # logins at once: at first (sshd starts to refuse at 10); at most
 QUARANTINE_SECONDS = 1.0, 60.0  # after the first failure of a machine; at most
+URGENT_SECONDS = 5.0            # at most, if tasks wait and no machine is up
 FAULT_WEIGHT = 6                # failures that a machine's own fault counts for
 GIVE_UP_SECONDS = 60.0, 600.0   # without any worker: in a new pool; once it has had results
 AHEAD_SECONDS = 0.002           # of short tasks sent to each slot before it is free
 AHEAD_RATE = 64_000             # tasks a second that a slot is assumed to do, at most
 AHEAD_BYTES = 4 << 20           # of long arguments sent to each slot before it is free
 LONG_TASK_SECONDS = 1.0         # tasks from this median on get no long arguments ahead of need
-STEADY_SECONDS = 600.0          # a machine that was up for this long is not an unsteady one
+STEADY_SECONDS = 600.0          # a task that has run for this long does not take machines down
 MAX_UNASKED_BYTES = 1 << 30     # bytes; a larger package is copied only if `packages=` names it
 SCP_RETRY_SECONDS = 1.0, 2.0, 4.0, 8.0, 0.0     # to wait after each scp that was cut off
 MAX_KNOWN_FUNCTIONS = 256, 1 << 29  # functions that a machine keeps for us: number, bytes
@@ -1614,7 +1615,8 @@ class _Bundle:
     attempts: tuple[_Attempt, ...] = ()     # those that may still settle it
     # (machine, how it ended, the end of its stderr) of slots that died while running it.
     failures: tuple[tuple[str, str, str], ...] = ()
-    losses: tuple[tuple[_Worker, str], ...] = ()        # machines lost while it ran there, and why
+    # Machines lost while it ran there, why, and for how many seconds it had run.
+    losses: tuple[tuple[_Worker, str, float], ...] = ()
     owner: _ChunkedMap | None = None        # the map that counts its items itself, if any
     origin: int = 0         # the attempt that the next one retries or backs up, for the trace
     cell: int = 0           # the notebook cell that submitted it, if one did
@@ -1688,9 +1690,12 @@ class _Worker:
         self.durations = _Durations()               # of all attempts that ended there
         self.up_since = 0.0
         self.was_up = False
-        self.losses = 0                             # lost links with tasks, since it was steady
+        self.was_suspended = False                  # we were, since its link is up
+        self.losses = 0                             # how often it was lost after it was up
+        self.seconds_up = 0.0                       # in all, until its last link was lost
         self.failures = 0                           # in a row
         self.retry_at = now
+        self.urgent_at = now                        # if tasks wait and no machine is up
         self.cause = ""                             # why its last link was lost
         self.found: Mapping[str, str] = {}          # by stage of its login
         self.died = 0                               # slots that died while running a task
@@ -1851,9 +1856,12 @@ class _Scheduler:
         return False
 
     def _open_links(self) -> None:
+        is_urgent = self.waiting and not self.up
         for worker in () if self.is_over() else self.workers:
             if self._login_window.is_full():
                 break
+            if is_urgent:
+                worker.retry_at = min(worker.retry_at, worker.urgent_at)
             if worker.state is _WAITING and worker.retry_at <= self.now:
                 worker.state = _CONNECTING
                 worker.link = next(self._idents)
@@ -1893,6 +1901,7 @@ class _Scheduler:
         worker.up_since = self.now
         worker.state = _UP
         worker.was_up = True
+        worker.was_suspended = False
         worker.cause = ""
         self.on_greeting(worker, cores)
         worker.is_recalling = False
@@ -1902,10 +1911,16 @@ class _Scheduler:
         self._open_links()
         self._use_free_slots(worker)
 
+    def on_suspension(self) -> None:
+        """Note that this process was suspended: links may end because of that."""
+        for worker in self.up:
+            worker.was_suspended = True
+
     def on_link_lost(self, worker: _Worker, loss: _Loss) -> bool:
         """Quarantine a worker whose link ended or could not be opened.
 
-        Return whether the loss should be logged: nobody needs to hear of it once the pool is over.
+        Return whether the loss should be logged: it has another cause than the one before, since
+        the machine was last up; and nobody needs to hear of it once the pool is over.
         """
         if loss.kind is _LossKind.TOO_MANY_LOGINS:
             self._login_window.on_refusal(worker.link)
@@ -1918,8 +1933,12 @@ class _Scheduler:
             worker.failures += 1
             self._suspect_running_tasks(worker, loss.cause)
         self.on_link_closed(worker)
+        is_news = loss.cause != worker.cause
         worker.cause = loss.cause
-        worker.retry_at = self.now + self._quarantine_seconds(worker.failures)
+        seconds = self._quarantine_seconds(worker.failures)
+        worker.retry_at = worker.urgent_at = self.now + seconds
+        if not loss.is_the_machines_fault:
+            worker.urgent_at = self.now + min(seconds, URGENT_SECONDS)
         # One that has worked may refuse logins for a while; one that never has will go on refusing.
         if loss.is_permanent and (loss.is_the_machines_fault or not worker.was_up):
             worker.state = _UNUSABLE
@@ -1927,7 +1946,7 @@ class _Scheduler:
         self._place_bundles()
         if self._are_all_unusable():
             self._settle_waiting(_FAILED, self._no_workers_error())
-        return not self.is_over()
+        return is_news and not self.is_over()
 
     def _quarantine_seconds(self, failures: int) -> float:
         """Return how long to leave a worker alone after `failures` in a row: doubled for each."""
@@ -1958,32 +1977,43 @@ class _Scheduler:
 
         A task that ran on machines twice when they were lost is a suspect, and runs alone from then
         on. Innocent tasks are cleared by completing. A suspect whose machine is lost again while it
-        runs alone is failed under two conditions: that was more than `max_bundle_failures` losses
-        in all; and they are more than two thirds of all recent losses of these machines. Otherwise
-        it is the machines that go up and down.
+        runs alone is failed if `_is_convicted`. If this process was suspended while the link was
+        up, nobody is suspected: that is what has ended it.
         """
-        if worker.running:
-            # A machine that was up for that long is not one that goes up and down.
-            is_steady = self.now - worker.up_since > STEADY_SECONDS
-            worker.losses = 1 if is_steady else worker.losses + 1
+        if worker.state is _UP:
+            worker.losses += 1
+            worker.seconds_up += self.now - worker.up_since
         is_alone = worker.is_reserved and len(worker.running) == 1
-        for attempt in [*worker.running.values()]:
+        for attempt in () if worker.was_suspended else [*worker.running.values()]:
             bundle = attempt.bundle
             if attempt in bundle.attempts:
                 was_alone = is_alone and bundle.is_suspect()
-                bundle.losses += ((worker, cause),)
-                number = len(bundle.losses)
-                of_all = sum(one.losses for one in {one for one, _ in bundle.losses})
-                is_enough = number > self.rules.max_bundle_failures
-                if was_alone and is_enough and 2 * of_all < 3 * number:
+                bundle.losses += ((worker, cause, self.now - attempt.since),)
+                if was_alone and self._is_convicted(bundle):
                     self._fail_suspect(bundle)
+
+    def _is_convicted(self, bundle: _Bundle) -> bool:
+        """Return whether it is the task that took machines down, and not these that go up and down.
+
+        Losses count against it that came within STEADY_SECONDS from its start. Three conditions:
+        they are more than `max_bundle_failures`; they are more than two thirds of all losses of
+        these machines; and these were up for longer without it than with it, with STEADY_SECONDS
+        for a start.
+        """
+        number = sum(seconds < STEADY_SECONDS for _, _, seconds in bundle.losses)
+        workers = {worker for worker, _, _ in bundle.losses}
+        of_all = sum(worker.losses for worker in workers)
+        with_it = sum(seconds for _, _, seconds in bundle.losses)
+        in_all = sum(worker.seconds_up for worker in workers)
+        return (number > self.rules.max_bundle_failures and 2 * of_all < 3 * number
+                and 2 * with_it < in_all + STEADY_SECONDS)
 
     def _fail_suspect(self, bundle: _Bundle) -> None:
         """Fail a bundle that took machines down; these losses no longer count against them."""
-        for worker, _ in bundle.losses:
+        for worker, _, _ in bundle.losses:
             worker.losses -= 1
         losses = [(worker.machine, f"the machine was lost: {cause}", "")
-                  for worker, cause in bundle.losses]
+                  for worker, cause, _ in bundle.losses]
         self._settle(bundle, _FAILED, BundleError(
             bundle.function.name, "took its machine down, even when it ran there alone",
             (*bundle.failures, *losses)))
@@ -2170,7 +2200,7 @@ class _Scheduler:
             self._queues.suspects.remove(bundle)
         while self._queues.suspects:
             bundle = self._queues.suspects[0]
-            lost = [worker for worker, _ in bundle.losses]
+            lost = [worker for worker, _, _ in bundle.losses]
             free = [worker for worker in self.up if worker.is_reserved and not worker.running]
             if not free:
                 free = [worker for worker in self.up if not worker.is_reserved]
@@ -3101,8 +3131,8 @@ _SCP_DIAGNOSES = (
      "its sshd offers no SFTP: see `Subsystem sftp` in its sshd_config"),
     ("failure|no space|quota|too large", _LossKind.UNUSABLE,
      "check that there is room in ~/.cache/executors"),
-    ("", _LossKind.LOST, "check the network. If it is up, its sshd offers no SFTP: see `Subsystem "
-     "sftp` in its sshd_config"),
+    ("", _LossKind.LOST,
+     "check the network; if it is up, its sshd offers no SFTP: see its sshd_config"),
 )
 # What ssh prints if a known host has another key (in a box, before any banner can come), and the
 # command for it that some builds of ssh print.
@@ -4242,7 +4272,8 @@ class _Reader:
                                    f"{later:g} min once a task has succeeded)")
 
     def _log(self, level: int, words: str) -> None:
-        _log.log(level, "%s: %s: %s", self._supervisor.title, self._worker.record, words)
+        machine = str(self._worker.record).removesuffix(":")        # of this one, it is the name
+        _log.log(level, "%s: %s: %s", self._supervisor.title, machine, words)
 
     def _report(self, report: Callable[..., Any], *operands: Any) -> Any:
         """Report something to the scheduler, with one of its methods; return its answer."""
@@ -4965,7 +4996,7 @@ class _Scoreboard:
             return
         status = take_status()
         is_busy = status.running or status.waiting
-        if is_report_due and is_busy:
+        if is_report_due and is_busy and not self._show_status:
             _log.info("%s", status)
         if not self._queue.empty():
             return
@@ -4997,10 +5028,11 @@ class _Scoreboard:
         """Print a summary and end the thread."""
         self.end_display(status)
         if not self.quiet and status.done + status.failed:
-            _log.info("%s", status._summary)
             if self._terminal or self._show_status or self._has_printed:
                 counted = f"{histogram}\n" if status.done else ""
                 self._queue.put((self._write, "stderr", f"{status._summary}\n{counted}"))
+            else:
+                _log.info("%s", status._summary)
         self._queue.put(None)
         # Wait as long as it makes progress.
         done = -1
@@ -5100,6 +5132,7 @@ class _Supervisor:
         self.channels: dict[int, _Channel] = {}     # while it works
         self._threads: Any = weakref.WeakSet()      # added to by the threads that start others
         self._suspended_seconds = 0.0            # that this process was suspended; by the heartbeat
+        self._awake_at = math.inf               # time of day of its last turn; by the heartbeat
         # What carries out each action; it returns a future if that has callbacks to run. All other
         # actions are for channels.
         self._performers: dict[_Action, Callable[[Any, Any], _RemoteFuture | None]] = {
@@ -5214,6 +5247,10 @@ class _Supervisor:
         outcomes: list[Any] = []
         channels: dict[_Channel, None] = {}
         self.scheduler.now = monotonic() - self._suspended_seconds
+        # A reader may find its link ended before the heartbeat finds that time has passed. The time
+        # of day goes on even while the whole machine is suspended.
+        if time() > self._awake_at + 1.0 + TICK_SECONDS:
+            self.scheduler.on_suspension()
         for decision, operands, reply in events:
             try:
                 answer = decision(*operands)
@@ -5319,6 +5356,7 @@ class _Supervisor:
             last = now
             try:
                 self._process_events(events)
+                self._awake_at = time()
                 if self.scheduler.is_over():
                     is_over = True
                     self._close_links(leaving, now)

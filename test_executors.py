@@ -1962,6 +1962,67 @@ class TestScheduler:
             assert farm.time < 10_000
         assert all(farm.settled[one][0] == wire.RESULT for one in bundles)
 
+    @pytest.mark.parametrize("seed", range(20))
+    def test_one_long_task_is_not_convicted_however_steady_its_machine_was(self, seed):
+        """Cuts after more than ten minutes; or at random, four an hour, after a day without any."""
+        source = random.Random(seed)
+        farm = Farm("1/a")
+        worker, = farm.scheduler.workers
+        farm.tick(86_400 * (seed % 2))
+        bundle = farm.submit()
+        for _ in range(100):
+            farm.tick(source.uniform(601, 2000) if seed % 2 else source.expovariate(1 / 900))
+            farm.lose(worker)
+            self.recover(farm)
+        assert not farm.settled
+        farm.finish(*farm.attempts(bundle))
+        assert farm.settled[bundle][0] == wire.RESULT
+
+    def test_who_was_suspended_suspects_nobody(self):
+        farm = Farm("1/a")
+        bundle = farm.submit()
+        for _ in range(20):
+            farm.tick(1.0)
+            farm.decide(farm.scheduler.on_suspension)
+            farm.lose(farm.scheduler.workers[0])
+            self.recover(farm)
+        assert not bundle.losses and farm.attempts(bundle)
+
+    def test_while_work_waits_and_nothing_is_up_machines_are_tried_soon(self):
+        """But not those that broke the protocol."""
+        farm = Farm("1/a", "1/b")
+        a, b = farm.scheduler.workers
+        for _ in range(8):
+            farm.lose(a)
+            farm.tick(60)
+        assert a.retry_at > farm.time - 60 + 59
+        farm.lose(a)
+        broken = executors._Loss(executors._LossKind.BROKE_PROTOCOL, "lies")
+        farm.tell(b, farm.scheduler.on_link_lost, broken)
+        farm.connects.clear()
+        farm.tick(6)
+        assert not farm.connects
+        farm.submit()
+        farm.tick(0.25)
+        assert farm.connects == [a]
+        farm.lose(a)
+        farm.tick(4)
+        assert not farm.connects
+        farm.tick(1.25)
+        assert farm.connects == [a] and b.retry_at > farm.time
+
+    def test_a_loss_is_news_when_its_cause_is(self):
+        farm = Farm("1/a")
+        worker, = farm.scheduler.workers
+        news = []
+        for cause in ("refused", "refused", "no route", "no route", "refused"):
+            loss = executors._Loss(executors._LossKind.LOST, cause)
+            news.append(farm.tell(worker, farm.scheduler.on_link_lost, loss))
+            farm.tick(70)
+        farm.up(worker)
+        news.append(farm.lose(worker))
+        assert news == [True, False, True, False, True, True]
+
     def test_what_only_waited_is_no_suspect(self):
         farm = Farm("1/a")
         farm.teach(seconds=0.0001)
@@ -3416,6 +3477,28 @@ class TestConnecting:
         assert "check that sshd runs" in pool.status.workers[0].cause
         assert not future.done()        # it may start yet
         pool.shutdown(cancel_futures=True)
+
+    def test_a_cause_is_told_once(self, ssh, local, caplog, monkeypatch):
+        """Not at each attempt, nor twice on stderr."""
+        caplog.set_level("INFO", "executors")
+        monkeypatch.setattr(executors, "QUARANTINE_SECONDS", (0.05, 0.05))
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        pool = ssh("127.0.0.1", ssh_options=["-p", str(port), "-F", "none"])
+        until(lambda: pool.status.workers[0].lost > 3)
+        assert caplog.text.count("Connection refused") == 1
+        assert list(local("2/:").map(neg, [1])) == [-1]
+        assert ": 2/: is up" in caplog.text and "::" not in caplog.text
+
+    def test_what_is_shown_is_not_logged_too(self):
+        done = run("""
+            import executors, logging
+            logging.basicConfig(level="INFO")
+            with executors.RemoteExecutor(["1/:"], show_status=True) as pool:
+                pool.submit(len, "abc").result()
+        """)
+        assert done.stderr.count("1 done, p50") == 1, done
 
     def test_a_shutdown_while_it_connects(self, ssh, local):
         """At whatever stage of connecting it comes, nothing is left."""
@@ -5784,6 +5867,23 @@ class TestFrozen:
         until(lambda: not any(map(alive, [machine.shim, *slots])))
         (tmp_path / "go").touch()
         assert future.result(PATIENCE)
+
+    def test_what_a_suspended_controller_loses_is_not_the_tasks_fault(self):
+        """The machine's lease has ended meanwhile."""
+        done = run("""
+            import executors, os, signal, subprocess, sys, time
+            pool = executors.RemoteExecutor(["1/:"], show_status=False, heartbeat_seconds=0.1)
+            future = pool.submit(time.sleep, 1000)
+            while not future.running():
+                time.sleep(0.01)
+            subprocess.Popen(["sh", "-c", f"sleep 2.5; kill -CONT {os.getpid()}"])
+            os.kill(os.getpid(), signal.SIGSTOP)
+            while not (pool.status.retried and future.running()):
+                time.sleep(0.01)
+            print(len(future._bundle.losses))
+            pool._give_up()
+        """)
+        assert done.stdout == "0\n", done
 
     def test_a_suspended_controller_condemns_nobody(self, sshds):
         done = run("""
