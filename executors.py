@@ -3089,8 +3089,8 @@ def _tar(members: Iterable[tuple[str, str]], place: str = "content") -> Iterator
 # takes the first value that it is given.
 _SSH_SETTINGS = [
     "BatchMode=yes", "ClearAllForwardings=yes", "ControlMaster=no", "ControlPath=none",
-    "PermitLocalCommand=no", "RemoteCommand=none", "ServerAliveInterval=5", "ServerAliveCountMax=12",
-    "ConnectTimeout=10", "LogLevel=INFO"]
+    "PermitLocalCommand=no", "RemoteCommand=none", "ServerAliveInterval=5",
+    "ServerAliveCountMax=12", "ConnectTimeout=10", "LogLevel=INFO"]
 _SSH_SETTINGS_8_7 = ["StdinNull=no", "ForkAfterAuthentication=no"]      # unknown to older ones
 
 
