@@ -90,6 +90,7 @@ import threading
 import types
 import unicodedata
 import weakref
+import zlib
 from abc import ABC, abstractmethod
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
@@ -107,7 +108,7 @@ from concurrent.futures import (
 )
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING
 from queue import Empty, SimpleQueue
-from time import monotonic, monotonic_ns
+from time import monotonic, monotonic_ns, time
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, ParamSpec, TypeVar, overload
 
 if TYPE_CHECKING:       # in a package, a checker does not find it
@@ -134,19 +135,20 @@ SLOT_COUNT_SECONDS = 5.0        # that `pool.slots` waits for machines to report
 CLOSE_SECONDS = 3.0             # that ssh may take to end after its input was closed
 LOGIN_WINDOW = 8, 64            # logins at once: at first (sshd starts to refuse at 10); at most
 QUARANTINE_SECONDS = 1.0, 60.0  # after the first failure of a machine; at most
+URGENT_SECONDS = 5.0            # at most, if tasks wait and no machine is up
 FAULT_WEIGHT = 6                # failures that a machine's own fault counts for
 GIVE_UP_SECONDS = 60.0, 600.0   # without any worker: in a new pool; once it has had results
 AHEAD_SECONDS = 0.002           # of short tasks sent to each slot before it is free
 AHEAD_RATE = 64_000             # tasks a second that a slot is assumed to do, at most
 AHEAD_BYTES = 4 << 20           # of long arguments sent to each slot before it is free
 LONG_TASK_SECONDS = 1.0         # tasks from this median on get no long arguments ahead of need
-STEADY_SECONDS = 600.0          # a machine that was up for this long is not an unsteady one
+STEADY_SECONDS = 600.0          # a task that has run for this long does not take machines down
 MAX_UNASKED_BYTES = 1 << 30     # bytes; a larger package is copied only if `packages=` names it
-SCP_RETRY_SECONDS = 1.0, 2.0, 4.0, 8.0, 0.0     # to wait after each scp that sshd has refused
+SCP_RETRY_SECONDS = 1.0, 2.0, 4.0, 8.0, 0.0     # to wait after each scp that was cut off
 MAX_KNOWN_FUNCTIONS = 256, 1 << 29  # functions that a machine keeps for us: number, bytes
 BACKUP_AGE = 0.5, 1.5           # a straggler has run for more: seconds, medians of its function
 BACKUP_SHARE = 0.1              # of all slots for backups; at least 2, or the largest machine's
-SCP_RATE = 1e5                  # bytes a second; a slower copy counts as stuck
+UNPACK_RATE = 1e7               # bytes a second; a machine that unpacks files slower is stuck
 TRACE_LENGTH = 1 << 15          # attempts that the trace keeps, 250 bytes each
 REPORT_HEARTBEATS = 3           # heartbeats between two progress reports in the log
 STATUS_LINE_SECONDS = 60.0      # between two status lines on stderr where that is no terminal
@@ -1605,6 +1607,7 @@ class _LossKind(enum.Enum):
     UNUSABLE = enum.auto()              # another try would fail in the same way
     INITIALIZER_FAILED = enum.auto()    # likewise
     BROKE_PROTOCOL = enum.auto()        # it sent what no shim sends
+    STALLED = enum.auto()               # a copy to it no longer moved
 
 
 class _Loss(NamedTuple):
@@ -1678,7 +1681,8 @@ class _Bundle:
     attempts: tuple[_Attempt, ...] = ()     # those that may still settle it
     # (machine, how it ended, the end of its stderr) of slots that died while running it.
     failures: tuple[tuple[str, str, str], ...] = ()
-    losses: tuple[tuple[_Worker, str], ...] = ()        # machines lost while it ran there, and why
+    # Machines lost while it ran there, why, and for how many seconds it had run.
+    losses: tuple[tuple[_Worker, str, float], ...] = ()
     owner: _ChunkedMap | None = None        # the map that counts its items itself, if any
     origin: int = 0         # the attempt that the next one retries or backs up, for the trace
     cell: int = 0           # the notebook cell that submitted it, if one did
@@ -1752,9 +1756,12 @@ class _Worker:
         self.durations = _Durations()               # of all attempts that ended there
         self.up_since = 0.0
         self.was_up = False
-        self.losses = 0                             # lost links with tasks, since it was steady
+        self.was_suspended = False                  # we were, since its link is up
+        self.losses = 0                             # how often it was lost after it was up
+        self.seconds_up = 0.0                       # in all, until its last link was lost
         self.failures = 0                           # in a row
         self.retry_at = now
+        self.urgent_at = now                        # if tasks wait and no machine is up
         self.cause = ""                             # why its last link was lost
         self.found: Mapping[str, str] = {}          # by stage of its login
         self.died = 0                               # slots that died while running a task
@@ -1915,9 +1922,12 @@ class _Scheduler:
         return False
 
     def _open_links(self) -> None:
+        is_urgent = self.waiting and not self.up
         for worker in () if self.is_over() else self.workers:
             if self._login_window.is_full():
                 break
+            if is_urgent:
+                worker.retry_at = min(worker.retry_at, worker.urgent_at)
             if worker.state is _WAITING and worker.retry_at <= self.now:
                 worker.state = _CONNECTING
                 worker.link = next(self._idents)
@@ -1957,6 +1967,7 @@ class _Scheduler:
         worker.up_since = self.now
         worker.state = _UP
         worker.was_up = True
+        worker.was_suspended = False
         worker.cause = ""
         self.on_greeting(worker, cores)
         worker.is_recalling = False
@@ -1966,10 +1977,16 @@ class _Scheduler:
         self._open_links()
         self._use_free_slots(worker)
 
+    def on_suspension(self) -> None:
+        """Note that this process was suspended: links may end because of that."""
+        for worker in self.up:
+            worker.was_suspended = True
+
     def on_link_lost(self, worker: _Worker, loss: _Loss) -> bool:
         """Quarantine a worker whose link ended or could not be opened.
 
-        Return whether the loss should be logged: nobody needs to hear of it once the pool is over.
+        Return whether the loss should be logged: it has another cause than the one before, since
+        the machine was last up; and nobody needs to hear of it once the pool is over.
         """
         if loss.kind is _LossKind.TOO_MANY_LOGINS:
             self._login_window.on_refusal(worker.link)
@@ -1982,8 +1999,12 @@ class _Scheduler:
             worker.failures += 1
             self._suspect_running_tasks(worker, loss.cause)
         self.on_link_closed(worker)
+        is_news = loss.cause != worker.cause
         worker.cause = loss.cause
-        worker.retry_at = self.now + self._quarantine_seconds(worker.failures)
+        seconds = self._quarantine_seconds(worker.failures)
+        worker.retry_at = worker.urgent_at = self.now + seconds
+        if not loss.is_the_machines_fault:
+            worker.urgent_at = self.now + min(seconds, URGENT_SECONDS)
         # One that has worked may refuse logins for a while; one that never has will go on refusing.
         if loss.is_permanent and (loss.is_the_machines_fault or not worker.was_up):
             worker.state = _UNUSABLE
@@ -1991,7 +2012,7 @@ class _Scheduler:
         self._place_bundles()
         if self._are_all_unusable():
             self._settle_waiting(_FAILED, self._no_workers_error())
-        return not self.is_over()
+        return is_news and not self.is_over()
 
     def _quarantine_seconds(self, failures: int) -> float:
         """Return how long to leave a worker alone after `failures` in a row: doubled for each."""
@@ -2022,32 +2043,43 @@ class _Scheduler:
 
         A task that ran on machines twice when they were lost is a suspect, and runs alone from then
         on. Innocent tasks are cleared by completing. A suspect whose machine is lost again while it
-        runs alone is failed under two conditions: that was more than `max_bundle_failures` losses
-        in all; and they are more than two thirds of all recent losses of these machines. Otherwise
-        it is the machines that go up and down.
+        runs alone is failed if `_is_convicted`. If this process was suspended while the link was
+        up, nobody is suspected: that is what has ended it.
         """
-        if worker.running:
-            # A machine that was up for that long is not one that goes up and down.
-            is_steady = self.now - worker.up_since > STEADY_SECONDS
-            worker.losses = 1 if is_steady else worker.losses + 1
+        if worker.state is _UP:
+            worker.losses += 1
+            worker.seconds_up += self.now - worker.up_since
         is_alone = worker.is_reserved and len(worker.running) == 1
-        for attempt in [*worker.running.values()]:
+        for attempt in () if worker.was_suspended else [*worker.running.values()]:
             bundle = attempt.bundle
             if attempt in bundle.attempts:
                 was_alone = is_alone and bundle.is_suspect()
-                bundle.losses += ((worker, cause),)
-                number = len(bundle.losses)
-                of_all = sum(one.losses for one in {one for one, _ in bundle.losses})
-                is_enough = number > self.rules.max_bundle_failures
-                if was_alone and is_enough and 2 * of_all < 3 * number:
+                bundle.losses += ((worker, cause, self.now - attempt.since),)
+                if was_alone and self._is_convicted(bundle):
                     self._fail_suspect(bundle)
+
+    def _is_convicted(self, bundle: _Bundle) -> bool:
+        """Return whether it is the task that took machines down, and not these that go up and down.
+
+        Losses count against it that came within STEADY_SECONDS from its start. Three conditions:
+        they are more than `max_bundle_failures`; they are more than two thirds of all losses of
+        these machines; and these were up for longer without it than with it, with STEADY_SECONDS
+        for a start.
+        """
+        number = sum(seconds < STEADY_SECONDS for _, _, seconds in bundle.losses)
+        workers = {worker for worker, _, _ in bundle.losses}
+        of_all = sum(worker.losses for worker in workers)
+        with_it = sum(seconds for _, _, seconds in bundle.losses)
+        in_all = sum(worker.seconds_up for worker in workers)
+        return (number > self.rules.max_bundle_failures and 2 * of_all < 3 * number
+                and 2 * with_it < in_all + STEADY_SECONDS)
 
     def _fail_suspect(self, bundle: _Bundle) -> None:
         """Fail a bundle that took machines down; these losses no longer count against them."""
-        for worker, _ in bundle.losses:
+        for worker, _, _ in bundle.losses:
             worker.losses -= 1
         losses = [(worker.machine, f"the machine was lost: {cause}", "")
-                  for worker, cause in bundle.losses]
+                  for worker, cause, _ in bundle.losses]
         self._settle(bundle, _FAILED, BundleError(
             bundle.function.name, "took its machine down, even when it ran there alone",
             (*bundle.failures, *losses)))
@@ -2239,7 +2271,7 @@ class _Scheduler:
             self._queues.suspects.remove(bundle)
         while self._queues.suspects:
             bundle = self._queues.suspects[0]
-            lost = [worker for worker, _ in bundle.losses]
+            lost = [worker for worker, _, _ in bundle.losses]
             free = [worker for worker in self.up if worker.is_reserved and not worker.running]
             if not free:
                 free = [worker for worker in self.up if not worker.is_reserved]
@@ -3159,8 +3191,8 @@ def _tar(members: Iterable[tuple[str, str]], place: str = "content") -> Iterator
 # takes the first value that it is given.
 _SSH_SETTINGS = [
     "BatchMode=yes", "ClearAllForwardings=yes", "ControlMaster=no", "ControlPath=none",
-    "PermitLocalCommand=no", "RemoteCommand=none", "ServerAliveInterval=5", "ServerAliveCountMax=3",
-    "ConnectTimeout=10", "LogLevel=INFO"]
+    "PermitLocalCommand=no", "RemoteCommand=none", "ServerAliveInterval=5",
+    "ServerAliveCountMax=12", "ConnectTimeout=10", "LogLevel=INFO"]
 _SSH_SETTINGS_8_7 = ["StdinNull=no", "ForkAfterAuthentication=no"]      # unknown to older ones
 
 
@@ -3191,15 +3223,18 @@ _SSH_DIAGNOSES = (
 _SCP_DIAGNOSES = (
     ("/scp: (not found|no such file)", _LossKind.UNUSABLE,
      "install it on this machine: apt-get install openssh-client"),
-    ("kex_exchange|closed by remote|connection (reset|refused)|timed out|broken pipe",
-     _LossKind.TOO_MANY_LOGINS, _TOO_MANY_LOGINS),
+    ("kex_exchange|closed by remote|connection (reset|refused)", _LossKind.TOO_MANY_LOGINS,
+     _TOO_MANY_LOGINS),
     ("message too long|produces no output", _LossKind.UNUSABLE,
      "a login file there prints something, which breaks SFTP: it must print only to a terminal"),
     ("permission denied|read-only", _LossKind.UNUSABLE,
      "~/.cache/executors must be writable there"),
-    ("connection closed|subsystem request failed", _LossKind.UNUSABLE,
+    ("not found|no such file|subsystem request failed", _LossKind.UNUSABLE,
      "its sshd offers no SFTP: see `Subsystem sftp` in its sshd_config"),
-    ("", _LossKind.UNUSABLE, "check that there is room in ~/.cache/executors"),
+    ("failure|no space|quota|too large", _LossKind.UNUSABLE,
+     "check that there is room in ~/.cache/executors"),
+    ("", _LossKind.LOST,
+     "check the network; if it is up, its sshd offers no SFTP: see its sshd_config"),
 )
 # What ssh prints if a known host has another key (in a box, before any banner can come), and the
 # command for it that some builds of ssh print.
@@ -3240,9 +3275,9 @@ exec(r(int(c+r(15))))
 
 # Sent to a Python of our own version: makes a module of remote_worker's text, without a file, and
 # calls `serve`.
-_SECOND_STAGE = '''import pickle,sys,types
+_SECOND_STAGE = '''import pickle,sys,types,zlib
 from importlib.machinery import ModuleSpec
-name,file,text,modules=pickle.loads(r(int(r(16))))
+name,file,text,modules=pickle.loads(zlib.decompress(r(int(r(16)))))
 module=sys.modules[name]=types.ModuleType(name)
 module.__file__=file
 exec(compile(text,file,"exec"),module.__dict__)
@@ -3402,6 +3437,8 @@ def _scp_argv(record: RemoteWorkerRecord, ssh_options: list[str], sources: Itera
 def _bootstrap() -> bytes:
     """Return what a waiting first stage reads: the second stage, and the sources that it needs.
 
+    These are compressed: a third as many bytes, for lines that many machines share.
+
     Raises RuntimeError if they cannot be read.
     """
     _require_cloudpickle()
@@ -3414,7 +3451,7 @@ def _bootstrap() -> bytes:
                            "read here: run from .py files, not from a frozen program")
     file, text, _ = found[wire.__name__]
     modules = {name: wire.pack(found[name]) for name in names}
-    payload = pickle.dumps((wire.__name__, file, text, modules))
+    payload = zlib.compress(pickle.dumps((wire.__name__, file, text, modules)))
     stage = _SECOND_STAGE.encode()
     return b"%16d%s%16d%s" % (len(stage), stage, len(payload), payload)
 
@@ -3438,7 +3475,10 @@ class _Login:
         self.guardian = 0
         self._shim_fd = -1                  # pidfd of a local shim, where the platform has them
         self.facts: Sequence[str] = ()      # wire.platform_facts of the machine
-        self.copies: dict[int, str] = {}    # what is being copied, by question; also by copiers
+        # What is being copied, by question, or waited for, by slot; also by copiers.
+        self.copies: dict[int, str] = {}
+        # How often bytes were seen to arrive in each folder that is copied to; begun by copiers.
+        self._arrivals: dict[str, int] = {}
         self.over = threading.Event()
         self.is_ready = False               # tasks may come: what `files=` names is there
         self.processes: list[Any] = []      # ssh, then each scp that runs; also by copying threads
@@ -3533,13 +3573,19 @@ class _Login:
         return messages[0][3]
 
     def await_files(self, size: int) -> None:
-        """Set the deadline for a machine to have `files=` of `size` bytes, over a slow line."""
-        seconds = _copy_seconds(size)
-        self._limit = seconds, f"storing files was not done after {seconds:.0f} s"
+        """Set the limit for a machine to go on with storing `files=` of `size` bytes."""
+        seconds = wire.STALL_SECONDS + size / UNPACK_RATE
+        self._limit = seconds, f"storing files did not go on for {seconds:.0f} s"
         self._last_progress = monotonic()
 
+    def on_arrival(self, folder: str) -> None:
+        """Note that bytes have arrived in a folder there."""
+        self._last_progress = monotonic()
+        if folder in self._arrivals:
+            self._arrivals[folder] += 1
+
     def copy(self, files: Sequence[_File], folder: str) -> None:
-        """Copy files into a folder there, from any thread.
+        """Copy files into a folder there, from any thread, for as long as bytes arrive.
 
         Raises _LinkLost, with scp's own words; OSError if a file cannot be read, or has changed.
         """
@@ -3556,17 +3602,16 @@ class _Login:
 
     def _scp(self, files: Sequence[_File], folder: str) -> None:
         what = f"scp of {', '.join([file.name for file in files])}"
-        seconds = _copy_seconds(sum(file.size for file in files))
         argv = _TIED_TO_INPUT + _scp_argv(self.record, self._ssh_options,
                                  [file.source for file in files], folder)
         with wire.open_nameless_file() as errors:
             copier = self._run(argv, stdout=subprocess.DEVNULL, stderr=errors)
             try:
-                copier.wait(seconds)
-            except subprocess.TimeoutExpired:
-                _kill_group(copier)
-                copier.wait()
-                raise _LinkLost(f"{what} was not done after {seconds:.0f} s") from None
+                if not self._await_scp(copier, folder):
+                    _kill_group(copier)
+                    copier.wait()
+                    raise _LinkLost(f"{what} stalled: nothing has arrived for "
+                                    f"{wire.STALL_SECONDS:.0f} s", _LossKind.STALLED)
             finally:
                 copier.stdin.close()
                 self.processes.remove(copier)
@@ -3577,6 +3622,24 @@ class _Login:
             cause, kind = self._match_diagnosis(_without_chatter(said), _SCP_DIAGNOSES)
             raise _LinkLost(f"{what} failed: {cause}", kind)
 
+    def _await_scp(self, copier: Any, folder: str) -> bool:
+        """Wait for an scp to end. Return False if nothing arrives there for STALL_SECONDS.
+
+        Seconds are counted, not measured: those in which this process is suspended do not count.
+        """
+        self._arrivals[folder] = seen = 0
+        idle = 0.0
+        while idle < wire.STALL_SECONDS:
+            try:
+                copier.wait(1.0)
+                return True
+            except subprocess.TimeoutExpired:
+                idle += 1.0
+            if seen != self._arrivals[folder]:
+                seen = self._arrivals[folder]
+                idle = 0.0
+        return False
+
     def progress(self) -> dict[str, str]:
         """Return what was found, and what is being copied."""
         copying = ", ".join([*self.copies.values()])
@@ -3586,7 +3649,7 @@ class _Login:
         """Cut off a login whose stage has taken too long; update the stages found."""
         self.words()
         if self.copies:
-            self._last_progress = now       # each copy has a deadline of its own
+            self._last_progress = now       # each copy has a limit of its own
         seconds, complaint = self._limit
         if now > self._last_progress + seconds:
             login, line = self.record.login, _last_line(self._noise)
@@ -3712,11 +3775,6 @@ class _Login:
             if re.search(pattern, text):
                 self.found[stage] = "ok"
         return _without_chatter(text)
-
-
-def _copy_seconds(size: int) -> float:
-    """Return how long a slow line may take to copy so many bytes."""
-    return HELLO_SECONDS + size / SCP_RATE
 
 
 def _without_chatter(text: str) -> str:
@@ -4263,7 +4321,8 @@ class _Reader:
             wire.KILLED: self._on_attempt_killed,
             wire.RECALLED: self._on_attempts_recalled, wire.SLOT_COUNT: self._on_slot_count,
             wire.PONG: self._on_pong, wire.INITIALIZER_FAILED: self._on_initializer_failed,
-            wire.COPY: self._on_copy, wire.STORED: self._on_stored, wire.FIND_NAME: self._on_name}
+            wire.COPY: self._on_copy, wire.STORED: self._on_stored, wire.FIND_NAME: self._on_name,
+            wire.MOVED: self._on_moved, wire.WAITING: self._on_waiting}
         finders = {wire.FIND_MODULE: self._find_module, wire.LIST_MODULES: self._find_children,
                    wire.FIND_METADATA: self._find_metadata}
         for kind, find in finders.items():
@@ -4315,7 +4374,8 @@ class _Reader:
                                    f"{later:g} min once a task has succeeded)")
 
     def _log(self, level: int, words: str) -> None:
-        _log.log(level, "%s: %s: %s", self._supervisor.title, self._worker.record, words)
+        machine = str(self._worker.record).removesuffix(":")        # of this one, it is the name
+        _log.log(level, "%s: %s: %s", self._supervisor.title, machine, words)
 
     def _report(self, report: Callable[..., Any], *operands: Any) -> Any:
         """Report something to the scheduler, with one of its methods; return its answer."""
@@ -4396,6 +4456,16 @@ class _Reader:
 
     def _on_pong(self, sent_at: int, _body: bytes) -> None:
         self._report(_Scheduler.on_round_trip, (monotonic_ns() - sent_at) * 1e-9)
+
+    def _on_moved(self, _slot: int, folder: bytes) -> None:
+        """Note what has arrived of a copy. Over the link: nothing; reading it was sign enough."""
+        self._login.on_arrival(folder.decode())
+
+    def _on_waiting(self, slot: int, body: bytes) -> None:
+        """Note that a slot waits for what another process there copies; or no longer waits."""
+        self._login.copies.pop(slot, None)
+        if body:
+            self._login.copies[slot] = f"{body.decode()} (another process there does)"
 
     def _on_slot_count(self, count: int, body: bytes) -> None:
         if not 0 < count <= self._worker.count:
@@ -4509,8 +4579,8 @@ class _Reader:
                     self._login.copy(files, folder)     # which fails if it is over
                 return
             except _LinkLost as lost:
-                is_crowded = lost.loss.kind is _LossKind.TOO_MANY_LOGINS
-                if not is_crowded or not seconds or over.is_set():
+                may_work = lost.loss.kind in (_LossKind.TOO_MANY_LOGINS, _LossKind.LOST)
+                if not may_work or not seconds or over.is_set():
                     raise
             over.wait(seconds * random.uniform(0.5, 1.5))
 
@@ -5084,7 +5154,7 @@ class _Scoreboard:
             return
         status = take_status()
         is_busy = status.is_busy
-        if is_report_due and is_busy:
+        if is_report_due and is_busy and not self._show_status:
             _log.info("%s", status)
         if not self._queue.empty():
             return
@@ -5116,12 +5186,13 @@ class _Scoreboard:
         """Print a summary and end the thread."""
         self.end_display(status)
         if not self.quiet and status.done + status.failed:
-            _log.info("%s", status._summary)
             is_hidden = (isinstance(self._terminal, _Terminal)
                          and not self._terminal.is_in_foreground())
             if (self._terminal or self._show_status or self._has_printed) and not is_hidden:
                 counted = f"{histogram}\n" if status.done else ""
                 self._queue.put((self._write, "stderr", f"{status._summary}\n{counted}"))
+            else:
+                _log.info("%s", status._summary)
         self._queue.put(None)
         # Wait as long as it makes progress.
         done = -1
@@ -5221,6 +5292,7 @@ class _Supervisor:
         self.channels: dict[int, _Channel] = {}     # while it works
         self._threads: Any = weakref.WeakSet()      # added to by the threads that start others
         self._suspended_seconds = 0.0            # that this process was suspended; by the heartbeat
+        self._awake_at = math.inf               # time of day of its last turn; by the heartbeat
         # What carries out each action; it returns a future if that has callbacks to run. All other
         # actions are for channels.
         self._performers: dict[_Action, Callable[[Any, Any], _RemoteFuture | None]] = {
@@ -5335,6 +5407,10 @@ class _Supervisor:
         outcomes: list[Any] = []
         channels: dict[_Channel, None] = {}
         self.scheduler.now = monotonic() - self._suspended_seconds
+        # A reader may find its link ended before the heartbeat finds that time has passed. The time
+        # of day goes on even while the whole machine is suspended.
+        if time() > self._awake_at + 1.0 + TICK_SECONDS:
+            self.scheduler.on_suspension()
         for decision, operands, reply in events:
             try:
                 answer = decision(*operands)
@@ -5440,6 +5516,7 @@ class _Supervisor:
             last = now
             try:
                 self._process_events(events)
+                self._awake_at = time()
                 if self.scheduler.is_over():
                     is_over = True
                     self._close_links(leaving, now)

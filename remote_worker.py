@@ -62,7 +62,7 @@ such a message has a tag and a count at the start of its payload:
              ── calls ─────►    CALL and FORGET, but no PART
              ── permits ───►    the identifier of each CALL, 8 bytes
     shim     ◄── questions ─    for what the slot lacks: a FUNCTION, the PARTs of its CALL, or one
-                                of QUESTIONS, which the controller answers                      slot
+                                of QUESTIONS, which the controller answers; and REPORTS         slot
              ── answers ───►    the answers to these: whole messages
              ◄── results ───    RESULT, ERROR and the like, with their PARTs
 
@@ -130,6 +130,9 @@ READ_SIZE = 1 << 16     # bytes requested by one read, which may bring many smal
 MAX_CALLS_IN_SLOT = 64  # calls in a slot, the running one too: busy until our next turn
 MAX_BACKLOG = 4 << 20   # bytes queued for one descriptor; while there are more, we stop reading
 TERM_SECONDS = 0.5      # between SIGTERM and SIGKILL
+STALL_SECONDS = 120.0   # a copy of which nothing arrives for so long has come to nothing
+LOCK_POLL_SECONDS = 0.05    # between two looks whether another process has finished a copy
+MOVED_SHARE = 24        # while bytes come, the controller hears so this often in a lease
 PROGRESS_SECONDS = 1.0  # between two states of a progress bar that are passed on
 STDERR_TAIL = 2000      # bytes of stderr kept to explain a slot's death
 MAX_SHARED_CACHES = 64  # cached functions without a name that a slot keeps
@@ -185,8 +188,11 @@ FIND_NAME = 47              # a question: a definition in the controller's `__ma
 FIND_METADATA = 48          # a question: the metadata of a distribution, by name
 LIST_MODULES = 49           # a question: the modules in a package, by name
 RETIRED = 50                # from a slot to the shim only: it has run as many calls as it may
+MOVED = 51                  # bytes have come, though no whole message; or into this folder
+WAITING = 52                # a slot waits for a copy that another process makes, if there is text
 
 QUESTIONS = FIND_MODULE, COPY, FIND_NAME, FIND_METADATA, LIST_MODULES
+REPORTS = MOVED, WAITING    # of slots, which get no answer
 _MESSAGE_KINDS = {CALL, FUNCTION, ANSWER, RESULT, ERROR, MISSING_MODULE, INITIALIZER_FAILED}
 
 
@@ -2324,10 +2330,13 @@ def _fetch(pull: Callable[[int, bytes], Any], scratch: str,
     locks: dict[str, Any] = {}
     try:
         cache = _open_cache()
-        places = {key: _use_entry(cache, key) for key, _, _ in entries}
+        names = {key: name for key, name, _ in entries}
+        places = {key: _use_entry(cache, key) for key in names}
         for key in sorted(places):      # in one order, or two might wait for each other
             if not places[key]:
-                locks[key] = _lock_key(cache, key)
+                on_wait = functools.partial(pull, WAITING, names[key].encode())
+                locks[key] = _lock_key(cache, key, on_wait)
+                pull(WAITING, b"")
                 places[key] = _use_entry(cache, key)
         missing = [entry for entry in entries if not places[entry[0]]]
         if missing:
@@ -2343,6 +2352,7 @@ def _fetch(pull: Callable[[int, bytes], Any], scratch: str,
     finally:
         for lock in locks.values():
             lock.close()
+        pull(WAITING, b"")
 
 
 def _copy(pull: Callable[[int, bytes], Any], cache: str, scratch: str, entries: list[_Wanted],
@@ -2367,6 +2377,7 @@ def _copy(pull: Callable[[int, bytes], Any], cache: str, scratch: str, entries: 
     _make_folders(here)
     guard = _lock(place, fcntl.LOCK_EX)
     places = {}
+    over = _watch_copy(place, locks, functools.partial(pull, MOVED, folder.encode()))
     try:
         answer = unpack(pull(COPY, json.dumps([folder, entries]).encode()))
         if isinstance(answer, str):
@@ -2382,10 +2393,43 @@ def _copy(pull: Callable[[int, bytes], Any], cache: str, scratch: str, entries: 
                 os.pwrite(lock.fileno(), note.encode().ljust(_NOTE_SIZE), 0)
         raise
     finally:
+        over.set()
         _remove(place)
         os.close(guard)
     _prune(cache)
     return places
+
+
+def _watch_copy(folder: str, locks: Iterable[Any], on_moved: Callable[[], object]) -> Any:
+    """Start a thread that touches locks, and calls a function, as files in a folder grow.
+
+    Return the event that ends it.
+    """
+    import threading
+    over = threading.Event()
+    watch = threading.Thread(
+        target=_run_copy_watch, args=(folder, locks, on_moved, over), daemon=True)
+    try:
+        watch.start()
+    except RuntimeError:
+        pass        # there are too many threads: so a slow copy is taken for one that is stuck
+    return over
+
+
+def _run_copy_watch(folder: str, locks: Iterable[Any], on_moved: Callable[[], object],
+                    over: Any) -> None:
+    before = 0
+    while not over.wait(PROGRESS_SECONDS):
+        try:
+            size = sum(os.lstat(os.path.join(place, name)).st_size
+                       for place, _, names in os.walk(folder) for name in names)
+            if size != before:
+                before = size
+                for lock in locks:
+                    os.utime(lock.name)
+                on_moved()
+        except OSError:
+            pass        # a file, or all of it, was removed meanwhile
 
 
 def _cache_path() -> str:
@@ -2496,14 +2540,49 @@ def _lock(path: str, how: int) -> int:
     return fd
 
 
-def _lock_key(cache: str, key: str) -> Any:
-    """Wait until nobody else copies the entry with a key; return the file that is its lock."""
-    lock = open(os.path.join(cache, "incoming-%s.lock" % key), "r+",
-                opener=lambda path, flags: os.open(path, flags | os.O_CREAT, 0o600))
-    fcntl.flock(lock, fcntl.LOCK_EX)
+def _lock_key(cache: str, key: str, on_wait: Callable[[], object]) -> Any:
+    """Wait until nobody else copies the entry with a key; return the file that is its lock.
+
+    Who has it touches it as bytes arrive. If one has not for STALL_SECONDS, the file is replaced:
+    somebody else makes the copy. If one dies, the kernel releases its lock.
+
+    Arguments:
+        on_wait: called while it is necessary to wait, whenever the other has touched the file.
+    """
+    while True:
+        lock = open(os.path.join(cache, "incoming-%s.lock" % key), "r+",
+                    opener=lambda path, flags: os.open(path, flags | os.O_CREAT, 0o600))
+        if _await_lock(lock, on_wait):
+            break
+        lock.close()
     if not os.fstat(lock.fileno()).st_size:
         os.pwrite(lock.fileno(), b" " * _NOTE_SIZE, 0)      # now there is room for a note
     return lock
+
+
+def _await_lock(file: Any, on_wait: Callable[[], object]) -> bool:
+    """Lock a file. Return False if another is there in its place, or must be."""
+    inode = os.fstat(file.fileno()).st_ino
+    touched, deadline = 0, NEVER
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            pass
+        try:
+            status = os.stat(file.name)
+        except FileNotFoundError:
+            return False
+        if status.st_ino != inode:
+            return False
+        if status.st_mtime_ns != touched:
+            touched, deadline = status.st_mtime_ns, monotonic() + STALL_SECONDS
+            on_wait()
+        elif monotonic() > deadline:
+            _remove(file.name)
+            return False
+        time.sleep(LOCK_POLL_SECONDS)
 
 
 def _list_entries(cache: str, key: str) -> list[str]:
@@ -3115,10 +3194,14 @@ class _ShimClient:
         self._answers: dict[int, Any] = {}      # segments, by the number of the question
 
     def __call__(self, kind: int, payload: bytes) -> Any:
-        """Return the segments of the answer to a question.
+        """Return the segments of the answer to a question, or None: a report has no answer.
 
         Raises EOFError if the shim has ended, or if this process is not the slot.
         """
+        if kind in REPORTS:
+            if os.getpid() == self._owner:
+                write_all(_QUESTIONS_FD, (frame(kind, 0, payload),))
+            return None
         # A child that users' code forked shares the pipes, and would take its parent's answers.
         if os.getpid() != self._owner:
             raise EOFError("only the slot's own process can ask the shim, not one that it forked")
@@ -3608,7 +3691,8 @@ class Shim:
         self._config: dict[str, Any] = {"lease": 60.0, "is_ending": False, "files": {}}
         self._scratch = scratch
         self._guardian = os.getppid()
-        self._last_heard = monotonic()       # when a frame of the controller last came
+        self._last_heard = monotonic()       # when bytes of the controller last came
+        self._last_said = self._last_heard      # when there was last something to send to it
         self._last_progress = self._last_heard       # when slots last took some of a long backlog
         self._must_end = False              # whether to end; signal handlers set it, too
         self._unprinted_bytes = 0             # bytes of output sent, until OUTPUT_ACK reports them
@@ -3672,6 +3756,7 @@ class Shim:
             if fd in self._fd_handlers:
                 self._fd_handlers[fd]()
         self._assign_calls()
+        self._acknowledge_bytes()
         self._flush()
         now = monotonic()
         for child in children:
@@ -3720,6 +3805,17 @@ class Shim:
 
     def _send(self, kind: int, ident: int, payload: bytes = b"") -> None:
         self._outbox.put((frame(kind, ident, payload),))
+
+    def _acknowledge_bytes(self) -> None:
+        """Tell the controller that its bytes arrive, unless there is something else to send.
+
+        Over a slow line, its pings wait for a long time behind long messages.
+        """
+        if self._outbox.size:
+            self._last_said = monotonic()
+        elif self._last_heard > self._last_said + self._config["lease"] / MOVED_SHARE:
+            self._last_said = self._last_heard
+            self._send(MOVED, 0)
 
     def _flush(self) -> None:
         """Write what is queued; stop reading what would make a long queue longer.
@@ -4061,8 +4157,11 @@ class Shim:
             self._unwatch(child.questions.fd)
 
     def _answer_question(self, child: _SlotProcess, kind: int, number: int, data: bytes) -> None:
-        # Two cases. The controller answers, once for all slots; or it is about what is here: the
-        # initializer, or a function or the arguments of a call that the slot has.
+        # Three cases. It is a report. The controller answers, once for all slots. Or it is about
+        # what is here: the initializer, or a function or the arguments of a call of the slot.
+        if kind in REPORTS:
+            self._send(kind, child.number, data[HEADER_SIZE:])
+            return
         if kind in QUESTIONS:
             key: Any = kind, data[HEADER_SIZE:].decode()
             if kind == FIND_NAME:        # what a name stands for may have changed since
@@ -4101,6 +4200,7 @@ class Shim:
 
     def _on_slot_exit(self, child: _SlotProcess, status: int) -> None:
         """Report the call that a dead slot ran; put those it had not started into the queue."""
+        self._send(WAITING, child.number)       # it no longer does, if it did
         self._take_back(child)
         self._drain(child)
         if self._config["files"]:

@@ -321,6 +321,25 @@ def freeze_scp(pool):
     return pid
 
 
+def slow_line(sshd, bytes_a_second):
+    """Return ssh's options for an sshd behind a line that takes so much of what is sent to it."""
+    sshd.write("line.py", f"""
+        import os, socket, sys, threading, time
+        line = socket.create_connection(("{sshd.address}", {sshd.port}))
+        def come_back():
+            while data := line.recv(1 << 16):
+                os.write(1, data)
+            os._exit(0)
+        threading.Thread(target=come_back).start()
+        while data := os.read(0, {bytes_a_second} // 50):
+            line.sendall(data)
+            time.sleep(0.02)
+        line.shutdown(socket.SHUT_WR)
+        """)
+    proxy = f"ProxyCommand={sys.executable} -IS {sshd.path('line.py')}"
+    return [*sshd.ssh_options, "-o", proxy]
+
+
 def alive(pid):
     try:
         return read(f"/proc/{pid}/stat").rpartition(")")[2].split()[0] not in "ZX"
@@ -2000,6 +2019,67 @@ class TestScheduler:
             assert farm.time < 10_000
         assert all(farm.settled[one][0] == wire.RESULT for one in bundles)
 
+    @pytest.mark.parametrize("seed", range(20))
+    def test_one_long_task_is_not_convicted_however_steady_its_machine_was(self, seed):
+        """Cuts after more than ten minutes; or at random, four an hour, after a day without any."""
+        source = random.Random(seed)
+        farm = Farm("1/a")
+        worker, = farm.scheduler.workers
+        farm.tick(86_400 * (seed % 2))
+        bundle = farm.submit()
+        for _ in range(100):
+            farm.tick(source.uniform(601, 2000) if seed % 2 else source.expovariate(1 / 900))
+            farm.lose(worker)
+            self.recover(farm)
+        assert not farm.settled
+        farm.finish(*farm.attempts(bundle))
+        assert farm.settled[bundle][0] == wire.RESULT
+
+    def test_who_was_suspended_suspects_nobody(self):
+        farm = Farm("1/a")
+        bundle = farm.submit()
+        for _ in range(20):
+            farm.tick(1.0)
+            farm.decide(farm.scheduler.on_suspension)
+            farm.lose(farm.scheduler.workers[0])
+            self.recover(farm)
+        assert not bundle.losses and farm.attempts(bundle)
+
+    def test_while_work_waits_and_nothing_is_up_machines_are_tried_soon(self):
+        """But not those that broke the protocol."""
+        farm = Farm("1/a", "1/b")
+        a, b = farm.scheduler.workers
+        for _ in range(8):
+            farm.lose(a)
+            farm.tick(60)
+        assert a.retry_at > farm.time - 60 + 59
+        farm.lose(a)
+        broken = executors._Loss(executors._LossKind.BROKE_PROTOCOL, "lies")
+        farm.tell(b, farm.scheduler.on_link_lost, broken)
+        farm.connects.clear()
+        farm.tick(6)
+        assert not farm.connects
+        farm.submit()
+        farm.tick(0.25)
+        assert farm.connects == [a]
+        farm.lose(a)
+        farm.tick(4)
+        assert not farm.connects
+        farm.tick(1.25)
+        assert farm.connects == [a] and b.retry_at > farm.time
+
+    def test_a_loss_is_news_when_its_cause_is(self):
+        farm = Farm("1/a")
+        worker, = farm.scheduler.workers
+        news = []
+        for cause in ("refused", "refused", "no route", "no route", "refused"):
+            loss = executors._Loss(executors._LossKind.LOST, cause)
+            news.append(farm.tell(worker, farm.scheduler.on_link_lost, loss))
+            farm.tick(70)
+        farm.up(worker)
+        news.append(farm.lose(worker))
+        assert news == [True, False, True, False, True, True]
+
     def test_what_only_waited_is_no_suspect(self):
         farm = Farm("1/a")
         farm.teach(seconds=0.0001)
@@ -2870,16 +2950,44 @@ class TestFiles:
         until(lambda: words in pool.status.workers[0].cause)
 
     @pytest.mark.parametrize("subsystem, words", [
-        ("/bin/sleep 1000", "scp of data was not done after 2 s"),
+        ("/bin/sleep 1000", "scp of data stalled: nothing has arrived for 2 s"),
         ("/bin/echo hello, dear user", "which breaks SFTP"),
         ("/no/such/server", "offers no SFTP")])
     def test_an_sftp_that_does_not_work(self, ssh, tmp_path, monkeypatch, subsystem, words):
         (tmp_path / "data").touch()
-        monkeypatch.setattr(executors, "HELLO_SECONDS", 2.0)
+        monkeypatch.setattr(wire, "STALL_SECONDS", 2.0)
+        monkeypatch.setattr(executors, "SCP_RETRY_SECONDS", (0.1, 0.0))
         with Sshd(["late"], [f"Subsystem sftp {subsystem}"]) as sshd:
             pool = ssh("1/late", ssh_options=sshd.ssh_options, files=[tmp_path / "data"])
             until(lambda: words in pool.status.workers[0].cause, words)
             pool.shutdown()
+
+    def test_a_copy_that_is_cut_off_is_made_again(self, ssh, tmp_path, sshds, monkeypatch):
+        """Only what scp says of the disk there is for good."""
+        (tmp_path / "data").write_bytes(os.urandom(600_000))
+        monkeypatch.setattr(executors, "SCP_RETRY_SECONDS", (0.1, 0.1, 0.0))
+        options = slow_line(sshds[0], 300_000)
+        pool = ssh("1/alpha", ssh_options=options, files=[tmp_path / "data"])
+        login, = pool._supervisor.logins.values()
+        until(lambda: login.processes[1:], "an scp")
+        scp = login.processes[1].pid
+
+        def lines():
+            return [pid for pid in descendants(scp) if "line.py" in command_line(pid)]
+
+        until(lines)
+        os.kill(lines()[0], signal.SIGKILL)
+        assert pool.submit(os.path.getsize, "data").result(PATIENCE) == 600_000
+
+    def test_a_copy_may_take_as_long_as_it_moves(self, ssh, sshds, tmp_path, monkeypatch):
+        """A machine that it moves to is one that is reached: nothing is given up meanwhile."""
+        monkeypatch.setattr(wire, "STALL_SECONDS", 4.0)
+        monkeypatch.setattr(executors, "GIVE_UP_SECONDS", (5.0, 5.0))
+        (tmp_path / "data").write_bytes(os.urandom(2_000_000))
+        options = slow_line(sshds[0], 300_000)
+        pool = ssh("1/alpha", ssh_options=options, files=[tmp_path / "data"])
+        assert pool.submit(os.path.getsize, "data").result(PATIENCE) == 2_000_000
+        assert not pool.status.workers[0].lost
 
     def test_no_scp(self, ssh, tmp_path, monkeypatch):
         (tmp_path / "data").touch()
@@ -2888,15 +2996,44 @@ class TestFiles:
         until(lambda: pool.status.workers[0].state == "failed")
         assert "install it on this machine" in pool.status.workers[0].cause
 
+    def test_what_another_pool_copies_is_waited_for(self, local, tmp_path, home):
+        """As long as that moves, which its lock's file tells; it is shown, and not the task's time.
+        """
+        (tmp_path / "data").write_text("data")
+        cache = home / ".cache/executors"
+        cache.mkdir(parents=True)
+        path = cache / f"incoming-{wire.digest_file(tmp_path / 'data')}.lock"
+        with open(path, "w") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            pool = local("1/:", files=[tmp_path / "data"])
+            until(lambda: "copying data (another process there does)" in str(pool.status))
+        assert pool.submit(read, "data").result(PATIENCE) == "data"
+        assert "copying" not in str(pool.status)
+
+    def test_a_copy_by_another_pool_that_comes_to_nothing(self, tmp_path, monkeypatch):
+        """Who waits for it makes its own, one after the other; who is told to wait longer does."""
+        monkeypatch.setattr(wire, "STALL_SECONDS", 0.3)
+        path, waits = str(tmp_path / "incoming-key.lock"), []
+        with open(path, "w") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+
+            def on_wait():
+                waits.append(time.monotonic())
+                if len(waits) < 4:
+                    os.utime(path)
+            with wire._lock_key(str(tmp_path), "key", on_wait) as lock:
+                assert len(waits) == 4
+                assert os.path.samestat(os.stat(path), os.fstat(lock.fileno()))
+
     def test_a_cache_that_hangs(self, local, tmp_path, home, monkeypatch):
         """Between hello and work there is a limit too; the machine's place is free again."""
         (tmp_path / "data").write_text("data")
-        monkeypatch.setattr(executors, "HELLO_SECONDS", 1.0)
+        monkeypatch.setattr(wire, "STALL_SECONDS", 1.0)
         entry = home / ".cache/executors" / wire.digest_file(tmp_path / "data")
         entry.mkdir(parents=True)
         os.mkfifo(entry / "seal")
         pool = local("1/:", files=[tmp_path / "data"])
-        until(lambda: "storing files was not done after 1 s" in pool.status.workers[0].cause)
+        until(lambda: "storing files did not go on for 1 s" in pool.status.workers[0].cause)
 
     def test_what_a_pool_uses_is_not_pruned_whatever_the_clock_says(self, local, tmp_path, home):
         for name in "ab":
@@ -3302,6 +3439,21 @@ class TestPackages:
         assert future.result(PATIENCE) == numpy.__version__
         assert pool.status.workers[0].lost == 0 and pool.status.retried == 0
 
+    def test_waiting_for_another_pools_copy_is_not_the_tasks_time(self, on_bare):
+        def use():
+            return importlib.import_module("purething").VERSION
+
+        first = on_bare(1)
+        copied = first.submit(use)
+        scp = freeze_scp(first)
+        second = on_bare(1, bundle_timeout=1.0)
+        waits = second.submit(use)
+        until(lambda: "Pure.Thing (another process there does)" in str(second.status))
+        time.sleep(1.5)
+        assert not waits.done()
+        os.killpg(scp, signal.SIGCONT)
+        assert copied.result(PATIENCE) == waits.result(PATIENCE) == 1.5
+
     @pytest.mark.parametrize("victim", ["task", "scp", "link", "controller"])
     def test_a_copy_that_is_cut_off(self, bare, on_bare, victim):
         """Nothing half is used, nor does it stay; whoever comes next is served."""
@@ -3501,6 +3653,28 @@ class TestConnecting:
         assert not future.done()        # it may start yet
         pool.shutdown(cancel_futures=True)
 
+    def test_a_cause_is_told_once(self, ssh, local, caplog, monkeypatch):
+        """Not at each attempt, nor twice on stderr."""
+        caplog.set_level("INFO", "executors")
+        monkeypatch.setattr(executors, "QUARANTINE_SECONDS", (0.05, 0.05))
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        pool = ssh("127.0.0.1", ssh_options=["-p", str(port), "-F", "none"])
+        until(lambda: pool.status.workers[0].lost > 3)
+        assert caplog.text.count("Connection refused") == 1
+        assert list(local("2/:").map(neg, [1])) == [-1]
+        assert ": 2/: is up" in caplog.text and "::" not in caplog.text
+
+    def test_what_is_shown_is_not_logged_too(self):
+        done = run("""
+            import executors, logging
+            logging.basicConfig(level="INFO")
+            with executors.RemoteExecutor(["1/:"], show_status=True) as pool:
+                pool.submit(len, "abc").result()
+        """)
+        assert done.stderr.count("1 done, p50") == 1, done
+
     def test_a_shutdown_while_it_connects(self, ssh, local):
         """At whatever stage of connecting it comes, nothing is left."""
         before = {*threading.enumerate()}
@@ -3521,6 +3695,10 @@ class TestConnecting:
         monkeypatch.setattr(sys, "base_prefix", "/elsewhere")       # whether it is one or not
         pool = ssh("1/alpha", python=None)
         assert pool.submit(lambda: sys.executable).result(PATIENCE) == sys.executable
+
+    def test_what_starts_a_worker_is_small(self):
+        """Machines may share a slow line, and have half a minute to start."""
+        assert len(executors._bootstrap()) < 90_000
 
     def test_whatever_habits_the_users_configuration_has(self, ssh, sshds, tmp_path):
         """Each would break a link, or scp, if it were not overruled; a machine for each."""
@@ -5883,6 +6061,23 @@ class TestFrozen:
         (tmp_path / "go").touch()
         assert future.result(PATIENCE)
 
+    def test_what_a_suspended_controller_loses_is_not_the_tasks_fault(self):
+        """The machine's lease has ended meanwhile."""
+        done = run("""
+            import executors, os, signal, subprocess, sys, time
+            pool = executors.RemoteExecutor(["1/:"], show_status=False, heartbeat_seconds=0.1)
+            future = pool.submit(time.sleep, 1000)
+            while not future.running():
+                time.sleep(0.01)
+            subprocess.Popen(["sh", "-c", f"sleep 2.5; kill -CONT {os.getpid()}"])
+            os.kill(os.getpid(), signal.SIGSTOP)
+            while not (pool.status.retried and future.running()):
+                time.sleep(0.01)
+            print(len(future._bundle.losses))
+            pool._give_up()
+        """)
+        assert done.stdout == "0\n", done
+
     def test_a_suspended_controller_condemns_nobody(self, sshds):
         done = run("""
             import executors, os, signal, subprocess, sys, time
@@ -5898,6 +6093,13 @@ class TestFrozen:
         """, sshds[0].ssh_options[1], f"1/alpha python={sys.executable}",
                    f"1/: python={sys.executable}")
         assert done.stdout == "7 0 0\n", done
+
+    def test_a_slow_line_is_not_dead(self, ssh, sshds):
+        """An argument takes as long as eight heartbeats; all pings meanwhile wait behind it."""
+        options = slow_line(sshds[0], 200_000)
+        pool = ssh("1/alpha", heartbeat_seconds=0.3, ssh_options=options, schedule_backups=False)
+        assert pool.submit(len, os.urandom(500_000)).result(PATIENCE) == 500_000
+        assert pool.status.retried == 0
 
     def test_the_lease_covers_what_no_end_of_file_tells(self):
         """The controller is frozen: every connection stays open, and nothing is heard over it."""
@@ -8259,6 +8461,23 @@ class TestShim:
         assert (shim, guardian) == (controller.pid, os.getpid()) and cores >= 1
         controller.send(wire.frame(wire.PING, 12345))
         controller.await_(wire.PONG, 12345)
+
+    def test_it_acknowledges_bytes_of_a_message_that_takes_long(self, tmp_path):
+        """The controller's pings wait behind it. On an idle line, it only answers them."""
+        with closing(Controller(str(tmp_path / "scratch"), lease=2.4)) as controller:
+            for n in range(3):
+                controller.send(wire.frame(wire.PING, n))
+                controller.await_(wire.PONG, n)
+                time.sleep(0.15)
+            assert [kind for kind, *_ in controller._seen] == [wire.HELLO]
+            packed, _ = wire.pack_call((os.urandom(500_000),), {})
+            data = b"".join(wire.message(wire.CALL, 1, controller.function(len), packed))
+            for start in range(0, 400_000, 50_000):
+                controller.send(data[start:start + 50_000])
+                time.sleep(0.05)
+            controller.await_(wire.MOVED)
+            controller.send(data[400_000:])
+            assert controller.result(1) == 500_000
 
     def test_what_a_call_prints_comes_before_its_result(self, controller):
         say = controller.function(print)
