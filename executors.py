@@ -1538,6 +1538,7 @@ class _LossKind(enum.Enum):
     TOO_MANY_LOGINS = enum.auto()       # sshd hung up on one of many logins
     UNUSABLE = enum.auto()              # another try would fail in the same way
     INITIALIZER_FAILED = enum.auto()    # likewise
+    NO_SLOTS = enum.auto()              # it could not start a process for any task
     BROKE_PROTOCOL = enum.auto()        # it sent what no shim sends
 
 
@@ -1555,7 +1556,8 @@ class _Loss(NamedTuple):
     @property
     def is_the_machines_fault(self) -> bool:
         """Whether no task that ran there can have caused it."""
-        return self.kind in (_LossKind.BROKE_PROTOCOL, _LossKind.INITIALIZER_FAILED)
+        return self.kind in (
+            _LossKind.BROKE_PROTOCOL, _LossKind.INITIALIZER_FAILED, _LossKind.NO_SLOTS)
 
 
 class _Durations(Histogram):
@@ -1895,7 +1897,6 @@ class _Scheduler:
         self.on_greeting(worker, cores)
         worker.is_recalling = False
         worker.ahead_seconds = AHEAD_SECONDS
-        self._alone = 0.0
         self.up.append(worker)
         self._open_links()
         self._use_free_slots(worker)
@@ -1915,7 +1916,7 @@ class _Scheduler:
         else:
             worker.failures += 1
             self._suspect_running_tasks(worker, loss.cause)
-        self.on_link_closed(worker)
+        self.on_link_closed(worker, has_started=loss.kind is not _LossKind.NO_SLOTS)
         worker.cause = loss.cause
         worker.retry_at = self.now + self._quarantine_seconds(worker.failures)
         # One that has worked may refuse logins for a while; one that never has will go on refusing.
@@ -1933,8 +1934,12 @@ class _Scheduler:
         seconds: float = min(most, first * 2 ** (failures - 1))
         return seconds * (0.75 + 0.5 * self._jitter())      # not all of them at the same moment
 
-    def on_link_closed(self, worker: _Worker) -> None:
-        """Requeue everything that was under way on a link that has ended."""
+    def on_link_closed(self, worker: _Worker, has_started: bool = True) -> None:
+        """Requeue everything that was under way on a link that has ended.
+
+        Arguments:
+            has_started: whether what had a slot, as far as was known here, may have started.
+        """
         running, ahead = [*worker.running.values()], [*worker.ahead.values()]
         worker.running.clear()
         worker.ahead.clear()
@@ -1948,8 +1953,9 @@ class _Scheduler:
         for attempt in reversed(ahead):
             self._requeue_attempt(attempt, has_started=False)
         for attempt in reversed(running):
-            self._record_span(attempt, wire.NO_SLOT, "lost")
-            self._requeue_attempt(attempt)
+            if has_started:
+                self._record_span(attempt, wire.NO_SLOT, "lost")
+            self._requeue_attempt(attempt, has_started)
 
     def _suspect_running_tasks(self, worker: _Worker, cause: str) -> None:
         """Remember what ran on a machine that was lost, and fail a task that took it down.
@@ -4296,9 +4302,13 @@ class _Reader:
         self._report(_Scheduler.on_round_trip, (monotonic_ns() - sent_at) * 1e-9)
 
     def _on_slot_count(self, count: int, body: bytes) -> None:
-        if not 0 < count <= self._worker.count:
+        if not 0 <= count <= self._worker.count:
             raise ValueError(f"{count} slots")
-        self._log(logging.WARNING, f"only {count} slots: {body.decode('utf-8', 'replace')}")
+        words = body.decode("utf-8", "replace")
+        if not count:
+            raise _LinkLost(f"it cannot start a process for tasks: {words} -- see the limits of "
+                            "its account: `ulimit -a`", _LossKind.NO_SLOTS)
+        self._log(logging.WARNING, f"only {count} slots: {words}")
         self._report(_Scheduler.on_slot_count, count)
 
     def _on_initializer_failed(self, _ident: int, body: Sequence[bytes]) -> None:

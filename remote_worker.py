@@ -176,7 +176,7 @@ PONG = 38                   # the answer to PING
 FIND_MODULE = 39            # a question: a module, by name
 OUTPUT = 40                 # text that a call printed; the identifier is 1 for stdout, 2 for stderr
 STORED = 41                 # from the first slot: `files=` are there; or why they are not
-SLOT_COUNT = 42             # no more than `identifier` slots can be forked, and why
+SLOT_COUNT = 42             # no more than `identifier` slots can be started, and why
 INITIALIZER_FAILED = 43     # a message: what the pool's initializer raised
 COPY = 44                   # a question: copy entries of the cache into a folder, as JSON
 PART = 45                   # bytes of the message with this identifier
@@ -489,6 +489,7 @@ def write_all(fd: int, buffers: Iterable[Buffer]) -> None:
 
 # The descriptors of a slot, besides stdin, stdout and stderr. The file's docstring draws them.
 _CALLS_FD, _RESULTS_FD, _PERMITS_FD, _QUESTIONS_FD, _ANSWERS_FD = range(3, 8)
+_STARTED = b"!"     # what a slot writes to its results first, before any frame
 
 
 # ─────────────────────────────────────────── processes ────────────────────────────────────────────
@@ -3269,7 +3270,8 @@ def _pack_failure(error: BaseException, stage: str = "run") -> tuple[int, Packed
     return kind, packed
 
 
-def _run_keeper(shim: int, max_fd: int, run_slot: Callable[[int], object]) -> None:
+def _run_keeper(shim: int, results: int, max_fd: int,
+                run_slot: Callable[[int], object]) -> None:
     """Turn a fresh fork of the shim into a keeper: fork the slot, and end in the way it ends.
 
     The keeper leads a session, which the slot is in. It adopts processes that the slot's processes
@@ -3278,6 +3280,7 @@ def _run_keeper(shim: int, max_fd: int, run_slot: Callable[[int], object]) -> No
 
     Arguments:
         shim: the shim's process.
+        results: the slot's descriptor of results. If no slot can be forked, it gets the reason.
         max_fd: the highest descriptor that the shim has had.
         run_slot: runs the slot; its argument is the keeper's process.
     """
@@ -3292,7 +3295,11 @@ def _run_keeper(shim: int, max_fd: int, run_slot: Callable[[int], object]) -> No
     if os.getppid() != shim:        # the shim died before we asked to die with it
         return
     keeper = os.getpid()
-    slot = os.fork()
+    try:
+        slot = os.fork()
+    except OSError as error:
+        os.write(results, str(error).encode())
+        return
     if slot == 0:
         _exit_after(lambda: run_slot(keeper))
     os.closerange(_CALLS_FD, max_fd + 1)
@@ -3324,6 +3331,7 @@ def _run_slot(scratch: str, keeper: int, number: int, ends: Sequence[int], max_f
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)       # die with the keeper
     for place, fd in enumerate(ends, 1):
         os.dup2(fd, place, inheritable=place < _CALLS_FD)
+    os.write(_RESULTS_FD, _STARTED)
     os.closerange(_ANSWERS_FD + 1, max_fd + 1)
     _open_output()
     pull = _ShimClient()
@@ -3464,7 +3472,7 @@ class _SlotProcess:
         scratch: the directory that the slot runs in.
         config: what CONFIG brought.
 
-    Raises OSError if no process can be forked.
+    Raises OSError if the keeper or the slot cannot be forked.
     """
 
     def __init__(self, number: int, max_fd: int, scratch: str, config: Mapping[str, Any]) -> None:
@@ -3495,8 +3503,9 @@ class _SlotProcess:
                 os.close(fd)
             raise
         if self.pid == 0:
-            _exit_after(lambda: _run_keeper(shim, self.max_fd, lambda keeper: _run_slot(
-                scratch, keeper, self.number, theirs, self.max_fd, config)))
+            _exit_after(lambda: _run_keeper(
+                shim, theirs[_RESULTS_FD - 1], self.max_fd, lambda keeper: _run_slot(
+                    scratch, keeper, self.number, theirs, self.max_fd, config)))
         ours = [pipe[1 - end] for pipe, end in zip(pipes, _SLOT_ENDS)]
         out, err, calls, results, _, questions, answers = ours
         self.permits = pipes[_PERMITS_FD - 1]      # both ends: a permit that is read is taken back
@@ -3504,6 +3513,12 @@ class _SlotProcess:
         for fd in theirs:
             os.close(fd)
         self.fds = [*ours, self.permits[0]]
+        # This takes as long as a fork. If we did not wait, we could not tell how many slots fit.
+        said = os.read(results, STDERR_TAIL)
+        if said != _STARTED:
+            for fd in self.fds:
+                os.close(fd)
+            raise OSError(said.decode() or "its process died at once")
         for fd in self.fds:
             os.set_blocking(fd, False)
         enlarge_pipe(results)
@@ -3842,8 +3857,9 @@ class Shim:
             room = self._config["slots"] - len(live) - retired
             for _ in range(min(room, len(self._queue) - idle)):
                 new_child = self._fork_slot()
-                if new_child:
-                    live.append(new_child)
+                if not new_child:
+                    break
+                live.append(new_child)
             waiting = len(self._queue) + sum(len(child.calls) for child in live)
             for child in live:
                 share = -(-waiting // len(live))        # rounded up
@@ -3877,25 +3893,26 @@ class Shim:
         return True
 
     def _fork_slot(self) -> _SlotProcess | None:
-        """Fork one more slot; return None if that fails, and do with those that there are.
-
-        Raises OSError if there is none.
-        """
+        """Fork one more slot; return None if that fails, and do with those that there are."""
         taken = {child.number for child in self._children.values()}
         number = next(number for number in itertools.count() if number not in taken)
         try:
             child = _SlotProcess(number, self._max_fd, self._scratch, self._config)
         except OSError as error:
-            if not self._children:
-                raise
-            self._config["slots"] = len(self._children)
-            self._send(SLOT_COUNT, len(self._children), str(error).encode())
+            self._limit_slots(str(error))
             return None
         self._max_fd = child.max_fd
         self._children[child.pid] = child
         self._watch_slot(child)
         self._watch(child.questions.fd, functools.partial(self._on_question, child))
         return child
+
+    def _limit_slots(self, why: str) -> None:
+        """Do with the slots that there are, as no other can be started; tell the controller."""
+        count = len(self._children)
+        if count < self._config["slots"]:       # one that is being killed may have left no room
+            self._config["slots"] = count
+            self._send(SLOT_COUNT, count, why.encode("utf-8", "replace"))
 
     # From the slots
 
@@ -4066,11 +4083,12 @@ class Shim:
         self._drain(child)
         if self._config["files"]:
             raise OSError("the slot that had files copied died, with wait status %d" % status)
-        if not child.last_answered and not child.calls and self._queue:
-            # It died before it began a call. Blame the first one; or else, if slots always die at
-            # once, we would fork them for ever.
-            call = self._queue.popleft()
-            child.calls[call.ident] = call
+        if not (child.last_answered or child.calls or self._config["is_ending"]):
+            # It died before it began a call. That is no call's fault, and the next slot would fare
+            # no better.
+            lines = child.stderr_tail.decode("utf-8", "replace").split("\n")
+            why = next(filter(str.strip, reversed(lines)), "it died with wait status %d" % status)
+            self._limit_slots(why)
         for ident in child.calls:       # at most one is left: the one that ran
             self._arriving.pop(ident, None)
             death = DEATH.pack(child.number, status)

@@ -5347,7 +5347,44 @@ class TestBlame:
         assert [future.result(PATIENCE) for future in futures] == [None] * 12
         count = pool.status.workers[0].slots
         assert 1 <= count < 9
+        assert caplog.text.count("only ") == 1
         assert f"only {count} slots: [Errno 24] Too many open files" in caplog.text
+
+    def limited(self, tmp_path, number):
+        """Return an interpreter for which there may be so many processes (which root escapes)."""
+        python, caps = tmp_path / "python", "--{}=-all,+dac_override"
+        caps = " ".join(caps.format(name) for name in ("inh-caps", "bounding-set"))
+        uid = 1_000_000 + os.getpid()
+        python.write_text(
+            f"#!/bin/sh\nexec setpriv --reuid={uid} {caps} --ambient-caps=+dac_override "
+            f'prlimit --nproc={number} {sys.executable} "$@"\n')
+        python.chmod(0o755)
+        return python
+
+    def test_a_slot_that_cannot_be_forked_is_no_tasks_fault(self, local, tmp_path, caplog):
+        """A slot is two processes, and either may be the one too many."""
+        pool = local(f"5/: python={self.limited(tmp_path, 6)}", max_bundle_failures=1)
+        futures = [pool.submit(neg, n) for n in range(12)]
+        assert [future.result(PATIENCE) for future in futures] == [-n for n in range(12)]
+        status = pool.status
+        assert 1 <= status.workers[0].slots <= 2 and not status.workers[0].died
+        assert caplog.text.count("only ") == 1 and "Resource temporarily" in caplog.text
+
+    @pytest.mark.parametrize("limit", ["processes", "descriptors"])
+    def test_a_machine_that_cannot_fork_any_slot(self, ssh, sshds, tmp_path, limit):
+        """That is its own fault: it is left alone, and what it was sent has never begun."""
+        python = self.limited(tmp_path, 3)
+        if limit == "descriptors":
+            python.write_text(f'#!/bin/sh\nulimit -n 24\nexec {sys.executable} "$@"\n')
+        pool = ssh(f"1/: python={python}", python=None, max_bundle_failures=1)
+        future = pool.submit(neg, 1)
+        until(lambda: pool.status.workers[0].cause)
+        status = pool.status
+        assert "cannot start a process for tasks" in status.workers[0].cause
+        assert "ulimit -a" in status.workers[0].cause and status.workers[0].retry_in > 10
+        assert not status.retried and not pool._supervisor.scheduler.tally.spans
+        pool.add_worker(f"1/alpha python={sys.executable}")
+        assert future.result(PATIENCE) == -1
 
 
 class TestDeadlockMatrix:
