@@ -100,6 +100,10 @@ import sys
 import time
 import types
 import weakref
+# What a slot serves its pipes with is bound here: a task may leave any function of a module patched.
+from os import _exit, getpid, read, readv, urandom, write
+from pickle import PickleBuffer, dumps, loads
+from signal import pthread_sigmask, valid_signals
 from time import monotonic
 
 TYPE_CHECKING = False
@@ -259,7 +263,7 @@ class FrameReader:
         """
         if self._unfilled:
             return self._read_in_place()
-        chunk = os.read(self.fd, READ_SIZE)
+        chunk = read(self.fd, READ_SIZE)
         data = self._incomplete_frame + chunk
         frames = []
         start = 0
@@ -303,7 +307,7 @@ class FrameReader:
         self._unfilled = memoryview(data)[len(start):]
 
     def _read_in_place(self) -> list[Any]:
-        count = os.readv(self.fd, [self._unfilled])
+        count = readv(self.fd, [self._unfilled])
         if not count:
             raise FrameError(_CUT_OFF_MESSAGE % (len(self._unfilled), 0))
         self._unfilled = self._unfilled[count:]
@@ -482,9 +486,9 @@ class Outbox:
 def write_all(fd: int, buffers: Iterable[Buffer]) -> None:
     """Write buffers to a blocking descriptor, even if a signal cuts a write short."""
     for buffer in buffers:
-        wrote = os.write(fd, buffer)
+        wrote = write(fd, buffer)
         while wrote < len(buffer):
-            wrote += os.write(fd, memoryview(buffer)[wrote:])
+            wrote += write(fd, memoryview(buffer)[wrote:])
 
 
 # The descriptors of a slot, besides stdin, stdout and stderr. The file's docstring draws them.
@@ -662,7 +666,7 @@ def _exit_after(run: Callable[[], object]) -> None:
         import traceback
         traceback.print_exc()
     finally:
-        os._exit(status)
+        _exit(status)
 
 
 def _remove(path: str) -> None:
@@ -843,7 +847,7 @@ _received_attributes: Any = weakref.WeakKeyDictionary()   # received class -> at
 
 def _token_of(obj: Any) -> bytes:
     """Return the token of a definition, which it gets here if it has none."""
-    token: bytes = _tokens.setdefault(obj, os.urandom(8))
+    token: bytes = _tokens.setdefault(obj, urandom(8))
     _definitions_by_token[token] = obj
     return token
 
@@ -872,7 +876,7 @@ class _SlotFunction:
 
     def __init__(self, segments: Sequence[Any]) -> None:
         head, *buffers = segments
-        self._how, self._root, self.needs, self._definitions, self.modules = pickle.loads(head)
+        self._how, self._root, self.needs, self._definitions, self.modules = loads(head)
         self._places: list[slice] = []      # where each buffer lies in the file
         self._unpickled: Any = ABSENT          # the function, if it is unpickled only once
         if not buffers:
@@ -904,7 +908,7 @@ class _SlotFunction:
         constant, there are no keys, the size is 0, and the value is the only one.
         """
         if version not in self._definitions:        # a short constant, whose version is its pickle
-            return (), 0, (pickle.loads(version),)
+            return (), 0, (loads(version),)
         keys, section = self._definitions[version]
         segments = self._segments(section)
         size = sum(map(len, segments))
@@ -1295,7 +1299,7 @@ class _BufferList(list["Any"]):
     """A file for a pickler to write to, which keeps large objects as they are, without a copy."""
 
     def write(self, data: Any) -> None:
-        self.append(data.raw() if type(data) is pickle.PickleBuffer else data)
+        self.append(data.raw() if type(data) is PickleBuffer else data)
 
 
 class Prepacked:
@@ -1826,7 +1830,7 @@ def pack(obj: object) -> Packed:
     """
     # Cloudpickle's pickler is slower, but does not copy what is long.
     if is_plain(obj) and not _has_long_string(obj):
-        data = pickle.dumps(obj, 5)
+        data = dumps(obj, 5)
         if len(data) <= MAX_INLINE:
             return data
         return [len(data)], [data]
@@ -1921,7 +1925,7 @@ def unpack(segments: Sequence[Any]) -> Any:
     """Return the object of a message's segments. Runs what the pickle names: may raise anything."""
     if isinstance(segments, MemoryError):
         raise segments
-    return pickle.loads(segments[0], buffers=segments[1:])
+    return loads(segments[0], buffers=segments[1:])
 
 
 def _unpack_packed(packed: Packed) -> Any:
@@ -2175,7 +2179,7 @@ def pack_outcome(ok: bool, value: Any, stage: str = "run") -> tuple[int, Packed]
     pickled = b""
     try:
         data = _dumps(value)
-        if type(pickle.loads(data)) is kind:
+        if type(loads(data)) is kind:
             pickled = data
     except BaseException:       # for instance, its constructor does not accept its args
         pass
@@ -3070,7 +3074,7 @@ class _ShimClient:
         import threading
         self._reader = MessageReader(_ANSWERS_FD)      # used by the thread that reads
         self._numbers = itertools.count(1)          # of questions; each `next` is atomic
-        self._owner = os.getpid()
+        self._owner = getpid()
         # Guards the attributes below; notified when a thread has read.
         self._changed = threading.Condition()
         self._reading_thread = 0       # identifier of the thread that reads, or 0
@@ -3082,17 +3086,17 @@ class _ShimClient:
         Raises EOFError if the shim has ended, or if this process is not the slot.
         """
         # A child that users' code forked shares the pipes, and would take its parent's answers.
-        if os.getpid() != self._owner:
+        if getpid() != self._owner:
             raise EOFError("only the slot's own process can ask the shim, not one that it forked")
         # A signal handler that raises must not leave half an answer in the pipe.
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        blocked = pthread_sigmask(signal.SIG_BLOCK, valid_signals())
         try:
             number = next(self._numbers)
             # A question is short enough for one atomic write, so threads need no lock for it.
             write_all(_QUESTIONS_FD, (frame(kind, number, payload),))
             return self._wait_for_answer(number)
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            pthread_sigmask(signal.SIG_SETMASK, blocked)
 
     def _wait_for_answer(self, number: int) -> Any:
         me = _thread.get_ident()
@@ -3161,7 +3165,7 @@ class _Slot:
         except OSError as error:
             sys.stderr.write("executors: the slot lost its connection to the shim (%s); did the "
                              "call close file descriptors 3 to 7?\n" % error)
-            os._exit(1)
+            _exit(1)
 
     def _read_permit(self, ident: int) -> bool:
         """Read the permit of a call. Return whether there is one: the call was not taken back.
@@ -3171,7 +3175,7 @@ class _Slot:
         """
         if not self._permit:
             try:
-                self._permit = os.read(_PERMITS_FD, IDENTIFIER.size)
+                self._permit = read(_PERMITS_FD, IDENTIFIER.size)
             except BlockingIOError:
                 return False
         if self._permit != IDENTIFIER.pack(ident):
@@ -3207,7 +3211,7 @@ class _Slot:
                 describe(self.add_remedy(error)), place.filename, place.lineno, place.name)
             packed = words.encode("utf-8", "replace")[:STDERR_TAIL]
             write_all(_RESULTS_FD, message(INITIALIZER_FAILED, ident, 0, packed))
-            while os.read(_CALLS_FD, READ_SIZE):
+            while read(_CALLS_FD, READ_SIZE):
                 pass
             raise EOFError from None
 
@@ -3223,12 +3227,12 @@ class _Slot:
             del body
         except BaseException as error:
             return _pack_failure(error, "arguments")
-        owner = os.getpid()
+        owner = getpid()
         ok, value = run_call(function, args, kwargs or {})
-        if os.getpid() != owner:
+        if getpid() != owner:
             # The call forked, and its child returned here. A child must not serve the slot's pipes.
             is_success = ok or isinstance(value, SystemExit) and not value.code
-            os._exit(0 if is_success else 1)
+            _exit(0 if is_success else 1)
         del args, kwargs
         if ok:
             return pack_outcome(True, value)

@@ -7762,6 +7762,30 @@ class TestCache:
 
 
 class TestSlots:
+    def test_a_task_that_leaves_functions_patched(self, local):
+        """A mock that somebody forgot is found by the tasks that follow, not by the slot."""
+        def patch(names):
+            def refuse(*_, **__):
+                raise AssertionError("a forgotten mock")
+            for name in names:
+                for key, value in [*vars(sys.modules[name]).items()]:
+                    if isinstance(value, types.BuiltinFunctionType):
+                        setattr(sys.modules[name], key, refuse)
+            return refuse        # by value
+
+        pool = local("1/:")
+        pid = pool.submit(lambda: numpy.zeros(1) is None or os.getpid()).result(PATIENCE)
+        modules = ["os", "pickle", "signal", "time", "select"]
+        pool.submit(patch, modules).result(PATIENCE)
+        assert pool.submit(lambda: numpy.arange(100_000)).result(PATIENCE).sum() == 4999950000
+        assert pool.submit(len, numpy.zeros(100_000)).result(PATIENCE) == 100_000
+        assert isinstance(pool.submit(lambda: 1 / 0).exception(PATIENCE), ZeroDivisionError)
+        assert [*pool.map(neg, range(100))] == [-n for n in range(100)]
+        error = pool.submit(eval, "__import__('os').getpid()").exception(PATIENCE)
+        assert "a forgotten mock" in str(error) and not pool.status.workers[0].died
+        pool.shutdown()
+        assert not alive(pid)
+
     def test_environment_variables_that_must_be_acted_on(self, remote, local):
         """The time zone is set; PYTHONPATH holds for the slot, too; a share of the cores."""
         pool = local("2/:", env={"TZ": "Asia/Tokyo", "PYTHONPATH": "/no/such:/nor/this"})
