@@ -136,6 +136,7 @@ MAX_BACKLOG = 4 << 20   # bytes queued for one descriptor; while there are more,
 TERM_SECONDS = 0.5      # between SIGTERM and SIGKILL
 PROGRESS_SECONDS = 1.0  # between two states of a progress bar that are passed on
 STDERR_TAIL = 2000      # bytes of stderr kept to explain a slot's death
+MAX_KEEPERS = 4096      # that the guardian can find without /proc
 MAX_SHARED_CACHES = 64  # cached functions without a name that a slot keeps
 NEVER = float("inf")
 
@@ -149,6 +150,7 @@ IDENTIFIER = struct.Struct("!Q")    # an identifier
 GREETING = struct.Struct("!IQQ")    # number of cores, process IDs of shim and guardian
 DEATH = struct.Struct("!qi")        # number of a slot, or NO_SLOT, and its wait status
 NO_SLOT = -1
+PROCESS = struct.Struct("!q")       # a process ID, or 0
 SLOT_SHIFT = 48         # the tag of a result is (slot number << SLOT_SHIFT) + microseconds
 
 # Identifiers. Attempts count from 1, functions from INITIALIZER_ID + 1, a shim's questions from
@@ -614,11 +616,10 @@ def process_tree() -> dict[int, list[int]]:
 
 
 def signal_tree(pid: int, number: int) -> None:
-    """Signal a process and all its descendants; without /proc, its process group."""
+    """Signal a process and all its descendants; without /proc, it and its process group."""
     tree = process_tree()
     if not tree:
         send_signal(-pid, number)
-        return
     pids = [pid]
     for parent in pids:     # which grows meanwhile
         pids += tree.get(parent, ())
@@ -641,8 +642,16 @@ def kill_children(spare: Container[int] = ()) -> None:
             signal_tree(pid, signal.SIGKILL)
 
 
-def kill_descendants() -> None:
-    """Kill all descendants of this process, which must be a subreaper: it inherits orphans."""
+def kill_descendants(leaders: Iterable[int]) -> None:
+    """Kill all descendants of this process, which must be a subreaper: it inherits orphans.
+
+    Arguments:
+        leaders: of process groups, which are all that can be found without /proc.
+    """
+    if not process_tree():      # others may be left, so there is nothing to wait for
+        for leader in leaders:
+            send_signal(-leader, signal.SIGKILL)
+        return
     while True:
         kill_children()
         try:
@@ -3568,10 +3577,11 @@ class Shim:
         link_out: descriptor of the frames that go to it.
         modules: {name: packed answer for `ModuleFinder`}, modules that are here from the start.
         scratch: the directory that slots run in.
+        keepers: memory that the guardian shares. It holds the process of each slot's keeper.
     """
 
     def __init__(self, link_in: int, link_out: int, modules: dict[str, Packed],
-                 scratch: str) -> None:
+                 scratch: str, keepers: Any) -> None:
         self._reader = FrameReader(link_in)
         self._outbox = Outbox(link_out)
         self._poll = select.poll()
@@ -3587,6 +3597,7 @@ class Shim:
         # Until CONFIG tells the rest.
         self._config: dict[str, Any] = {"lease": 60.0, "is_ending": False, "files": {}}
         self._scratch = scratch
+        self._keepers = keepers
         self._guardian = os.getppid()
         self._last_heard = monotonic()       # when a frame of the controller last came
         self._last_progress = self._last_heard       # when slots last took some of a long backlog
@@ -3675,7 +3686,7 @@ class Shim:
             for pid, _ in _reap_children():
                 if pid in self._children:
                     self._drain(self._children.pop(pid))
-        kill_descendants()
+        kill_descendants(self._children)
         for child in self._children.values():
             self._drain(child)
         try:
@@ -3907,6 +3918,8 @@ class Shim:
             return None
         self._max_fd = child.max_fd
         self._children[child.pid] = child
+        if number < MAX_KEEPERS:
+            PROCESS.pack_into(self._keepers, number * PROCESS.size, child.pid)
         self._watch_slot(child)
         self._watch(child.questions.fd, functools.partial(self._on_question, child))
         return child
@@ -4083,6 +4096,8 @@ class Shim:
 
     def _on_slot_exit(self, child: _SlotProcess, status: int) -> None:
         """Report the call that a dead slot ran; put those it had not started into the queue."""
+        if child.number < MAX_KEEPERS:
+            PROCESS.pack_into(self._keepers, child.number * PROCESS.size, 0)
         self._take_back(child)
         self._drain(child)
         if self._config["files"]:
@@ -4132,7 +4147,7 @@ def _make_frames(packed: Packed) -> list[bytes]:
 # ──────────────────────────────────────────── guardian ────────────────────────────────────────────
 
 
-def _run_guardian(shim: int, link_in: int, scratch: str) -> None:
+def _run_guardian(shim: int, link_in: int, scratch: str, keepers: Any) -> None:
     """Run the guardian: wait until the shim has ended, then kill and remove what it left.
 
     Kill the shim if it stays stopped, or if it stays although its controller is gone.
@@ -4141,6 +4156,7 @@ def _run_guardian(shim: int, link_in: int, scratch: str) -> None:
         shim: its process.
         link_in: the descriptor of frames from the controller, which is only watched.
         scratch: the directory that slots run in.
+        keepers: memory in which the shim notes the process of each slot's keeper.
     """
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     wake, wake_out = _make_wake_pipe()
@@ -4164,7 +4180,7 @@ def _run_guardian(shim: int, link_in: int, scratch: str) -> None:
             if pid == shim and os.WIFSTOPPED(status):
                 patience = grace
             elif pid == shim:
-                kill_descendants()
+                kill_descendants(pid for pid, in PROCESS.iter_unpack(keepers) if pid)
                 for folder in _temporary_folders(os.path.basename(scratch)):
                     _remove(folder)
                 _remove_incoming(scratch)
@@ -4209,11 +4225,12 @@ def serve(modules: dict[str, Packed]) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = hard if hard != resource.RLIM_INFINITY else max(soft, 1 << 16)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    keepers = mmap.mmap(-1, MAX_KEEPERS * PROCESS.size)
     shim = os.fork()
     if shim == 0:
-        _exit_after(lambda: Shim(link_in, link_out, modules, scratch).run())
+        _exit_after(lambda: Shim(link_in, link_out, modules, scratch, keepers).run())
     os.close(link_out)
-    _run_guardian(shim, link_in, scratch)
+    _run_guardian(shim, link_in, scratch, keepers)
 
 
 # ───────────────────────────────────────── one-shot mode ──────────────────────────────────────────

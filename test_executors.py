@@ -5932,6 +5932,43 @@ class TestNothingIsLeft:
         until(lambda: not any(map(alive, [*shims, *orphans, *others])), "the end of everything")
         assert not os.listdir(temporary)
 
+    @pytest.mark.parametrize("how", ["shutdown", "remove", "the shim dies", "the shim is stuck"])
+    def test_where_there_is_no_proc(self, ssh, tmp_path, how):
+        """As on macOS: a task that ignores SIGTERM ends with its slot, soon and with its children.
+
+        There, nothing tells a slot that the shim has died.
+        """
+        python = tmp_path / "python"
+        python.write_text("#!/bin/sh\nexec unshare -m sh -c 'mount -t tmpfs none /proc && "
+                          f'exec "$@"\' sh {sys.executable} "$@"\n')
+        python.chmod(0o755)
+
+        def stay(path):
+            libc = __import__("ctypes").CDLL(None)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            libc.prctl(1, 0)        # PR_SET_PDEATHSIG
+            child = subprocess.Popen(["sleep", "1000"])
+            pathlib.Path(path, str(child.pid)).touch()
+            pathlib.Path(path, str(os.getpid())).touch()
+            time.sleep(1000)
+
+        pool = ssh(f"1/alpha python={python}", python=None, heartbeat_seconds=5)
+        (tmp_path / "pids").mkdir()
+        future = pool.submit(stay, tmp_path / "pids")
+        until(lambda: len(os.listdir(tmp_path / "pids")) == 2)
+        pids = [int(name) for name in os.listdir(tmp_path / "pids")]
+        machine = Machine.of(pool, "alpha")
+        assert all(map(alive, [*pids, machine.guardian]))
+        if how == "shutdown":
+            future.cancel()
+            pool.shutdown()
+        elif how == "remove":
+            pool.remove_worker(f"1/alpha python={python}")
+        else:
+            number = signal.SIGKILL if how == "the shim dies" else signal.SIGSTOP
+            os.kill(machine.shim, number)
+        until(lambda: not any(map(alive, [*pids, machine.shim, machine.guardian])))
+
     def test_a_forked_child_does_not_keep_links_open(self, local):
         pool = local("1/:")
         pool.submit(neg, 1).result(PATIENCE)
@@ -7937,7 +7974,8 @@ class Controller:
         if not self.pid:
             os.close(self._to)
             os.close(self._from)
-            wire._exit_after(lambda: wire.Shim(far_in, far_out, {}, scratch).run())
+            wire._exit_after(lambda: wire.Shim(
+                far_in, far_out, {}, scratch, bytearray(1 << 16)).run())
         os.close(far_in)
         os.close(far_out)
         self._reader, self._seen, self._functions = wire.MessageReader(self._from), [], {}
