@@ -5915,8 +5915,9 @@ def parallelize(method: Method | Executor = Method.THREAD) -> Callable[
             awaited = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, Future)]
             if not awaited:
                 return submit(*args, **kwargs)
-            outer: Future[_T] = Future()
-            _call_when_done(awaited, lambda: _submit_and_forward(outer, submit, args, kwargs))
+            outer: _AwaitingFuture[_T] = _AwaitingFuture()
+            ready = functools.partial(_submit_with_results, submit, args, kwargs)
+            _call_when_done(awaited, lambda: outer.submit(ready))
             return outer
         return call     # type: ignore[return-value]
 
@@ -5938,24 +5939,57 @@ def _call_when_done(futures: Iterable[Future[Any]], then: Callable[[], None]) ->
     then()
 
 
-def _submit_and_forward(outer: Future[_T], submit: Callable[..., Future[_T]], args: Iterable[Any],
-                 kwargs: Mapping[str, Any]) -> None:
-    """Submit a call with the results of futures for the futures; `outer` gets its outcome."""
+class _AwaitingFuture(Future[_T]):
+    """The future of a call that is submitted when others are done; then it is as that call's own.
+
+    A race: it may be cancelled while the call is being submitted. Whoever submits looks again.
+    """
+
+    _inner: Future[_T] | None = None    # of the call, once that is submitted
+
+    def cancel(self) -> bool:
+        if self._inner is not None and not self._inner.cancel():
+            return False
+        return super().cancel()
+
+    def running(self) -> bool:
+        return self._inner is not None and self._inner.running()
+
+    def submit(self, submit: Callable[[], Future[_T]]) -> None:
+        """Submit the call, and pass its outcome on; or pass on what `submit` raises."""
+        try:
+            if not self.cancelled():
+                self._inner = submit()
+        except BaseException as error:
+            self._inner = Future()
+            self._inner.set_exception(error)
+        if self._inner is None:
+            self.set_running_or_notify_cancel()     # for those that wait for it
+            return
+        if self.cancelled():
+            self._inner.cancel()
+        self._inner.add_done_callback(self._pass_on)
+
+    def _pass_on(self, inner: Future[_T]) -> None:
+        if inner.cancelled():
+            super().cancel()
+        if not self.set_running_or_notify_cancel():
+            return
+        error = inner.exception()
+        if error is not None:
+            self.set_exception(error)
+        else:
+            self.set_result(inner.result())
+
+
+def _submit_with_results(submit: Callable[..., Future[_T]], args: Iterable[Any],
+                         kwargs: Mapping[str, Any]) -> Future[_T]:
+    """Submit a call with the results of futures for the futures."""
     def value(arg: Any) -> Any:
         return arg.result() if isinstance(arg, Future) else arg
 
-    def pass_on(inner: Future[_T]) -> None:
-        try:
-            outer.set_result(inner.result())
-        except BaseException as error:
-            outer.set_exception(error)
-
-    if outer.set_running_or_notify_cancel():
-        try:
-            values = {name: value(arg) for name, arg in kwargs.items()}
-            submit(*map(value, args), **values).add_done_callback(pass_on)
-        except BaseException as error:
-            outer.set_exception(error)
+    values = {name: value(arg) for name, arg in kwargs.items()}
+    return submit(*map(value, args), **values)
 
 
 def wait_all(futures: Iterable[Future[_T]]) -> list[_T]:

@@ -6848,6 +6848,34 @@ class TestDefaults:
         gate.set()
         assert total.result(PATIENCE) == 200
 
+    def test_a_call_that_waited_is_cancelled_as_any_other(self, local, tmp_path):
+        pool, awaited = local("1/:"), cf.Future()
+        call = executors.parallelize(pool)(touch_and_wait)
+        running, queued = call(awaited), call(awaited)
+        assert not running.running()
+        awaited.set_result(str(tmp_path / "began"))
+        until((tmp_path / "began").exists)
+        assert running.running() and running.cancel() and running.cancelled()
+        assert queued.cancel() and not queued.running()
+        assert cf.wait([running, queued], PATIENCE).done == {running, queued}
+        with pytest.raises(cf.CancelledError):
+            running.result(PATIENCE)
+        assert pool.submit(neg, 1).result(PATIENCE) == -1       # what ran is killed
+
+    def test_a_call_that_waited_and_cannot_be_cancelled_any_more(self, tmp_path):
+        with executors.ThreadExecutor(1) as pool:
+            early, awaited = cf.Future(), cf.Future()
+            call = executors.parallelize(pool)(wait_for)
+            running, never = call(awaited), call(early)
+            assert never.cancel()
+            early.set_result(None)
+            assert cf.wait([never], PATIENCE).done
+            awaited.set_result(tmp_path / "go")
+            begun(tmp_path / "go")
+            assert running.running() and not running.cancel() and not running.done()
+            (tmp_path / "go").touch()
+            assert running.result(PATIENCE) == os.getpid() and not running.cancel()
+
     def test_an_awaited_call_fails_if_its_executor_cannot_be_made(self, monkeypatch, tmp_path):
         monkeypatch.delenv("EXECUTORS_REMOTE_WORKERS")
         monkeypatch.setenv("HOME", str(tmp_path))
