@@ -100,7 +100,8 @@ import sys
 import time
 import types
 import weakref
-# What a slot serves its pipes with is bound here: a task may leave any function of a module patched.
+
+# Bound here, as a slot serves its pipes with them: a task may leave any of a module patched.
 from os import _exit, getpid, read, readv, urandom, write
 from pickle import PickleBuffer, dumps, loads
 from signal import pthread_sigmask, valid_signals
