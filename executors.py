@@ -3076,7 +3076,8 @@ _SSH_DIAGNOSES = (
     ("host key verification failed", _LossKind.UNUSABLE,
      "run `ssh {login}` once, check the key it shows and accept it"),
     ("permission denied|too many authentication failures", _LossKind.UNUSABLE,
-     "executors never asks for a password: set up a key with `ssh-copy-id {login}`"),
+     "executors never asks for a password: set up a key with `ssh-copy-id {login}`; if it has a "
+     "passphrase, run `ssh-add` first"),
     ("temporary failure in name resolution", _LossKind.LOST,
      "check that this machine's network is up"),
     ("could not resolve hostname|name or service not known", _LossKind.UNUSABLE,
@@ -3112,7 +3113,7 @@ _CHANGED_KEY = (r"(?m)^@ +WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! +@$"
 # Lines of ssh that give no reason: those of -v, and of a jump host, which come after the reason.
 _SSH_CHATTER = re.compile(
     r"debug\d: |OpenSSH_|Authenticated to |Transferred: |Bytes per second: |"
-    r"Warning: Permanently added |"
+    r"Warning: Permanently added |executors: starting |"
     r"Connection to \S+ closed|\*\* ")
 _JUMP_HOST_FAILED = "\nstdio forwarding failed"
 # The stages of a login, as `ssh -v` reports them.
@@ -3156,6 +3157,7 @@ module.serve(modules)
 '''
 _OTHER_PYTHON = "executors: another python:"
 _NO_PYTHON = "executors: no python"
+_STARTING = "executors: starting "      # before each Python that is tried
 _IMPLEMENTATION = sys.implementation.name
 _VERSION = "{}.{}".format(*sys.version_info)
 # Where a Python is looked for: on the PATH, and in places that only login shells add to it.
@@ -3213,7 +3215,7 @@ def _login_argv(record: RemoteWorkerRecord, ssh_options: list[str], magic: str) 
     stage = base64.b64encode(
         (_FIRST_STAGE % (ours, _OTHER_PYTHON, magic)).encode()).decode()
     script = (f'for p in {_candidate_pythons(record)}; do '
-              'command -v "$p" >/dev/null 2>&1 || continue; '
+              f'command -v "$p" >/dev/null 2>&1 || continue; echo {_STARTING}"$p" >&2; '
               f'"$p" -c "import base64,sys;exec(base64.b64decode(sys.argv[1]))" {stage}; r=$?; '
               f'test $r -eq 127 || exit $r; done; echo {_NO_PYTHON} >&2; exit 126')
     if record.machine == ":":
@@ -3348,12 +3350,14 @@ class _Login:
         self.processes: list[Any] = []      # ssh, then each scp that runs; also by copying threads
         self._errors = wire.open_nameless_file()         # ssh's stderr
         self._noise = b""                   # what the login shell printed before the magic
+        self._printed = 0                   # bytes of that, in all
+        self._python = ""                   # the Python that was started last; also by `words`
         self._has_python = False
         self._cause = ""                    # why we cut it off, if we did; by whoever did
         self._started = monotonic()
         self._last_progress = self._started     # when the stage began; also by the heartbeat
         # Until it is ready: the seconds that a stage may take, and what is wrong otherwise.
-        self._limit = HELLO_SECONDS, f"nothing was heard for {HELLO_SECONDS:g} s"
+        self._limit = HELLO_SECONDS, f"no Python answered for {HELLO_SECONDS:g} s"
 
     def open(self, config: Mapping[str, Any], stuck: SimpleQueue[Any],
              is_expected: Callable[[int, int], bool]) -> _Channel:
@@ -3413,6 +3417,7 @@ class _Login:
                 data = os.read(stdout, wire.READ_SIZE)
                 if not data:
                     raise EOFError
+                self._printed += len(data)
                 self._noise = (self._noise + data)[-2 * wire.READ_SIZE:]
                 before, found, line = self._noise.rpartition(magic)
             else:
@@ -3420,8 +3425,9 @@ class _Login:
         self._noise = before[-2000:]
         self._has_python = True
         self._record_shell()
-        _, self.found["python"], self.found["interpreter"] = line.decode(
-            "utf-8", "replace").strip().split(maxsplit=2)
+        # The last is missing if that Python does not know where it is.
+        words = line.decode("utf-8", "replace").strip().split(maxsplit=2)
+        _, self.found["python"], self.found["interpreter"] = [*words, "?"][:3]
 
     def _record_shell(self) -> None:
         self.found.update(dict.fromkeys(_LOGIN_STAGES, "-" if self._is_local else "ok"))
@@ -3493,9 +3499,22 @@ class _Login:
             self._last_progress = now       # each copy has a deadline of its own
         seconds, complaint = self._limit
         if now > self._last_progress + seconds:
-            login, line = self.record.login, _last_line(self._noise)
-            self.abort(f"{complaint} (the last line was {line!r}) -- check that `ssh {login} "
-                       f"echo hello` prints hello and ends, and that `sftp {login}` works")
+            self.abort(f"{complaint}: {self._explain_delay()}")
+
+    def _explain_delay(self) -> str:
+        """Return what a login waits for, as far as that is known, and what to do."""
+        if self._has_python:        # what `files=` names is being copied
+            return f"check that `sftp {self.record.login}` works"
+        if self._python:
+            return (f"{self._python} was started there and does not answer -- check that "
+                    f"`{self._command(self._python)} -c pass` ends")
+        return (f"the login has printed {self._printed:,} bytes, the last line is "
+                f"{_last_line(self._noise)[:200]!r} -- check that `{self._command('echo hello')}` "
+                "prints hello and ends")
+
+    def _command(self, command: str) -> str:
+        """Return what a user types to run a command on the machine."""
+        return command if self._is_local else f"ssh {self.record.login} {command}"
 
     def limit(self) -> None:
         """Keep at most a megabyte of the stderr of ssh and the shim."""
@@ -3567,11 +3586,17 @@ class _Login:
         if said == _NO_PYTHON:
             self._record_shell()
             return _LinkLost(self._no_python(words), _LossKind.UNUSABLE)
-        said = said or _last_line(self._noise) or "nothing was said"
         kind = _LossKind.LOST if status == "unknown" else _LossKind.UNUSABLE
+        if self._python:
+            reason = re.search("Fatal Python error: .*", words)
+            return _LinkLost(
+                f"{self._python} ended there with status {status} before it ran anything: "
+                f"{reason[0] if reason else said} -- try `{self._command(self._python)} -c pass`; "
+                "PYTHONHOME and PYTHONPATH may be wrong there", kind)
+        said = said or _last_line(self._noise) or "nothing was said"
         return _LinkLost(f"the login ended with status {status} before Python started: {said} -- "
-                         f"check that `ssh {self.record.login} echo hello` prints hello and no "
-                         "more", kind)
+                         f"check that `{self._command('echo hello')}` prints hello and no more",
+                         kind)
 
     def _no_python(self, words: str) -> str:
         """Return which Pythons were found instead, and what to do."""
@@ -3612,6 +3637,9 @@ class _Login:
         except ValueError:      # it has ended
             return ""
         text = data.decode("utf-8", "replace")
+        for line in text.splitlines():
+            if line.startswith(_STARTING):
+                self._python = line.removeprefix(_STARTING)
         for stage, pattern in _LOGIN_STAGES.items():
             if re.search(pattern, text):
                 self.found[stage] = "ok"
@@ -5586,7 +5614,8 @@ class RemoteExecutor(BaseExecutor):
         call = _packed_initializer(initializer, initargs)
         config = {"lease": LEASE_HEARTBEATS * heartbeat_seconds, "output": output is not False,
                   "env": _checked_env(env or {}), "initializer": call is not None,
-                  "max_tasks_per_child": _checked_task_limit(max_tasks_per_child)}
+                  "max_tasks_per_child": _checked_task_limit(max_tasks_per_child),
+                  "modules": modules}
         cargo = _Cargo(files, packages)
         self._supervisor = _Supervisor(
             _Scheduler(_checked_policy(policy), rules), self.title, [*ssh_options],

@@ -3243,6 +3243,7 @@ class TestConnecting:
         options = self.edited(sshds, tmp_path, sshds[0].path("user"), key)
         cause = self.cause(ssh("alpha", ssh_options=options))
         assert "Permission denied (publickey)" in cause and "ssh-copy-id alpha" in cause
+        assert "if it has a passphrase, run `ssh-add`" in cause
 
     def test_an_unknown_host_key(self, ssh, sshds, tmp_path):
         options = self.edited(sshds, tmp_path, sshds[0].path("known_hosts"), str(tmp_path / "none"))
@@ -3303,6 +3304,46 @@ class TestConnecting:
         cause = self.cause(ssh("alpha", python=other))
         assert "cpython" in cause or "python 2" in cause
         assert other in cause and f"no cpython {ours} on " in cause
+
+    @pytest.mark.parametrize("machine", ["alpha", ":"])
+    def test_a_python_that_cannot_start(self, ssh, tmp_path, machine):
+        python = tmp_path / "python"
+        python.write_text(f'#!/bin/sh\nPYTHONHOME=/none exec {sys.executable} "$@"\n')
+        python.chmod(0o755)
+        cause = self.cause(ssh(machine, python=python))
+        assert f"{python} ended there with status 1" in cause and "PYTHONHOME" in cause
+        assert "Fatal Python error: " in cause and "<no Python frame>" not in cause
+        assert (f"`ssh alpha {python} -c pass`" if machine == "alpha" else f"`{python} -c") in cause
+
+    def test_a_python_that_hangs_is_no_login_file(self, ssh, tmp_path, monkeypatch):
+        monkeypatch.setattr(executors, "HELLO_SECONDS", 1.0)
+        python = tmp_path / "python"
+        python.write_text("#!/bin/sh\nexec sleep 1000\n")
+        python.chmod(0o755)
+        pool = ssh("alpha", python=python)
+        until(lambda: "no Python answered" in pool.status.workers[0].cause)
+        cause = pool.status.workers[0].cause
+        assert f"{python} was started there" in cause and f"`ssh alpha {python} -c pass`" in cause
+
+    def test_a_shell_that_prints_for_ever(self, ssh, monkeypatch):
+        monkeypatch.setattr(executors, "HELLO_SECONDS", 1.0)
+        with Sshd(["talker"], ["ForceCommand yes all work and no play"]) as sshd:
+            pool = ssh("talker", ssh_options=sshd.ssh_options)
+            until(lambda: "no Python answered" in pool.status.workers[0].cause)
+            cause = pool.status.workers[0].cause
+        size = re.search("the login has printed ([0-9,]+) bytes", cause)[1]
+        assert int(size.replace(",", "")) > 100_000 and "the last line is 'a" in cause
+        assert "`ssh talker echo hello`" in cause
+
+    def test_a_python_that_does_not_know_where_it_is(self, ssh, tmp_path):
+        python = tmp_path / "python"
+        python.write_text(f'#!/bin/sh\nexec {sys.executable} -c "import sys; '
+                          'sys.executable = str(); '
+                          'sys.argv[:] = sys.argv[1:]; exec(sys.argv.pop(1))" "$@"\n')
+        python.chmod(0o755)
+        pool = ssh("1/alpha", python=python)
+        assert pool.submit(neg, 1).result(PATIENCE) == -1
+        assert pool.status.workers[0].found["interpreter"] == "?"
 
     def test_bad_ssh_options(self, ssh):
         assert "nonsense" in self.cause(ssh("alpha", ssh_options=["-o", "nonsense=1"])).lower()
@@ -6128,6 +6169,7 @@ class TestLies:
         assert local("1/:").submit(lambda: ask().password).result(PATIENCE) == 1
         error = local("1/:", modules=False).submit(lambda: ask().password).exception(PATIENCE)
         assert type(error) is ModuleNotFoundError
+        assert "modules=False" in " ".join([str(error), *getattr(error, "__notes__", ())])
 
     @pytest.mark.parametrize("options, word", [
         (["-n"], "-n cannot be used"), (["-vN"], "-N cannot"), (["-tt"], "-t cannot"),
@@ -8009,6 +8051,7 @@ class Controller:
         self._reader, self._seen, self._functions = wire.MessageReader(self._from), [], {}
         config = {"slots": 2, "lease": 60.0, "machine": "here", "output": True, "env": {},
                   "nice": 0, "initializer": False, "max_tasks_per_child": 0, "files": {},
+                  "modules": True,
                   **config}
         self.send(wire.frame(wire.CONFIG, 0, pickle.dumps(config)))
 
