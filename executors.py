@@ -2256,8 +2256,10 @@ class _Scheduler:
 
         Return None if each has enough work waiting. Enough is as many calls as fill a round trip,
         by the function's median. Long arguments take time on the way: if the median is below
-        LONG_TASK_SECONDS, each slot gets at least one such call. With a `bundle_timeout` nothing is
-        sent ahead: the timeout counts from the start of an attempt, so that must be known here.
+        LONG_TASK_SECONDS, each slot gets at least one such call, unless its arguments exceed
+        AHEAD_BYTES: the machine need not have room for what it has no slot for. With a
+        `bundle_timeout` nothing is sent ahead: the timeout counts from the start of an attempt, so
+        that must be known here.
         """
         if self.rules.bundle_timeout < math.inf:
             return None
@@ -2265,7 +2267,7 @@ class _Scheduler:
         each, most, least = max(median, 1 / AHEAD_RATE), math.inf, 0
         if type(bundle.packed) is not bytes:
             most = AHEAD_BYTES // _size(bundle.packed)
-            least = int(median < LONG_TASK_SECONDS)
+            least = min(most, int(median < LONG_TASK_SECONDS))
         for turn in range(self._turn, self._turn + len(workers)):
             worker = workers[turn % len(workers)]
             depth = max(min(worker.ahead_seconds // each, most), least)
@@ -3076,8 +3078,8 @@ _SSH_DIAGNOSES = (
     ("host key verification failed", _LossKind.UNUSABLE,
      "run `ssh {login}` once, check the key it shows and accept it"),
     ("permission denied|too many authentication failures", _LossKind.UNUSABLE,
-     "executors never asks for a password: set up a key with `ssh-copy-id {login}`; if it has a "
-     "passphrase, run `ssh-add` first"),
+     ("executors never asks for a password: set up a key with `ssh-copy-id {login}`; if it has a "
+      "passphrase, run `ssh-add` first")),
     ("temporary failure in name resolution", _LossKind.LOST,
      "check that this machine's network is up"),
     ("could not resolve hostname|name or service not known", _LossKind.UNUSABLE,

@@ -3093,7 +3093,8 @@ class _ShimClient:
     def __call__(self, kind: int, payload: bytes) -> Any:
         """Return the segments of the answer to a question.
 
-        Raises EOFError if the shim has ended, or if this process is not the slot.
+        Raises EOFError if the shim has ended, or if this process is not the slot; MemoryError if
+        there is no memory for the answer.
         """
         # A child that users' code forked shares the pipes, and would take its parent's answers.
         if getpid() != self._owner:
@@ -3104,9 +3105,12 @@ class _ShimClient:
             number = next(self._numbers)
             # A question is short enough for one atomic write, so threads need no lock for it.
             write_all(_QUESTIONS_FD, (frame(kind, number, payload),))
-            return self._wait_for_answer(number)
+            answer = self._wait_for_answer(number)
         finally:
             pthread_sigmask(signal.SIG_SETMASK, blocked)
+        if isinstance(answer, MemoryError):
+            raise answer
+        return answer
 
     def _wait_for_answer(self, number: int) -> Any:
         me = _thread.get_ident()

@@ -2014,6 +2014,12 @@ class TestScheduler:
             bundle = executors._Bundle(farm.function(), ([100_000], [b""]))
             farm.decide(farm.scheduler.submit, bundle)
         assert len(farm.scheduler.up[0].ahead) == 1
+        farm = Farm("1/a")
+        farm.teach(seconds=0.01)
+        for _ in range(3):
+            bundle = executors._Bundle(farm.function(), ([executors.AHEAD_BYTES + 1], [b""]))
+            farm.decide(farm.scheduler.submit, bundle)
+        assert not farm.scheduler.up[0].ahead       # the machine need not have room for two
 
     def test_a_removed_machine_keeps_its_handshakes_place_until_it_has_ended(self):
         farm = Farm()
@@ -5371,6 +5377,19 @@ class TestBlame:
         arrays = [numpy.full(10_000, n) for n in range(300)]
         result = remote.submit(lambda a: a, arrays).result(PATIENCE)
         assert [a[0] for a in result] == [*range(300)]
+
+    def test_a_slot_without_room_for_a_function_or_its_arguments(self, local):
+        def limit():
+            size = int(read("/proc/self/statm").split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (size + (100 << 20), size + (100 << 20)))
+            return os.getpid()
+
+        pool, block = local("1/:"), bytes(200 << 20)
+        pid = pool.submit(limit).result(PATIENCE)
+        for future in pool.submit(lambda: len(block)), pool.submit(len, block):
+            error = future.exception(PATIENCE)
+            assert "MemoryError: no memory for a message of 209" in str(error)
+        assert pool.submit(os.getpid).result(PATIENCE) == pid
 
     def test_bundle_timeout(self, ssh, tmp_path):
         pool = ssh("1/alpha", bundle_timeout=1)
