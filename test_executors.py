@@ -6109,7 +6109,6 @@ class TestLies:
         "a short death": HELLO + wire.frame(wire.DIED, 1, b"xx"),
         "a long kill": HELLO + wire.frame(wire.KILLED, 1, b"x" * 50),
         "half an identifier": HELLO + wire.frame(wire.RECALLED, 1, b"xxx"),
-        "no slots": HELLO + wire.frame(wire.SLOT_COUNT, 0, b"why"),
         "many slots": HELLO + wire.frame(wire.SLOT_COUNT, 2 ** 40, b"why"),
         "no name": HELLO + wire.frame(wire.FIND_MODULE, 1, b"\xff\xfe"),
         "files that it was not given": HELLO + wire.frame(wire.STORED),
