@@ -1606,6 +1606,7 @@ class _LossKind(enum.Enum):
     TOO_MANY_LOGINS = enum.auto()       # sshd hung up on one of many logins
     UNUSABLE = enum.auto()              # another try would fail in the same way
     INITIALIZER_FAILED = enum.auto()    # likewise
+    NO_SLOTS = enum.auto()              # it could not start a process for any task
     BROKE_PROTOCOL = enum.auto()        # it sent what no shim sends
     STALLED = enum.auto()               # a copy to it no longer moved
 
@@ -1624,7 +1625,8 @@ class _Loss(NamedTuple):
     @property
     def is_the_machines_fault(self) -> bool:
         """Whether no task that ran there can have caused it."""
-        return self.kind in (_LossKind.BROKE_PROTOCOL, _LossKind.INITIALIZER_FAILED)
+        return self.kind in (
+            _LossKind.BROKE_PROTOCOL, _LossKind.INITIALIZER_FAILED, _LossKind.NO_SLOTS)
 
 
 class _Durations(Histogram):
@@ -1972,7 +1974,6 @@ class _Scheduler:
         self.on_greeting(worker, cores)
         worker.is_recalling = False
         worker.ahead_seconds = AHEAD_SECONDS
-        self._alone = 0.0
         self.up.append(worker)
         self._open_links()
         self._use_free_slots(worker)
@@ -1998,7 +1999,7 @@ class _Scheduler:
         else:
             worker.failures += 1
             self._suspect_running_tasks(worker, loss.cause)
-        self.on_link_closed(worker)
+        self.on_link_closed(worker, has_started=loss.kind is not _LossKind.NO_SLOTS)
         is_news = loss.cause != worker.cause
         worker.cause = loss.cause
         seconds = self._quarantine_seconds(worker.failures)
@@ -2020,8 +2021,12 @@ class _Scheduler:
         seconds: float = min(most, first * 2 ** (failures - 1))
         return seconds * (0.75 + 0.5 * self._jitter())      # not all of them at the same moment
 
-    def on_link_closed(self, worker: _Worker) -> None:
-        """Requeue everything that was under way on a link that has ended."""
+    def on_link_closed(self, worker: _Worker, has_started: bool = True) -> None:
+        """Requeue everything that was under way on a link that has ended.
+
+        Arguments:
+            has_started: whether what had a slot, as far as was known here, may have started.
+        """
         running, ahead = [*worker.running.values()], [*worker.ahead.values()]
         worker.running.clear()
         worker.ahead.clear()
@@ -2035,8 +2040,9 @@ class _Scheduler:
         for attempt in reversed(ahead):
             self._requeue_attempt(attempt, has_started=False)
         for attempt in reversed(running):
-            self._record_span(attempt, wire.NO_SLOT, "lost")
-            self._requeue_attempt(attempt)
+            if has_started:
+                self._record_span(attempt, wire.NO_SLOT, "lost")
+            self._requeue_attempt(attempt, has_started)
 
     def _suspect_running_tasks(self, worker: _Worker, cause: str) -> None:
         """Remember what ran on a machine that was lost, and fail a task that took it down.
@@ -2353,8 +2359,10 @@ class _Scheduler:
 
         Return None if each has enough work waiting. Enough is as many calls as fill a round trip,
         by the function's median. Long arguments take time on the way: if the median is below
-        LONG_TASK_SECONDS, each slot gets at least one such call. With a `bundle_timeout` nothing is
-        sent ahead: the timeout counts from the start of an attempt, so that must be known here.
+        LONG_TASK_SECONDS, each slot gets at least one such call, unless its arguments exceed
+        AHEAD_BYTES: the machine need not have room for what it has no slot for. With a
+        `bundle_timeout` nothing is sent ahead: the timeout counts from the start of an attempt, so
+        that must be known here.
         """
         if self.rules.bundle_timeout < math.inf:
             return None
@@ -2362,7 +2370,7 @@ class _Scheduler:
         each, most, least = max(median, 1 / AHEAD_RATE), math.inf, 0
         if type(bundle.packed) is not bytes:
             most = AHEAD_BYTES // _size(bundle.packed)
-            least = int(median < LONG_TASK_SECONDS)
+            least = min(most, int(median < LONG_TASK_SECONDS))
         for turn in range(self._turn, self._turn + len(workers)):
             worker = workers[turn % len(workers)]
             depth = max(min(worker.ahead_seconds // each, most), least)
@@ -3204,7 +3212,8 @@ _SSH_DIAGNOSES = (
     ("host key verification failed", _LossKind.UNUSABLE,
      "run `ssh {login}` once, check the key it shows and accept it"),
     ("permission denied|too many authentication failures", _LossKind.UNUSABLE,
-     "executors never asks for a password: set up a key with `ssh-copy-id {login}`"),
+     ("executors never asks for a password: set up a key with `ssh-copy-id {login}`; if it has a "
+      "passphrase, run `ssh-add` first")),
     ("temporary failure in name resolution", _LossKind.LOST,
      "check that this machine's network is up"),
     ("could not resolve hostname|name or service not known", _LossKind.UNUSABLE,
@@ -3243,7 +3252,7 @@ _CHANGED_KEY = (r"(?m)^@ +WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! +@$"
 # Lines of ssh that give no reason: those of -v, and of a jump host, which come after the reason.
 _SSH_CHATTER = re.compile(
     r"debug\d: |OpenSSH_|Authenticated to |Transferred: |Bytes per second: |"
-    r"Warning: Permanently added |"
+    r"Warning: Permanently added |executors: starting |"
     r"Connection to \S+ closed|\*\* ")
 _JUMP_HOST_FAILED = "\nstdio forwarding failed"
 # The stages of a login, as `ssh -v` reports them.
@@ -3287,6 +3296,7 @@ module.serve(modules)
 '''
 _OTHER_PYTHON = "executors: another python:"
 _NO_PYTHON = "executors: no python"
+_STARTING = "executors: starting "      # before each Python that is tried
 _IMPLEMENTATION = sys.implementation.name
 _VERSION = "{}.{}".format(*sys.version_info)
 # Where a Python is looked for: on the PATH, and in places that only login shells add to it.
@@ -3344,7 +3354,7 @@ def _login_argv(record: RemoteWorkerRecord, ssh_options: list[str], magic: str) 
     stage = base64.b64encode(
         (_FIRST_STAGE % (ours, _OTHER_PYTHON, magic)).encode()).decode()
     script = (f'for p in {_candidate_pythons(record)}; do '
-              'command -v "$p" >/dev/null 2>&1 || continue; '
+              f'command -v "$p" >/dev/null 2>&1 || continue; echo {_STARTING}"$p" >&2; '
               f'"$p" -c "import base64,sys;exec(base64.b64decode(sys.argv[1]))" {stage}; r=$?; '
               f'test $r -eq 127 || exit $r; done; echo {_NO_PYTHON} >&2; exit 126')
     if record.machine == ":":
@@ -3484,12 +3494,14 @@ class _Login:
         self.processes: list[Any] = []      # ssh, then each scp that runs; also by copying threads
         self._errors = wire.open_nameless_file()         # ssh's stderr
         self._noise = b""                   # what the login shell printed before the magic
+        self._printed = 0                   # bytes of that, in all
+        self._python = ""                   # the Python that was started last; also by `words`
         self._has_python = False
         self._cause = ""                    # why we cut it off, if we did; by whoever did
         self._started = monotonic()
         self._last_progress = self._started     # when the stage began; also by the heartbeat
         # Until it is ready: the seconds that a stage may take, and what is wrong otherwise.
-        self._limit = HELLO_SECONDS, f"nothing was heard for {HELLO_SECONDS:g} s"
+        self._limit = HELLO_SECONDS, f"no Python answered for {HELLO_SECONDS:g} s"
 
     def open(self, config: Mapping[str, Any], stuck: SimpleQueue[Any],
              is_expected: Callable[[int, int], bool]) -> _Channel:
@@ -3549,6 +3561,7 @@ class _Login:
                 data = os.read(stdout, wire.READ_SIZE)
                 if not data:
                     raise EOFError
+                self._printed += len(data)
                 self._noise = (self._noise + data)[-2 * wire.READ_SIZE:]
                 before, found, line = self._noise.rpartition(magic)
             else:
@@ -3556,8 +3569,9 @@ class _Login:
         self._noise = before[-2000:]
         self._has_python = True
         self._record_shell()
-        _, self.found["python"], self.found["interpreter"] = _words_of(
-            line).strip().split(maxsplit=2)
+        # The last is missing if that Python does not know where it is.
+        words = _words_of(line).strip().split(maxsplit=2)
+        _, self.found["python"], self.found["interpreter"] = [*words, "?"][:3]
 
     def _record_shell(self) -> None:
         self.found.update(dict.fromkeys(_LOGIN_STAGES, "-" if self._is_local else "ok"))
@@ -3652,9 +3666,22 @@ class _Login:
             self._last_progress = now       # each copy has a limit of its own
         seconds, complaint = self._limit
         if now > self._last_progress + seconds:
-            login, line = self.record.login, _last_line(self._noise)
-            self.abort(f"{complaint} (the last line was {line!r}) -- check that `ssh {login} "
-                       f"echo hello` prints hello and ends, and that `sftp {login}` works")
+            self.abort(f"{complaint}: {self._explain_delay()}")
+
+    def _explain_delay(self) -> str:
+        """Return what a login waits for, as far as that is known, and what to do."""
+        if self._has_python:        # what `files=` names is being copied
+            return f"check that `sftp {self.record.login}` works"
+        if self._python:
+            return (f"{self._python} was started there and does not answer -- check that "
+                    f"`{self._command(self._python)} -c pass` ends")
+        return (f"the login has printed {self._printed:,} bytes, the last line is "
+                f"{_last_line(self._noise)[:200]!r} -- check that `{self._command('echo hello')}` "
+                "prints hello and ends")
+
+    def _command(self, command: str) -> str:
+        """Return what a user types to run a command on the machine."""
+        return command if self._is_local else f"ssh {self.record.login} {command}"
 
     def limit(self) -> None:
         """Keep at most a megabyte of the stderr of ssh and the shim."""
@@ -3726,11 +3753,17 @@ class _Login:
         if said == _NO_PYTHON:
             self._record_shell()
             return _LinkLost(self._no_python(words), _LossKind.UNUSABLE)
-        said = said or _last_line(self._noise) or "nothing was said"
         kind = _LossKind.LOST if status == "unknown" else _LossKind.UNUSABLE
+        if self._python:
+            reason = re.search("Fatal Python error: .*", words)
+            return _LinkLost(
+                f"{self._python} ended there with status {status} before it ran anything: "
+                f"{reason[0] if reason else said} -- try `{self._command(self._python)} -c pass`; "
+                "PYTHONHOME and PYTHONPATH may be wrong there", kind)
+        said = said or _last_line(self._noise) or "nothing was said"
         return _LinkLost(f"the login ended with status {status} before Python started: {said} -- "
-                         f"check that `ssh {self.record.login} echo hello` prints hello and no "
-                         "more", kind)
+                         f"check that `{self._command('echo hello')}` prints hello and no more",
+                         kind)
 
     def _no_python(self, words: str) -> str:
         """Return which Pythons were found instead, and what to do."""
@@ -3771,6 +3804,9 @@ class _Login:
         except ValueError:      # it has ended
             return ""
         text = _words_of(data)
+        for line in text.splitlines():
+            if line.startswith(_STARTING):
+                self._python = line.removeprefix(_STARTING)
         for stage, pattern in _LOGIN_STAGES.items():
             if re.search(pattern, text):
                 self.found[stage] = "ok"
@@ -4468,9 +4504,13 @@ class _Reader:
             self._login.copies[slot] = f"{body.decode()} (another process there does)"
 
     def _on_slot_count(self, count: int, body: bytes) -> None:
-        if not 0 < count <= self._worker.count:
+        if not 0 <= count <= self._worker.count:
             raise ValueError(f"{count} slots")
-        self._log(logging.WARNING, f"only {count} slots: {_words_of(body)}")
+        words = _words_of(body)
+        if not count:
+            raise _LinkLost(f"it cannot start a process for tasks: {words} -- see the limits of "
+                            "its account: `ulimit -a`", _LossKind.NO_SLOTS)
+        self._log(logging.WARNING, f"only {count} slots: {words}")
         self._report(_Scheduler.on_slot_count, count)
 
     def _on_initializer_failed(self, _ident: int, body: Sequence[bytes]) -> None:
@@ -5820,7 +5860,8 @@ class RemoteExecutor(BaseExecutor):
         call = _packed_initializer(initializer, initargs)
         config = {"lease": LEASE_HEARTBEATS * heartbeat_seconds, "output": output is not False,
                   "env": _checked_env(env or {}), "initializer": call is not None,
-                  "max_tasks_per_child": _checked_task_limit(max_tasks_per_child)}
+                  "max_tasks_per_child": _checked_task_limit(max_tasks_per_child),
+                  "modules": modules}
         cargo = _Cargo(files, packages)
         self._supervisor = _Supervisor(
             _Scheduler(_checked_policy(policy), rules), self.title, [*ssh_options],
@@ -6168,8 +6209,9 @@ def parallelize(method: Method | Executor = Method.THREAD) -> Callable[
             awaited = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, Future)]
             if not awaited:
                 return submit(*args, **kwargs)
-            outer: Future[_T] = Future()
-            _call_when_done(awaited, lambda: _submit_and_forward(outer, submit, args, kwargs))
+            outer: _AwaitingFuture[_T] = _AwaitingFuture()
+            ready = functools.partial(_submit_with_results, submit, args, kwargs)
+            _call_when_done(awaited, lambda: outer.submit(ready))
             return outer
         return call     # type: ignore[return-value]
 
@@ -6191,24 +6233,57 @@ def _call_when_done(futures: Iterable[Future[Any]], then: Callable[[], None]) ->
     then()
 
 
-def _submit_and_forward(outer: Future[_T], submit: Callable[..., Future[_T]], args: Iterable[Any],
-                 kwargs: Mapping[str, Any]) -> None:
-    """Submit a call with the results of futures for the futures; `outer` gets its outcome."""
+class _AwaitingFuture(Future[_T]):
+    """The future of a call that is submitted when others are done; then it is as that call's own.
+
+    A race: it may be cancelled while the call is being submitted. Whoever submits looks again.
+    """
+
+    _inner: Future[_T] | None = None    # of the call, once that is submitted
+
+    def cancel(self) -> bool:
+        if self._inner is not None and not self._inner.cancel():
+            return False
+        return super().cancel()
+
+    def running(self) -> bool:
+        return self._inner is not None and self._inner.running()
+
+    def submit(self, submit: Callable[[], Future[_T]]) -> None:
+        """Submit the call, and pass its outcome on; or pass on what `submit` raises."""
+        try:
+            if not self.cancelled():
+                self._inner = submit()
+        except BaseException as error:
+            self._inner = Future()
+            self._inner.set_exception(error)
+        if self._inner is None:
+            self.set_running_or_notify_cancel()     # for those that wait for it
+            return
+        if self.cancelled():
+            self._inner.cancel()
+        self._inner.add_done_callback(self._pass_on)
+
+    def _pass_on(self, inner: Future[_T]) -> None:
+        if inner.cancelled():
+            super().cancel()
+        if not self.set_running_or_notify_cancel():
+            return
+        error = inner.exception()
+        if error is not None:
+            self.set_exception(error)
+        else:
+            self.set_result(inner.result())
+
+
+def _submit_with_results(submit: Callable[..., Future[_T]], args: Iterable[Any],
+                         kwargs: Mapping[str, Any]) -> Future[_T]:
+    """Submit a call with the results of futures for the futures."""
     def value(arg: Any) -> Any:
         return arg.result() if isinstance(arg, Future) else arg
 
-    def pass_on(inner: Future[_T]) -> None:
-        try:
-            outer.set_result(inner.result())
-        except BaseException as error:
-            outer.set_exception(error)
-
-    if outer.set_running_or_notify_cancel():
-        try:
-            values = {name: value(arg) for name, arg in kwargs.items()}
-            submit(*map(value, args), **values).add_done_callback(pass_on)
-        except BaseException as error:
-            outer.set_exception(error)
+    values = {name: value(arg) for name, arg in kwargs.items()}
+    return submit(*map(value, args), **values)
 
 
 def wait_all(futures: Iterable[Future[_T]]) -> list[_T]:

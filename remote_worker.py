@@ -100,6 +100,11 @@ import sys
 import time
 import types
 import weakref
+
+# Bound here, as a slot serves its pipes with them: a task may leave any of a module patched.
+from os import _exit, getpid, read, readv, urandom, write
+from pickle import PickleBuffer, dumps, loads
+from signal import pthread_sigmask, valid_signals
 from time import monotonic
 
 TYPE_CHECKING = False
@@ -135,6 +140,7 @@ LOCK_POLL_SECONDS = 0.05    # between two looks whether another process has fini
 MOVED_SHARE = 24        # while bytes come, the controller hears so this often in a lease
 PROGRESS_SECONDS = 1.0  # between two states of a progress bar that are passed on
 STDERR_TAIL = 2000      # bytes of stderr kept to explain a slot's death
+MAX_KEEPERS = 4096      # that the guardian can find without /proc
 MAX_SHARED_CACHES = 64  # cached functions without a name that a slot keeps
 NEVER = float("inf")
 
@@ -148,6 +154,7 @@ IDENTIFIER = struct.Struct("!Q")    # an identifier
 GREETING = struct.Struct("!IQQ")    # number of cores, process IDs of shim and guardian
 DEATH = struct.Struct("!qi")        # number of a slot, or NO_SLOT, and its wait status
 NO_SLOT = -1
+PROCESS = struct.Struct("!q")       # a process ID, or 0
 SLOT_SHIFT = 48         # the tag of a result is (slot number << SLOT_SHIFT) + microseconds
 
 # Identifiers. Attempts count from 1, functions from INITIALIZER_ID + 1, a shim's questions from
@@ -179,7 +186,7 @@ PONG = 38                   # the answer to PING
 FIND_MODULE = 39            # a question: a module, by name
 OUTPUT = 40                 # text that a call printed; the identifier is 1 for stdout, 2 for stderr
 STORED = 41                 # from the first slot: `files=` are there; or why they are not
-SLOT_COUNT = 42             # no more than `identifier` slots can be forked, and why
+SLOT_COUNT = 42             # no more than `identifier` slots can be started, and why
 INITIALIZER_FAILED = 43     # a message: what the pool's initializer raised
 COPY = 44                   # a question: copy entries of the cache into a folder, as JSON
 PART = 45                   # bytes of the message with this identifier
@@ -265,7 +272,7 @@ class FrameReader:
         """
         if self._unfilled:
             return self._read_in_place()
-        chunk = os.read(self.fd, READ_SIZE)
+        chunk = read(self.fd, READ_SIZE)
         data = self._incomplete_frame + chunk
         frames = []
         start = 0
@@ -309,7 +316,7 @@ class FrameReader:
         self._unfilled = memoryview(data)[len(start):]
 
     def _read_in_place(self) -> list[Any]:
-        count = os.readv(self.fd, [self._unfilled])
+        count = readv(self.fd, [self._unfilled])
         if not count:
             raise FrameError(_CUT_OFF_MESSAGE % (len(self._unfilled), 0))
         self._unfilled = self._unfilled[count:]
@@ -488,13 +495,14 @@ class Outbox:
 def write_all(fd: int, buffers: Iterable[Buffer]) -> None:
     """Write buffers to a blocking descriptor, even if a signal cuts a write short."""
     for buffer in buffers:
-        wrote = os.write(fd, buffer)
+        wrote = write(fd, buffer)
         while wrote < len(buffer):
-            wrote += os.write(fd, memoryview(buffer)[wrote:])
+            wrote += write(fd, memoryview(buffer)[wrote:])
 
 
 # The descriptors of a slot, besides stdin, stdout and stderr. The file's docstring draws them.
 _CALLS_FD, _RESULTS_FD, _PERMITS_FD, _QUESTIONS_FD, _ANSWERS_FD = range(3, 8)
+_STARTED = b"!"     # what a slot writes to its results first, before any frame
 
 
 # ─────────────────────────────────────────── processes ────────────────────────────────────────────
@@ -615,11 +623,10 @@ def process_tree() -> dict[int, list[int]]:
 
 
 def signal_tree(pid: int, number: int) -> None:
-    """Signal a process and all its descendants; without /proc, its process group."""
+    """Signal a process and all its descendants; without /proc, it and its process group."""
     tree = process_tree()
     if not tree:
         send_signal(-pid, number)
-        return
     pids = [pid]
     for parent in pids:     # which grows meanwhile
         pids += tree.get(parent, ())
@@ -642,8 +649,16 @@ def kill_children(spare: Container[int] = ()) -> None:
             signal_tree(pid, signal.SIGKILL)
 
 
-def kill_descendants() -> None:
-    """Kill all descendants of this process, which must be a subreaper: it inherits orphans."""
+def kill_descendants(leaders: Iterable[int]) -> None:
+    """Kill all descendants of this process, which must be a subreaper: it inherits orphans.
+
+    Arguments:
+        leaders: of process groups, which are all that can be found without /proc.
+    """
+    if not process_tree():      # others may be left, so there is nothing to wait for
+        for leader in leaders:
+            send_signal(-leader, signal.SIGKILL)
+        return
     while True:
         kill_children()
         try:
@@ -667,7 +682,7 @@ def _exit_after(run: Callable[[], object]) -> None:
         import traceback
         traceback.print_exc()
     finally:
-        os._exit(status)
+        _exit(status)
 
 
 def _remove(path: str) -> None:
@@ -848,7 +863,7 @@ _received_attributes: Any = weakref.WeakKeyDictionary()   # received class -> at
 
 def _token_of(obj: Any) -> bytes:
     """Return the token of a definition, which it gets here if it has none."""
-    token: bytes = _tokens.setdefault(obj, os.urandom(8))
+    token: bytes = _tokens.setdefault(obj, urandom(8))
     _definitions_by_token[token] = obj
     return token
 
@@ -877,7 +892,7 @@ class _SlotFunction:
 
     def __init__(self, segments: Sequence[Any]) -> None:
         head, *buffers = segments
-        self._how, self._root, self.needs, self._definitions, self.modules = pickle.loads(head)
+        self._how, self._root, self.needs, self._definitions, self.modules = loads(head)
         self._places: list[slice] = []      # where each buffer lies in the file
         self._unpickled: Any = ABSENT          # the function, if it is unpickled only once
         if not buffers:
@@ -909,7 +924,7 @@ class _SlotFunction:
         constant, there are no keys, the size is 0, and the value is the only one.
         """
         if version not in self._definitions:        # a short constant, whose version is its pickle
-            return (), 0, (pickle.loads(version),)
+            return (), 0, (loads(version),)
         keys, section = self._definitions[version]
         segments = self._segments(section)
         size = sum(map(len, segments))
@@ -1300,7 +1315,7 @@ class _BufferList(list["Any"]):
     """A file for a pickler to write to, which keeps large objects as they are, without a copy."""
 
     def write(self, data: Any) -> None:
-        self.append(data.raw() if type(data) is pickle.PickleBuffer else data)
+        self.append(data.raw() if type(data) is PickleBuffer else data)
 
 
 class Prepacked:
@@ -1839,7 +1854,7 @@ def pack(obj: object) -> Packed:
     """
     # Cloudpickle's pickler is slower, but does not copy what is long.
     if is_plain(obj) and not _has_long_string(obj):
-        data = pickle.dumps(obj, 5)
+        data = dumps(obj, 5)
         if len(data) <= MAX_INLINE:
             return data
         return [len(data)], [data]
@@ -1934,7 +1949,7 @@ def unpack(segments: Sequence[Any]) -> Any:
     """Return the object of a message's segments. Runs what the pickle names: may raise anything."""
     if isinstance(segments, MemoryError):
         raise segments
-    return pickle.loads(segments[0], buffers=segments[1:])
+    return loads(segments[0], buffers=segments[1:])
 
 
 def _unpack_packed(packed: Packed) -> Any:
@@ -2195,7 +2210,7 @@ def _pickle_exception(error: BaseException) -> bytes:
     """Return the pickle of an exception; b"" if that cannot be unpickled to one of its type."""
     try:
         data = _dumps(error)
-        if type(pickle.loads(data)) is type(error):
+        if type(loads(data)) is type(error):
             return data
     except BaseException:       # for instance, its constructor does not accept its args
         pass
@@ -3187,7 +3202,7 @@ class _ShimClient:
         import threading
         self._reader = MessageReader(_ANSWERS_FD)      # used by the thread that reads
         self._numbers = itertools.count(1)          # of questions; each `next` is atomic
-        self._owner = os.getpid()
+        self._owner = getpid()
         # Guards the attributes below; notified when a thread has read.
         self._changed = threading.Condition()
         self._reading_thread = 0       # identifier of the thread that reads, or 0
@@ -3196,24 +3211,28 @@ class _ShimClient:
     def __call__(self, kind: int, payload: bytes) -> Any:
         """Return the segments of the answer to a question, or None: a report has no answer.
 
-        Raises EOFError if the shim has ended, or if this process is not the slot.
+        Raises EOFError if the shim has ended, or if this process is not the slot; MemoryError if
+        there is no memory for the answer.
         """
         if kind in REPORTS:
-            if os.getpid() == self._owner:
+            if getpid() == self._owner:
                 write_all(_QUESTIONS_FD, (frame(kind, 0, payload),))
             return None
         # A child that users' code forked shares the pipes, and would take its parent's answers.
-        if os.getpid() != self._owner:
+        if getpid() != self._owner:
             raise EOFError("only the slot's own process can ask the shim, not one that it forked")
         # A signal handler that raises must not leave half an answer in the pipe.
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        blocked = pthread_sigmask(signal.SIG_BLOCK, valid_signals())
         try:
             number = next(self._numbers)
             # A question is short enough for one atomic write, so threads need no lock for it.
             write_all(_QUESTIONS_FD, (frame(kind, number, payload),))
-            return self._wait_for_answer(number)
+            answer = self._wait_for_answer(number)
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            pthread_sigmask(signal.SIG_SETMASK, blocked)
+        if isinstance(answer, MemoryError):
+            raise answer
+        return answer
 
     def _wait_for_answer(self, number: int) -> Any:
         me = _thread.get_ident()
@@ -3255,6 +3274,7 @@ class _Slot:
                  config: Mapping[str, Any]) -> None:
         self._machine = config["machine"]
         self._number = number
+        self._sends_modules = config["modules"]
         self._pull = pull
         self._finder = finder
         self._is_ready = not config["initializer"]      # whether no initializer is left to run
@@ -3282,7 +3302,7 @@ class _Slot:
         except OSError as error:
             sys.stderr.write("executors: the slot lost its connection to the shim (%s); did the "
                              "call close file descriptors 3 to 7?\n" % error)
-            os._exit(1)
+            _exit(1)
 
     def _read_permit(self, ident: int) -> bool:
         """Read the permit of a call. Return whether there is one: the call was not taken back.
@@ -3292,7 +3312,7 @@ class _Slot:
         """
         if not self._permit:
             try:
-                self._permit = os.read(_PERMITS_FD, IDENTIFIER.size)
+                self._permit = read(_PERMITS_FD, IDENTIFIER.size)
             except BlockingIOError:
                 return False
         if self._permit != IDENTIFIER.pack(ident):
@@ -3328,7 +3348,7 @@ class _Slot:
                 describe(self.add_remedy(error)), place.filename, place.lineno, place.name)
             packed = words.encode("utf-8", "replace")[:STDERR_TAIL]
             write_all(_RESULTS_FD, message(INITIALIZER_FAILED, ident, 0, packed))
-            while os.read(_CALLS_FD, READ_SIZE):
+            while read(_CALLS_FD, READ_SIZE):
                 pass
             raise EOFError from None
 
@@ -3344,12 +3364,12 @@ class _Slot:
             del body
         except BaseException as error:
             return _pack_failure(error, "arguments")
-        owner = os.getpid()
+        owner = getpid()
         ok, value = run_call(function, args, kwargs or {})
-        if os.getpid() != owner:
+        if getpid() != owner:
             # The call forked, and its child returned here. A child must not serve the slot's pipes.
             is_success = ok or isinstance(value, SystemExit) and not value.code
-            os._exit(0 if is_success else 1)
+            _exit(0 if is_success else 1)
         del args, kwargs
         if ok:
             return pack_outcome(True, value)
@@ -3371,6 +3391,8 @@ class _Slot:
             remedy = self._finder.explain_missing_module(error.name) or (
                 "install it there, or name an interpreter that has it by python=/path/to/python in "
                 "the worker's record")
+            if not self._sends_modules:
+                remedy += "; modules of the project are not sent, since the pool has modules=False"
             note = "on %s, with %s: %s" % (self._machine, sys.executable, remedy)
         if not note:
             return
@@ -3391,7 +3413,8 @@ def _pack_failure(error: BaseException, stage: str = "run") -> tuple[int, Packed
     return kind, packed
 
 
-def _run_keeper(shim: int, max_fd: int, run_slot: Callable[[int], object]) -> None:
+def _run_keeper(shim: int, results: int, max_fd: int,
+                run_slot: Callable[[int], object]) -> None:
     """Turn a fresh fork of the shim into a keeper: fork the slot, and end in the way it ends.
 
     The keeper leads a session, which the slot is in. It adopts processes that the slot's processes
@@ -3400,6 +3423,7 @@ def _run_keeper(shim: int, max_fd: int, run_slot: Callable[[int], object]) -> No
 
     Arguments:
         shim: the shim's process.
+        results: the slot's descriptor of results. If no slot can be forked, it gets the reason.
         max_fd: the highest descriptor that the shim has had.
         run_slot: runs the slot; its argument is the keeper's process.
     """
@@ -3414,7 +3438,11 @@ def _run_keeper(shim: int, max_fd: int, run_slot: Callable[[int], object]) -> No
     if os.getppid() != shim:        # the shim died before we asked to die with it
         return
     keeper = os.getpid()
-    slot = os.fork()
+    try:
+        slot = os.fork()
+    except OSError as error:
+        os.write(results, str(error).encode())
+        return
     if slot == 0:
         _exit_after(lambda: run_slot(keeper))
     os.closerange(_CALLS_FD, max_fd + 1)
@@ -3446,6 +3474,7 @@ def _run_slot(scratch: str, keeper: int, number: int, ends: Sequence[int], max_f
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)       # die with the keeper
     for place, fd in enumerate(ends, 1):
         os.dup2(fd, place, inheritable=place < _CALLS_FD)
+    os.write(_RESULTS_FD, _STARTED)
     os.closerange(_ANSWERS_FD + 1, max_fd + 1)
     _open_output()
     pull = _ShimClient()
@@ -3586,7 +3615,7 @@ class _SlotProcess:
         scratch: the directory that the slot runs in.
         config: what CONFIG brought.
 
-    Raises OSError if no process can be forked.
+    Raises OSError if the keeper or the slot cannot be forked.
     """
 
     def __init__(self, number: int, max_fd: int, scratch: str, config: Mapping[str, Any]) -> None:
@@ -3617,8 +3646,9 @@ class _SlotProcess:
                 os.close(fd)
             raise
         if self.pid == 0:
-            _exit_after(lambda: _run_keeper(shim, self.max_fd, lambda keeper: _run_slot(
-                scratch, keeper, self.number, theirs, self.max_fd, config)))
+            _exit_after(lambda: _run_keeper(
+                shim, theirs[_RESULTS_FD - 1], self.max_fd, lambda keeper: _run_slot(
+                    scratch, keeper, self.number, theirs, self.max_fd, config)))
         ours = [pipe[1 - end] for pipe, end in zip(pipes, _SLOT_ENDS)]
         out, err, calls, results, _, questions, answers = ours
         self.permits = pipes[_PERMITS_FD - 1]      # both ends: a permit that is read is taken back
@@ -3626,6 +3656,12 @@ class _SlotProcess:
         for fd in theirs:
             os.close(fd)
         self.fds = [*ours, self.permits[0]]
+        # This takes as long as a fork. If we did not wait, we could not tell how many slots fit.
+        said = os.read(results, STDERR_TAIL)
+        if said != _STARTED:
+            for fd in self.fds:
+                os.close(fd)
+            raise OSError(said.decode() or "its process died at once")
         for fd in self.fds:
             os.set_blocking(fd, False)
         enlarge_pipe(results)
@@ -3671,10 +3707,11 @@ class Shim:
         link_out: descriptor of the frames that go to it.
         modules: {name: packed answer for `ModuleFinder`}, modules that are here from the start.
         scratch: the directory that slots run in.
+        keepers: memory that the guardian shares. It holds the process of each slot's keeper.
     """
 
     def __init__(self, link_in: int, link_out: int, modules: dict[str, Packed],
-                 scratch: str) -> None:
+                 scratch: str, keepers: Any) -> None:
         self._reader = FrameReader(link_in)
         self._outbox = Outbox(link_out)
         self._poll = select.poll()
@@ -3690,6 +3727,7 @@ class Shim:
         # Until CONFIG tells the rest.
         self._config: dict[str, Any] = {"lease": 60.0, "is_ending": False, "files": {}}
         self._scratch = scratch
+        self._keepers = keepers
         self._guardian = os.getppid()
         self._last_heard = monotonic()       # when bytes of the controller last came
         self._last_said = self._last_heard      # when there was last something to send to it
@@ -3780,7 +3818,7 @@ class Shim:
             for pid, _ in _reap_children():
                 if pid in self._children:
                     self._drain(self._children.pop(pid))
-        kill_descendants()
+        kill_descendants(self._children)
         for child in self._children.values():
             self._drain(child)
         try:
@@ -3977,8 +4015,9 @@ class Shim:
             room = self._config["slots"] - len(live) - retired
             for _ in range(min(room, len(self._queue) - idle)):
                 new_child = self._fork_slot()
-                if new_child:
-                    live.append(new_child)
+                if not new_child:
+                    break
+                live.append(new_child)
             waiting = len(self._queue) + sum(len(child.calls) for child in live)
             for child in live:
                 share = -(-waiting // len(live))        # rounded up
@@ -4012,25 +4051,28 @@ class Shim:
         return True
 
     def _fork_slot(self) -> _SlotProcess | None:
-        """Fork one more slot; return None if that fails, and do with those that there are.
-
-        Raises OSError if there is none.
-        """
+        """Fork one more slot; return None if that fails, and do with those that there are."""
         taken = {child.number for child in self._children.values()}
         number = next(number for number in itertools.count() if number not in taken)
         try:
             child = _SlotProcess(number, self._max_fd, self._scratch, self._config)
         except OSError as error:
-            if not self._children:
-                raise
-            self._config["slots"] = len(self._children)
-            self._send(SLOT_COUNT, len(self._children), str(error).encode())
+            self._limit_slots(str(error))
             return None
         self._max_fd = child.max_fd
         self._children[child.pid] = child
+        if number < MAX_KEEPERS:
+            PROCESS.pack_into(self._keepers, number * PROCESS.size, child.pid)
         self._watch_slot(child)
         self._watch(child.questions.fd, functools.partial(self._on_question, child))
         return child
+
+    def _limit_slots(self, why: str) -> None:
+        """Do with the slots that there are, as no other can be started; tell the controller."""
+        count = len(self._children)
+        if count < self._config["slots"]:       # one that is being killed may have left no room
+            self._config["slots"] = count
+            self._send(SLOT_COUNT, count, why.encode("utf-8", "replace"))
 
     # From the slots
 
@@ -4201,15 +4243,18 @@ class Shim:
     def _on_slot_exit(self, child: _SlotProcess, status: int) -> None:
         """Report the call that a dead slot ran; put those it had not started into the queue."""
         self._send(WAITING, child.number)       # it no longer does, if it did
+        if child.number < MAX_KEEPERS:
+            PROCESS.pack_into(self._keepers, child.number * PROCESS.size, 0)
         self._take_back(child)
         self._drain(child)
         if self._config["files"]:
             raise OSError("the slot that had files copied died, with wait status %d" % status)
-        if not child.last_answered and not child.calls and self._queue:
-            # It died before it began a call. Blame the first one; or else, if slots always die at
-            # once, we would fork them for ever.
-            call = self._queue.popleft()
-            child.calls[call.ident] = call
+        if not (child.last_answered or child.calls or self._config["is_ending"]):
+            # It died before it began a call. That is no call's fault, and the next slot would fare
+            # no better.
+            lines = child.stderr_tail.decode("utf-8", "replace").split("\n")
+            why = next(filter(str.strip, reversed(lines)), "it died with wait status %d" % status)
+            self._limit_slots(why)
         for ident in child.calls:       # at most one is left: the one that ran
             self._arriving.pop(ident, None)
             death = DEATH.pack(child.number, status)
@@ -4249,7 +4294,7 @@ def _make_frames(packed: Packed) -> list[bytes]:
 # ──────────────────────────────────────────── guardian ────────────────────────────────────────────
 
 
-def _run_guardian(shim: int, link_in: int, scratch: str) -> None:
+def _run_guardian(shim: int, link_in: int, scratch: str, keepers: Any) -> None:
     """Run the guardian: wait until the shim has ended, then kill and remove what it left.
 
     Kill the shim if it stays stopped, or if it stays although its controller is gone.
@@ -4258,6 +4303,7 @@ def _run_guardian(shim: int, link_in: int, scratch: str) -> None:
         shim: its process.
         link_in: the descriptor of frames from the controller, which is only watched.
         scratch: the directory that slots run in.
+        keepers: memory in which the shim notes the process of each slot's keeper.
     """
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     wake, wake_out = _make_wake_pipe()
@@ -4281,7 +4327,7 @@ def _run_guardian(shim: int, link_in: int, scratch: str) -> None:
             if pid == shim and os.WIFSTOPPED(status):
                 patience = grace
             elif pid == shim:
-                kill_descendants()
+                kill_descendants(pid for pid, in PROCESS.iter_unpack(keepers) if pid)
                 for folder in _temporary_folders(os.path.basename(scratch)):
                     _remove(folder)
                 _remove_incoming(scratch)
@@ -4326,11 +4372,12 @@ def serve(modules: dict[str, Packed]) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = hard if hard != resource.RLIM_INFINITY else max(soft, 1 << 16)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    keepers = mmap.mmap(-1, MAX_KEEPERS * PROCESS.size)
     shim = os.fork()
     if shim == 0:
-        _exit_after(lambda: Shim(link_in, link_out, modules, scratch).run())
+        _exit_after(lambda: Shim(link_in, link_out, modules, scratch, keepers).run())
     os.close(link_out)
-    _run_guardian(shim, link_in, scratch)
+    _run_guardian(shim, link_in, scratch, keepers)
 
 
 # ───────────────────────────────────────── one-shot mode ──────────────────────────────────────────

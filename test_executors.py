@@ -2151,6 +2151,12 @@ class TestScheduler:
             bundle = executors._Bundle(farm.function(), ([100_000], [b""]))
             farm.decide(farm.scheduler.submit, bundle)
         assert len(farm.scheduler.up[0].ahead) == 1
+        farm = Farm("1/a")
+        farm.teach(seconds=0.01)
+        for _ in range(3):
+            bundle = executors._Bundle(farm.function(), ([executors.AHEAD_BYTES + 1], [b""]))
+            farm.decide(farm.scheduler.submit, bundle)
+        assert not farm.scheduler.up[0].ahead       # the machine need not have room for two
 
     def test_a_removed_machine_keeps_its_handshakes_place_until_it_has_ended(self):
         farm = Farm()
@@ -3549,6 +3555,7 @@ class TestConnecting:
         options = self.edited(sshds, tmp_path, sshds[0].path("user"), key)
         cause = self.cause(ssh("alpha", ssh_options=options))
         assert "Permission denied (publickey)" in cause and "ssh-copy-id alpha" in cause
+        assert "if it has a passphrase, run `ssh-add`" in cause
 
     def test_an_unknown_host_key(self, ssh, sshds, tmp_path):
         options = self.edited(sshds, tmp_path, sshds[0].path("known_hosts"), str(tmp_path / "none"))
@@ -3609,6 +3616,46 @@ class TestConnecting:
         cause = self.cause(ssh("alpha", python=other))
         assert "cpython" in cause or "python 2" in cause
         assert other in cause and f"no cpython {ours} on " in cause
+
+    @pytest.mark.parametrize("machine", ["alpha", ":"])
+    def test_a_python_that_cannot_start(self, ssh, tmp_path, machine):
+        python = tmp_path / "python"
+        python.write_text(f'#!/bin/sh\nPYTHONHOME=/none exec {sys.executable} "$@"\n')
+        python.chmod(0o755)
+        cause = self.cause(ssh(machine, python=python))
+        assert f"{python} ended there with status 1" in cause and "PYTHONHOME" in cause
+        assert "Fatal Python error: " in cause and "<no Python frame>" not in cause
+        assert (f"`ssh alpha {python} -c pass`" if machine == "alpha" else f"`{python} -c") in cause
+
+    def test_a_python_that_hangs_is_no_login_file(self, ssh, tmp_path, monkeypatch):
+        monkeypatch.setattr(executors, "HELLO_SECONDS", 1.0)
+        python = tmp_path / "python"
+        python.write_text("#!/bin/sh\nexec sleep 1000\n")
+        python.chmod(0o755)
+        pool = ssh("alpha", python=python)
+        until(lambda: "no Python answered" in pool.status.workers[0].cause)
+        cause = pool.status.workers[0].cause
+        assert f"{python} was started there" in cause and f"`ssh alpha {python} -c pass`" in cause
+
+    def test_a_shell_that_prints_for_ever(self, ssh, monkeypatch):
+        monkeypatch.setattr(executors, "HELLO_SECONDS", 1.0)
+        with Sshd(["talker"], ["ForceCommand yes all work and no play"]) as sshd:
+            pool = ssh("talker", ssh_options=sshd.ssh_options)
+            until(lambda: "no Python answered" in pool.status.workers[0].cause)
+            cause = pool.status.workers[0].cause
+        size = re.search("the login has printed ([0-9,]+) bytes", cause)[1]
+        assert int(size.replace(",", "")) > 100_000 and "the last line is 'a" in cause
+        assert "`ssh talker echo hello`" in cause
+
+    def test_a_python_that_does_not_know_where_it_is(self, ssh, tmp_path):
+        python = tmp_path / "python"
+        python.write_text(f'#!/bin/sh\nexec {sys.executable} -c "import sys; '
+                          'sys.executable = str(); '
+                          'sys.argv[:] = sys.argv[1:]; exec(sys.argv.pop(1))" "$@"\n')
+        python.chmod(0o755)
+        pool = ssh("1/alpha", python=python)
+        assert pool.submit(neg, 1).result(PATIENCE) == -1
+        assert pool.status.workers[0].found["interpreter"] == "?"
 
     def test_bad_ssh_options(self, ssh):
         assert "nonsense" in self.cause(ssh("alpha", ssh_options=["-o", "nonsense=1"])).lower()
@@ -5702,6 +5749,19 @@ class TestBlame:
         result = remote.submit(lambda a: a, arrays).result(PATIENCE)
         assert [a[0] for a in result] == [*range(300)]
 
+    def test_a_slot_without_room_for_a_function_or_its_arguments(self, local):
+        def limit():
+            size = int(read("/proc/self/statm").split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (size + (100 << 20), size + (100 << 20)))
+            return os.getpid()
+
+        pool, block = local("1/:"), bytes(200 << 20)
+        pid = pool.submit(limit).result(PATIENCE)
+        for future in pool.submit(lambda: len(block)), pool.submit(len, block):
+            error = future.exception(PATIENCE)
+            assert "MemoryError: no memory for a message of 209" in str(error)
+        assert pool.submit(os.getpid).result(PATIENCE) == pid
+
     def test_bundle_timeout(self, ssh, tmp_path):
         pool = ssh("1/alpha", bundle_timeout=1)
         error = pool.submit(touch_and_wait, str(tmp_path / "started")).exception(PATIENCE)
@@ -5718,7 +5778,44 @@ class TestBlame:
         assert [future.result(PATIENCE) for future in futures] == [None] * 12
         count = pool.status.workers[0].slots
         assert 1 <= count < 9
+        assert caplog.text.count("only ") == 1
         assert f"only {count} slots: [Errno 24] Too many open files" in caplog.text
+
+    def limited(self, tmp_path, number):
+        """Return an interpreter for which there may be so many processes (which root escapes)."""
+        python, caps = tmp_path / "python", "--{}=-all,+dac_override"
+        caps = " ".join(caps.format(name) for name in ("inh-caps", "bounding-set"))
+        uid = 1_000_000 + os.getpid()
+        python.write_text(
+            f"#!/bin/sh\nexec setpriv --reuid={uid} {caps} --ambient-caps=+dac_override "
+            f'prlimit --nproc={number} {sys.executable} "$@"\n')
+        python.chmod(0o755)
+        return python
+
+    def test_a_slot_that_cannot_be_forked_is_no_tasks_fault(self, local, tmp_path, caplog):
+        """A slot is two processes, and either may be the one too many."""
+        pool = local(f"5/: python={self.limited(tmp_path, 6)}", max_bundle_failures=1)
+        futures = [pool.submit(neg, n) for n in range(12)]
+        assert [future.result(PATIENCE) for future in futures] == [-n for n in range(12)]
+        status = pool.status
+        assert 1 <= status.workers[0].slots <= 2 and not status.workers[0].died
+        assert caplog.text.count("only ") == 1 and "Resource temporarily" in caplog.text
+
+    @pytest.mark.parametrize("limit", ["processes", "descriptors"])
+    def test_a_machine_that_cannot_fork_any_slot(self, ssh, sshds, tmp_path, limit):
+        """That is its own fault: it is left alone, and what it was sent has never begun."""
+        python = self.limited(tmp_path, 3)
+        if limit == "descriptors":
+            python.write_text(f'#!/bin/sh\nulimit -n 24\nexec {sys.executable} "$@"\n')
+        pool = ssh(f"1/: python={python}", python=None, max_bundle_failures=1)
+        future = pool.submit(neg, 1)
+        until(lambda: pool.status.workers[0].cause)
+        status = pool.status
+        assert "cannot start a process for tasks" in status.workers[0].cause
+        assert "ulimit -a" in status.workers[0].cause and status.workers[0].retry_in > 10
+        assert not status.retried and not pool._supervisor.scheduler.tally.spans
+        pool.add_worker(f"1/alpha python={sys.executable}")
+        assert future.result(PATIENCE) == -1
 
 
 class TestDeadlockMatrix:
@@ -6290,6 +6387,43 @@ class TestNothingIsLeft:
         until(lambda: not any(map(alive, [*shims, *orphans, *others])), "the end of everything")
         assert not os.listdir(temporary)
 
+    @pytest.mark.parametrize("how", ["shutdown", "remove", "the shim dies", "the shim is stuck"])
+    def test_where_there_is_no_proc(self, ssh, tmp_path, how):
+        """As on macOS: a task that ignores SIGTERM ends with its slot, soon and with its children.
+
+        There, nothing tells a slot that the shim has died.
+        """
+        python = tmp_path / "python"
+        python.write_text("#!/bin/sh\nexec unshare -m sh -c 'mount -t tmpfs none /proc && "
+                          f'exec "$@"\' sh {sys.executable} "$@"\n')
+        python.chmod(0o755)
+
+        def stay(path):
+            libc = __import__("ctypes").CDLL(None)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            libc.prctl(1, 0)        # PR_SET_PDEATHSIG
+            child = subprocess.Popen(["sleep", "1000"])
+            pathlib.Path(path, str(child.pid)).touch()
+            pathlib.Path(path, str(os.getpid())).touch()
+            time.sleep(1000)
+
+        pool = ssh(f"1/alpha python={python}", python=None, heartbeat_seconds=5)
+        (tmp_path / "pids").mkdir()
+        future = pool.submit(stay, tmp_path / "pids")
+        until(lambda: len(os.listdir(tmp_path / "pids")) == 2)
+        pids = [int(name) for name in os.listdir(tmp_path / "pids")]
+        machine = Machine.of(pool, "alpha")
+        assert all(map(alive, [*pids, machine.guardian]))
+        if how == "shutdown":
+            future.cancel()
+            pool.shutdown()
+        elif how == "remove":
+            pool.remove_worker(f"1/alpha python={python}")
+        else:
+            number = signal.SIGKILL if how == "the shim dies" else signal.SIGSTOP
+            os.kill(machine.shim, number)
+        until(lambda: not any(map(alive, [*pids, machine.shim, machine.guardian])))
+
     def test_a_forked_child_does_not_keep_links_open(self, local):
         pool = local("1/:")
         pool.submit(neg, 1).result(PATIENCE)
@@ -6370,7 +6504,6 @@ class TestLies:
         "a short death": HELLO + wire.frame(wire.DIED, 1, b"xx"),
         "a long kill": HELLO + wire.frame(wire.KILLED, 1, b"x" * 50),
         "half an identifier": HELLO + wire.frame(wire.RECALLED, 1, b"xxx"),
-        "no slots": HELLO + wire.frame(wire.SLOT_COUNT, 0, b"why"),
         "many slots": HELLO + wire.frame(wire.SLOT_COUNT, 2 ** 40, b"why"),
         "no name": HELLO + wire.frame(wire.FIND_MODULE, 1, b"\xff\xfe"),
         "files that it was not given": HELLO + wire.frame(wire.STORED),
@@ -6449,6 +6582,7 @@ class TestLies:
         assert local("1/:").submit(lambda: ask().password).result(PATIENCE) == 1
         error = local("1/:", modules=False).submit(lambda: ask().password).exception(PATIENCE)
         assert type(error) is ModuleNotFoundError
+        assert "modules=False" in " ".join([str(error), *getattr(error, "__notes__", ())])
 
     @pytest.mark.parametrize("options, word", [
         (["-n"], "-n cannot be used"), (["-vN"], "-N cannot"), (["-tt"], "-t cannot"),
@@ -7293,6 +7427,34 @@ class TestDefaults:
         assert not total.done()
         gate.set()
         assert total.result(PATIENCE) == 200
+
+    def test_a_call_that_waited_is_cancelled_as_any_other(self, local, tmp_path):
+        pool, awaited = local("1/:"), cf.Future()
+        call = executors.parallelize(pool)(touch_and_wait)
+        running, queued = call(awaited), call(awaited)
+        assert not running.running()
+        awaited.set_result(str(tmp_path / "began"))
+        until((tmp_path / "began").exists)
+        assert running.running() and running.cancel() and running.cancelled()
+        assert queued.cancel() and not queued.running()
+        assert cf.wait([running, queued], PATIENCE).done == {running, queued}
+        with pytest.raises(cf.CancelledError):
+            running.result(PATIENCE)
+        assert pool.submit(neg, 1).result(PATIENCE) == -1       # what ran is killed
+
+    def test_a_call_that_waited_and_cannot_be_cancelled_any_more(self, tmp_path):
+        with executors.ThreadExecutor(1) as pool:
+            early, awaited = cf.Future(), cf.Future()
+            call = executors.parallelize(pool)(wait_for)
+            running, never = call(awaited), call(early)
+            assert never.cancel()
+            early.set_result(None)
+            assert cf.wait([never], PATIENCE).done
+            awaited.set_result(tmp_path / "go")
+            begun(tmp_path / "go")
+            assert running.running() and not running.cancel() and not running.done()
+            (tmp_path / "go").touch()
+            assert running.result(PATIENCE) == os.getpid() and not running.cancel()
 
     def test_an_awaited_call_fails_if_its_executor_cannot_be_made(self, monkeypatch, tmp_path):
         monkeypatch.delenv("EXECUTORS_REMOTE_WORKERS")
@@ -8254,6 +8416,30 @@ class TestCache:
 
 
 class TestSlots:
+    def test_a_task_that_leaves_functions_patched(self, local):
+        """A mock that somebody forgot is found by the tasks that follow, not by the slot."""
+        def patch(names):
+            def refuse(*_, **__):
+                raise AssertionError("a forgotten mock")
+            for name in names:
+                for key, value in [*vars(sys.modules[name]).items()]:
+                    if isinstance(value, types.BuiltinFunctionType):
+                        setattr(sys.modules[name], key, refuse)
+            return refuse        # by value
+
+        pool = local("1/:")
+        pid = pool.submit(lambda: numpy.zeros(1) is None or os.getpid()).result(PATIENCE)
+        modules = ["os", "pickle", "signal", "time", "select"]
+        pool.submit(patch, modules).result(PATIENCE)
+        assert pool.submit(lambda: numpy.arange(100_000)).result(PATIENCE).sum() == 4999950000
+        assert pool.submit(len, numpy.zeros(100_000)).result(PATIENCE) == 100_000
+        assert isinstance(pool.submit(lambda: 1 / 0).exception(PATIENCE), ZeroDivisionError)
+        assert [*pool.map(neg, range(100))] == [-n for n in range(100)]
+        error = pool.submit(eval, "__import__('os').getpid()").exception(PATIENCE)
+        assert "a forgotten mock" in str(error) and not pool.status.workers[0].died
+        pool.shutdown()
+        assert not alive(pid)
+
     def test_environment_variables_that_must_be_acted_on(self, remote, local):
         """The time zone is set; PYTHONPATH holds for the slot, too; a share of the cores."""
         pool = local("2/:", env={"TZ": "Asia/Tokyo", "PYTHONPATH": "/no/such:/nor/this"})
@@ -8405,12 +8591,14 @@ class Controller:
         if not self.pid:
             os.close(self._to)
             os.close(self._from)
-            wire._exit_after(lambda: wire.Shim(far_in, far_out, {}, scratch).run())
+            wire._exit_after(lambda: wire.Shim(
+                far_in, far_out, {}, scratch, bytearray(1 << 16)).run())
         os.close(far_in)
         os.close(far_out)
         self._reader, self._seen, self._functions = wire.MessageReader(self._from), [], {}
         config = {"slots": 2, "lease": 60.0, "machine": "here", "output": True, "env": {},
                   "nice": 0, "initializer": False, "max_tasks_per_child": 0, "files": {},
+                  "modules": True,
                   **config}
         self.send(wire.frame(wire.CONFIG, 0, pickle.dumps(config)))
 
