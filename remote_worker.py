@@ -3657,8 +3657,9 @@ class _SlotProcess:
             os.close(fd)
         self.fds = [*ours, self.permits[0]]
         # This takes as long as a fork. If we did not wait, we could not tell how many slots fit.
-        said = os.read(results, STDERR_TAIL)
+        said = os.read(results, len(_STARTED))      # and no more: a frame may follow
         if said != _STARTED:
+            said += os.read(results, STDERR_TAIL)
             for fd in self.fds:
                 os.close(fd)
             raise OSError(said.decode() or "its process died at once")
