@@ -8187,6 +8187,8 @@ class Arrivals:
         self.is_tar = False
 
     def __call__(self, kind, question):
+        if kind in wire.REPORTS:
+            return None
         self.asked += 1
         folder, entries = json.loads(question)
         here = pathlib.Path.home() / folder
