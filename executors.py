@@ -1321,15 +1321,10 @@ class PoolExecutor(BaseExecutor):
     def _on_done(self, future: Future[Any]) -> None:
         self._durations.append(monotonic() - self._started.pop(future))
 
-    def _await_tasks(self, timeout: float) -> bool:
-        """Wait for all tasks; return whether they are done, and cancel those that are not."""
-        left = concurrent.futures.wait([*self._started], timeout).not_done
-        for future in left:
+    def _abandon_tasks(self) -> bool:
+        """Cancel what waits, and kill what runs; return whether that can be done."""
+        for future in [*self._started]:
             future.cancel()
-        return not left
-
-    def _kill(self) -> bool:
-        """Kill what runs; return whether that can be done."""
         return False
 
     def shutdown(       # type: ignore[override]
@@ -1337,10 +1332,10 @@ class PoolExecutor(BaseExecutor):
             timeout: float | None = None) -> bool:
         is_done = wait
         if wait and timeout is not None:
-            if cancel_futures:
-                self._await_tasks(0)
-            is_done = self._await_tasks(timeout)
-            wait = is_done or self._kill()
+            for future in [*self._started] if cancel_futures else ():
+                future.cancel()
+            is_done = not concurrent.futures.wait([*self._started], timeout).not_done
+            wait = is_done or self._abandon_tasks()
         known = {"cancel_futures": True} if cancel_futures else {}
         self._pool.shutdown(wait, **known)      # not every adopted pool knows that word
         histogram = self.histogram
@@ -1447,9 +1442,20 @@ class ProcessExecutor(PoolExecutor):
             _hold(self._maps, owner, change, not self._is_closed)
             self._drained.notify_all()
 
-    def _kill(self) -> bool:
-        for process in [*(getattr(self._pool, "_processes", None) or {}).values()]:
+    def _abandon_tasks(self) -> bool:
+        pool: Any = self._pool
+        processes = [*(pool._processes or {}).values()]
+        manager = pool._executor_manager_thread
+        if manager is None:     # no task has come, or it is shut down already
+            return True
+        pool.shutdown(wait=False, cancel_futures=True)
+        # The manager thread cancels what waits. If it finds a cancelled task once a process has
+        # died, it ends by an InvalidStateError in some versions, and leaves the others' futures.
+        while manager.is_alive() and pool._cancel_pending_futures:
+            manager.join(0.01)
+        for process in processes:
             process.kill()
+        manager.join()
         return True
 
     def shutdown(       # type: ignore[override]
