@@ -89,7 +89,9 @@ import tempfile
 import textwrap
 import threading
 import types
+import unicodedata
 import weakref
+import zlib
 from abc import ABC, abstractmethod
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
@@ -107,7 +109,7 @@ from concurrent.futures import (
 )
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING
 from queue import Empty, SimpleQueue
-from time import monotonic, monotonic_ns
+from time import monotonic, monotonic_ns, time
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, ParamSpec, TypeVar, overload
 
 if TYPE_CHECKING:       # in a package, a checker does not find it
@@ -129,25 +131,25 @@ SSH, SCP = "/usr/bin/ssh", "/usr/bin/scp"
 TICK_SECONDS = 0.25             # how often the heartbeat thread looks for stragglers and timeouts
 MISSED_HEARTBEATS = 3           # unanswered pings after which a link counts as lost
 LEASE_HEARTBEATS = 12           # heartbeats without a word from us after which a shim ends
-STUCK_SECONDS = 120             # in which no byte of a copy moves, until it is given up
 HELLO_SECONDS = 30.0            # from starting ssh to the shim's greeting, login files included
 SLOT_COUNT_SECONDS = 5.0        # that `pool.slots` waits for machines to report their cores
 CLOSE_SECONDS = 3.0             # that ssh may take to end after its input was closed
 LOGIN_WINDOW = 8, 64            # logins at once: at first (sshd starts to refuse at 10); at most
 QUARANTINE_SECONDS = 1.0, 60.0  # after the first failure of a machine; at most
+URGENT_SECONDS = 5.0            # at most, if tasks wait and no machine is up
 FAULT_WEIGHT = 6                # failures that a machine's own fault counts for
 GIVE_UP_SECONDS = 60.0, 600.0   # without any worker: in a new pool; once it has had results
 AHEAD_SECONDS = 0.002           # of short tasks sent to each slot before it is free
 AHEAD_RATE = 64_000             # tasks a second that a slot is assumed to do, at most
 AHEAD_BYTES = 4 << 20           # of long arguments sent to each slot before it is free
 LONG_TASK_SECONDS = 1.0         # tasks from this median on get no long arguments ahead of need
-STEADY_SECONDS = 600.0          # a machine that was up for this long is not an unsteady one
+STEADY_SECONDS = 600.0          # a task that has run for this long does not take machines down
 MAX_UNASKED_BYTES = 1 << 30     # bytes; a larger package is copied only if `packages=` names it
-SCP_RETRY_SECONDS = 1.0, 2.0, 4.0, 8.0, 0.0     # to wait after each scp that sshd has refused
+SCP_RETRY_SECONDS = 1.0, 2.0, 4.0, 8.0, 0.0     # to wait after each scp that was cut off
 MAX_KNOWN_FUNCTIONS = 256, 1 << 29  # functions that a machine keeps for us: number, bytes
 BACKUP_AGE = 0.5, 1.5           # a straggler has run for more: seconds, medians of its function
 BACKUP_SHARE = 0.1              # of all slots for backups; at least 2, or the largest machine's
-SCP_RATE = 1e5                  # bytes a second; a slower copy counts as stuck
+UNPACK_RATE = 1e7               # bytes a second; a machine that unpacks files slower is stuck
 TRACE_LENGTH = 1 << 15          # attempts that the trace keeps, 250 bytes each
 REPORT_HEARTBEATS = 3           # heartbeats between two progress reports in the log
 STATUS_LINE_SECONDS = 60.0      # between two status lines on stderr where that is no terminal
@@ -611,12 +613,24 @@ def _default_workers() -> list[RemoteWorkerRecord]:
             texts = [line.partition("#")[0] for line in file]
     records = _parse_workers(text for text in texts if text.strip())
     if not records:
-        raise ValueError("no remote workers: name them in $EXECUTORS_REMOTE_WORKERS, separated by "
-                         f"commas, or in {path}, one a line")
+        raise ValueError("no remote workers: pass some (to a command by --workers), or name them "
+                         "in $EXECUTORS_REMOTE_WORKERS, separated by commas, or in "
+                         f"{path}, one a line")
     return records
 
 
 # ─────────────────────────────────────── what a call raises ───────────────────────────────────────
+
+
+# Escape sequences and control characters. Of what machines send, only tabs, and colours (group 1)
+# of what tasks print, may reach a terminal: nothing shall move its cursor or change its settings.
+_CONTROLS = re.compile(r"(\x1b\[[\d;:]*m)|\x1b\[[0-?]*[ -/]*[@-~]|\x1b[\]P^_X][^\x07\x1b]*"
+                       r"(?:\x07|\x1b\\)?|\x1b[ -/]*[0-~]?|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def _words_of(data: Any) -> str:
+    """Return what a machine has sent for people to read, without colours and control characters."""
+    return _CONTROLS.sub("", bytes(data).decode("utf-8", "replace"))
 
 
 def _name_of_function(fn: Any) -> str:
@@ -752,9 +766,28 @@ def _rebuild_exception(name: str, body: Any) -> BaseException:
             reason += (" -- an exception is made anew from its args: pass all of them to "
                        "super().__init__(), or define __reduce__")
         error = BundleError(name, reason)
+    elif isinstance(error, FileNotFoundError):
+        with contextlib.suppress(Exception):    # of Python 3.10; or it is of the user's own making
+            _explain_missing_file(error)
     # Not by assignment: an exception may be a frozen dataclass.
     vars(BaseException)["__cause__"].__set__(error, _RemoteTraceback(_add_source_lines(trace)))
     return error
+
+
+def _explain_missing_file(error: Any) -> None:
+    """Add a note to an error about a file that a worker lacks, if it is here: how to have it there.
+
+    The worker has added one if the file lies beside code that was sent.
+    """
+    if not os.path.exists(error.filename) or hasattr(error, "__notes__"):
+        return
+    path = os.path.normpath(error.filename)
+    first, *_ = path.split(os.sep)
+    remedy = f"pass files=[{first!r}] to RemoteExecutor"
+    if first in ("", os.pardir):
+        remedy = (f"pass files=[{path!r}] to RemoteExecutor, and open it as "
+                  f"{os.path.basename(path)!r}")
+    error.add_note(f"it is here, where the pool was made, and does not follow unasked: {remedy}")
 
 
 def _add_source_lines(trace: str) -> str:
@@ -937,14 +970,19 @@ class BaseExecutor(Executor):
             settled: the number of new outcomes of each kind.
         """
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False,
-                 quiet: bool = False) -> None:
+    def shutdown(       # type: ignore[override]
+            self, wait: bool = True, *, cancel_futures: bool = False, quiet: bool = False,
+            timeout: float | None = None) -> bool:
         """Accept no more work and let go of what the executor holds. May be called again.
 
         Arguments:
             wait: return only when all tasks are done and everything is released.
             cancel_futures: cancel the tasks that have not started.
             quiet: print and log no summary.
+            timeout: seconds to wait. After that, what has not started is cancelled, and what runs
+                is killed. Threads, and what an adopted pool runs, cannot be killed and are left.
+
+        Return whether it has waited until all tasks were done, with no need to cut off any.
         """
         raise NotImplementedError
 
@@ -1284,13 +1322,27 @@ class PoolExecutor(BaseExecutor):
     def _on_done(self, future: Future[Any]) -> None:
         self._durations.append(monotonic() - self._started.pop(future))
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False,
-                 quiet: bool = False) -> None:
+    def _abandon_tasks(self) -> bool:
+        """Cancel what waits, and kill what runs; return whether that can be done."""
+        for future in [*self._started]:
+            future.cancel()
+        return False
+
+    def shutdown(       # type: ignore[override]
+            self, wait: bool = True, *, cancel_futures: bool = False, quiet: bool = False,
+            timeout: float | None = None) -> bool:
+        is_done = wait
+        if wait and timeout is not None:
+            for future in [*self._started] if cancel_futures else ():
+                future.cancel()
+            is_done = not concurrent.futures.wait([*self._started], timeout).not_done
+            wait = is_done or self._abandon_tasks()
         known = {"cancel_futures": True} if cancel_futures else {}
         self._pool.shutdown(wait, **known)      # not every adopted pool knows that word
         histogram = self.histogram
         if not quiet and histogram.count:
             _log.info("%s: %d tasks, %s", self.title, histogram.count, histogram._percentiles())
+        return is_done
 
 
 class ThreadExecutor(PoolExecutor):
@@ -1391,31 +1443,52 @@ class ProcessExecutor(PoolExecutor):
             _hold(self._maps, owner, change, not self._is_closed)
             self._drained.notify_all()
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False,
-                 quiet: bool = False) -> None:
+    def _abandon_tasks(self) -> bool:
+        pool: Any = self._pool
+        processes = [*(pool._processes or {}).values()]
+        manager = pool._executor_manager_thread
+        if manager is None:     # no task has come, or it is shut down already
+            return True
+        pool.shutdown(wait=False, cancel_futures=True)
+        # The manager thread cancels what waits. If it finds a cancelled task once a process has
+        # died, it ends by an InvalidStateError in some versions, and leaves the others' futures.
+        while manager.is_alive() and pool._cancel_pending_futures:
+            manager.join(0.01)
+        for process in processes:
+            process.kill()
+        manager.join()
+        return True
+
+    def shutdown(       # type: ignore[override]
+            self, wait: bool = True, *, cancel_futures: bool = False, quiet: bool = False,
+            timeout: float | None = None) -> bool:
         # A callback that shuts its pool down cannot wait for itself.
         manager = getattr(self._pool, "_executor_manager_thread", None)
         wait = wait and threading.current_thread() is not manager
         with self._lock:
             self._is_closed = True
             is_kept = cancel_futures or not self._maps
-        end = functools.partial(self._end, wait, cancel_futures, quiet)
+        end = functools.partial(self._end, wait, cancel_futures, quiet, timeout)
         if wait or is_kept:
-            end()
-        else:
-            threading.Thread(target=end, name=f"{self.title} end").start()
+            return end()
+        threading.Thread(target=end, name=f"{self.title} end").start()
+        return False
 
-    def _end(self, wait: bool, cancel_futures: bool, quiet: bool) -> None:
-        if not cancel_futures:
-            self._drain()
+    def _end(self, wait: bool, cancel_futures: bool, quiet: bool, timeout: float | None) -> bool:
+        started = monotonic()
+        is_drained = cancel_futures or self._drain(timeout)
         with self._lock:
             self._is_shut = True
-        super().shutdown(wait, cancel_futures=cancel_futures, quiet=quiet)
+        if timeout is not None:
+            timeout = max(timeout + started - monotonic(), 0)
+        is_done = super().shutdown(
+            wait, cancel_futures=cancel_futures, quiet=quiet, timeout=timeout)
+        return is_done and is_drained
 
-    def _drain(self) -> None:
-        """Wait for what maps are still to send."""
+    def _drain(self, timeout: float | None = None) -> bool:
+        """Wait for what maps are still to send; return whether all was sent in time."""
         with self._lock:
-            self._drained.wait_for(lambda: not self._maps)
+            return self._drained.wait_for(lambda: not self._maps, timeout)
 
     def _submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> Future[_T]:
         if not self._is_started:
@@ -1540,7 +1613,9 @@ class _LossKind(enum.Enum):
     TOO_MANY_LOGINS = enum.auto()       # sshd hung up on one of many logins
     UNUSABLE = enum.auto()              # another try would fail in the same way
     INITIALIZER_FAILED = enum.auto()    # likewise
+    NO_SLOTS = enum.auto()              # it could not start a process for any task
     BROKE_PROTOCOL = enum.auto()        # it sent what no shim sends
+    STALLED = enum.auto()               # a copy to it no longer moved
 
 
 class _Loss(NamedTuple):
@@ -1557,7 +1632,8 @@ class _Loss(NamedTuple):
     @property
     def is_the_machines_fault(self) -> bool:
         """Whether no task that ran there can have caused it."""
-        return self.kind in (_LossKind.BROKE_PROTOCOL, _LossKind.INITIALIZER_FAILED)
+        return self.kind in (
+            _LossKind.BROKE_PROTOCOL, _LossKind.INITIALIZER_FAILED, _LossKind.NO_SLOTS)
 
 
 class _Durations(Histogram):
@@ -1614,7 +1690,8 @@ class _Bundle:
     attempts: tuple[_Attempt, ...] = ()     # those that may still settle it
     # (machine, how it ended, the end of its stderr) of slots that died while running it.
     failures: tuple[tuple[str, str, str], ...] = ()
-    losses: tuple[tuple[_Worker, str], ...] = ()        # machines lost while it ran there, and why
+    # Machines lost while it ran there, why, and for how many seconds it had run.
+    losses: tuple[tuple[_Worker, str, float], ...] = ()
     owner: _ChunkedMap | None = None        # the map that counts its items itself, if any
     origin: int = 0         # the attempt that the next one retries or backs up, for the trace
     cell: int = 0           # the notebook cell that submitted it, if one did
@@ -1688,9 +1765,12 @@ class _Worker:
         self.durations = _Durations()               # of all attempts that ended there
         self.up_since = 0.0
         self.was_up = False
-        self.losses = 0                             # lost links with tasks, since it was steady
+        self.was_suspended = False                  # we were, since its link is up
+        self.losses = 0                             # how often it was lost after it was up
+        self.seconds_up = 0.0                       # in all, until its last link was lost
         self.failures = 0                           # in a row
         self.retry_at = now
+        self.urgent_at = now                        # if tasks wait and no machine is up
         self.cause = ""                             # why its last link was lost
         self.found: Mapping[str, str] = {}          # by stage of its login
         self.died = 0                               # slots that died while running a task
@@ -1851,9 +1931,12 @@ class _Scheduler:
         return False
 
     def _open_links(self) -> None:
+        is_urgent = self.waiting and not self.up
         for worker in () if self.is_over() else self.workers:
             if self._login_window.is_full():
                 break
+            if is_urgent:
+                worker.retry_at = min(worker.retry_at, worker.urgent_at)
             if worker.state is _WAITING and worker.retry_at <= self.now:
                 worker.state = _CONNECTING
                 worker.link = next(self._idents)
@@ -1893,19 +1976,25 @@ class _Scheduler:
         worker.up_since = self.now
         worker.state = _UP
         worker.was_up = True
+        worker.was_suspended = False
         worker.cause = ""
         self.on_greeting(worker, cores)
         worker.is_recalling = False
         worker.ahead_seconds = AHEAD_SECONDS
-        self._alone = 0.0
         self.up.append(worker)
         self._open_links()
         self._use_free_slots(worker)
 
+    def on_suspension(self) -> None:
+        """Note that this process was suspended: links may end because of that."""
+        for worker in self.up:
+            worker.was_suspended = True
+
     def on_link_lost(self, worker: _Worker, loss: _Loss) -> bool:
         """Quarantine a worker whose link ended or could not be opened.
 
-        Return whether the loss should be logged: nobody needs to hear of it once the pool is over.
+        Return whether the loss should be logged: it has another cause than the one before, since
+        the machine was last up; and nobody needs to hear of it once the pool is over.
         """
         if loss.kind is _LossKind.TOO_MANY_LOGINS:
             self._login_window.on_refusal(worker.link)
@@ -1917,9 +2006,13 @@ class _Scheduler:
         else:
             worker.failures += 1
             self._suspect_running_tasks(worker, loss.cause)
-        self.on_link_closed(worker)
+        self.on_link_closed(worker, has_started=loss.kind is not _LossKind.NO_SLOTS)
+        is_news = loss.cause != worker.cause
         worker.cause = loss.cause
-        worker.retry_at = self.now + self._quarantine_seconds(worker.failures)
+        seconds = self._quarantine_seconds(worker.failures)
+        worker.retry_at = worker.urgent_at = self.now + seconds
+        if not loss.is_the_machines_fault:
+            worker.urgent_at = self.now + min(seconds, URGENT_SECONDS)
         # One that has worked may refuse logins for a while; one that never has will go on refusing.
         if loss.is_permanent and (loss.is_the_machines_fault or not worker.was_up):
             worker.state = _UNUSABLE
@@ -1927,7 +2020,7 @@ class _Scheduler:
         self._place_bundles()
         if self._are_all_unusable():
             self._settle_waiting(_FAILED, self._no_workers_error())
-        return not self.is_over()
+        return is_news and not self.is_over()
 
     def _quarantine_seconds(self, failures: int) -> float:
         """Return how long to leave a worker alone after `failures` in a row: doubled for each."""
@@ -1935,8 +2028,12 @@ class _Scheduler:
         seconds: float = min(most, first * 2 ** (failures - 1))
         return seconds * (0.75 + 0.5 * self._jitter())      # not all of them at the same moment
 
-    def on_link_closed(self, worker: _Worker) -> None:
-        """Requeue everything that was under way on a link that has ended."""
+    def on_link_closed(self, worker: _Worker, has_started: bool = True) -> None:
+        """Requeue everything that was under way on a link that has ended.
+
+        Arguments:
+            has_started: whether what had a slot, as far as was known here, may have started.
+        """
         running, ahead = [*worker.running.values()], [*worker.ahead.values()]
         worker.running.clear()
         worker.ahead.clear()
@@ -1950,40 +2047,52 @@ class _Scheduler:
         for attempt in reversed(ahead):
             self._requeue_attempt(attempt, has_started=False)
         for attempt in reversed(running):
-            self._record_span(attempt, wire.NO_SLOT, "lost")
-            self._requeue_attempt(attempt)
+            if has_started:
+                self._record_span(attempt, wire.NO_SLOT, "lost")
+            self._requeue_attempt(attempt, has_started)
 
     def _suspect_running_tasks(self, worker: _Worker, cause: str) -> None:
         """Remember what ran on a machine that was lost, and fail a task that took it down.
 
         A task that ran on machines twice when they were lost is a suspect, and runs alone from then
         on. Innocent tasks are cleared by completing. A suspect whose machine is lost again while it
-        runs alone is failed under two conditions: that was more than `max_bundle_failures` losses
-        in all; and they are more than two thirds of all recent losses of these machines. Otherwise
-        it is the machines that go up and down.
+        runs alone is failed if `_is_convicted`. If this process was suspended while the link was
+        up, nobody is suspected: that is what has ended it.
         """
-        if worker.running:
-            # A machine that was up for that long is not one that goes up and down.
-            is_steady = self.now - worker.up_since > STEADY_SECONDS
-            worker.losses = 1 if is_steady else worker.losses + 1
+        if worker.state is _UP:
+            worker.losses += 1
+            worker.seconds_up += self.now - worker.up_since
         is_alone = worker.is_reserved and len(worker.running) == 1
-        for attempt in [*worker.running.values()]:
+        for attempt in () if worker.was_suspended else [*worker.running.values()]:
             bundle = attempt.bundle
             if attempt in bundle.attempts:
                 was_alone = is_alone and bundle.is_suspect()
-                bundle.losses += ((worker, cause),)
-                number = len(bundle.losses)
-                of_all = sum(one.losses for one in {one for one, _ in bundle.losses})
-                is_enough = number > self.rules.max_bundle_failures
-                if was_alone and is_enough and 2 * of_all < 3 * number:
+                bundle.losses += ((worker, cause, self.now - attempt.since),)
+                if was_alone and self._is_convicted(bundle):
                     self._fail_suspect(bundle)
+
+    def _is_convicted(self, bundle: _Bundle) -> bool:
+        """Return whether it is the task that took machines down, and not these that go up and down.
+
+        Losses count against it that came within STEADY_SECONDS from its start. Three conditions:
+        they are more than `max_bundle_failures`; they are more than two thirds of all losses of
+        these machines; and these were up for longer without it than with it, with STEADY_SECONDS
+        for a start.
+        """
+        number = sum(seconds < STEADY_SECONDS for _, _, seconds in bundle.losses)
+        workers = {worker for worker, _, _ in bundle.losses}
+        of_all = sum(worker.losses for worker in workers)
+        with_it = sum(seconds for _, _, seconds in bundle.losses)
+        in_all = sum(worker.seconds_up for worker in workers)
+        return (number > self.rules.max_bundle_failures and 2 * of_all < 3 * number
+                and 2 * with_it < in_all + STEADY_SECONDS)
 
     def _fail_suspect(self, bundle: _Bundle) -> None:
         """Fail a bundle that took machines down; these losses no longer count against them."""
-        for worker, _ in bundle.losses:
+        for worker, _, _ in bundle.losses:
             worker.losses -= 1
         losses = [(worker.machine, f"the machine was lost: {cause}", "")
-                  for worker, cause in bundle.losses]
+                  for worker, cause, _ in bundle.losses]
         self._settle(bundle, _FAILED, BundleError(
             bundle.function.name, "took its machine down, even when it ran there alone",
             (*bundle.failures, *losses)))
@@ -2089,11 +2198,16 @@ class _Scheduler:
         if self.is_over():
             self._decide(_FINISH)
 
-    def kill_all(self) -> None:
-        """Accept no more, settle everything as cancelled, and kill what runs."""
+    def kill_all(self) -> bool:
+        """Accept no more, settle everything as cancelled, and kill what runs.
+
+        Return whether there was nothing left to cancel.
+        """
+        was_idle = not self.count_tasks()
         self.mode = _KILLING
         self.close(True)
         self._cancel_where(lambda bundle: True)
+        return was_idle
 
     def cancel_cell(self, cell: int) -> None:
         """Cancel everything that a notebook cell has submitted."""
@@ -2170,7 +2284,7 @@ class _Scheduler:
             self._queues.suspects.remove(bundle)
         while self._queues.suspects:
             bundle = self._queues.suspects[0]
-            lost = [worker for worker, _ in bundle.losses]
+            lost = [worker for worker, _, _ in bundle.losses]
             free = [worker for worker in self.up if worker.is_reserved and not worker.running]
             if not free:
                 free = [worker for worker in self.up if not worker.is_reserved]
@@ -2252,8 +2366,10 @@ class _Scheduler:
 
         Return None if each has enough work waiting. Enough is as many calls as fill a round trip,
         by the function's median. Long arguments take time on the way: if the median is below
-        LONG_TASK_SECONDS, each slot gets at least one such call. With a `bundle_timeout` nothing is
-        sent ahead: the timeout counts from the start of an attempt, so that must be known here.
+        LONG_TASK_SECONDS, each slot gets at least one such call, unless its arguments exceed
+        AHEAD_BYTES: the machine need not have room for what it has no slot for. With a
+        `bundle_timeout` nothing is sent ahead: the timeout counts from the start of an attempt, so
+        that must be known here.
         """
         if self.rules.bundle_timeout < math.inf:
             return None
@@ -2261,7 +2377,7 @@ class _Scheduler:
         each, most, least = max(median, 1 / AHEAD_RATE), math.inf, 0
         if type(bundle.packed) is not bytes:
             most = AHEAD_BYTES // _size(bundle.packed)
-            least = int(median < LONG_TASK_SECONDS)
+            least = min(most, int(median < LONG_TASK_SECONDS))
         for turn in range(self._turn, self._turn + len(workers)):
             worker = workers[turn % len(workers)]
             depth = max(min(worker.ahead_seconds // each, most), least)
@@ -2691,10 +2807,10 @@ _FRAMES: dict[_Action, Callable[[_Channel, Any], Iterable[Any]]] = {
 _spawning = threading.Lock()
 
 
-def _spawn(argv: Sequence[str], **options: Any) -> Any:
-    """Start a process as the leader of a group of its own; return its Popen."""
+def _spawn(argv: Sequence[str], start_new_session: bool = True, **options: Any) -> Any:
+    """Start a process, by default as the leader of a group of its own; return its Popen."""
     with _spawning:
-        return subprocess.Popen(argv, start_new_session=True, **options)
+        return subprocess.Popen(argv, start_new_session=start_new_session, **options)
 
 
 def _kill_group(process: Any, others: Iterable[tuple[int, int]] = ()) -> None:
@@ -2778,6 +2894,23 @@ def _find_source(name: str) -> Any:
             return origin, importlib.util.decode_source(file.read()), is_package
     except (ImportError, OSError, ValueError, AttributeError, SyntaxError):
         return None
+
+
+def _explain_refusal(name: str) -> str:
+    """Return what to do about a module of the project that cannot follow; "" for any other."""
+    module = sys.modules.get(name)
+    if module and module.__spec__ is None and name != "__main__":
+        return (f"it was made here by types.ModuleType, without a file: write {name}.py, or call "
+                f"cloudpickle.register_pickle_by_value(sys.modules[{name!r}])")
+    spec = _find_spec(name)
+    if not spec or not spec.has_location or _is_installed(spec.origin):
+        return ""
+    if spec.origin.endswith(".py"):
+        return "it is here, but modules=False was passed to RemoteExecutor"
+    whole = _find_spec(name.partition(".")[0])
+    path = next(iter(whole.submodule_search_locations or [whole.origin]))
+    return (f"it is compiled, and only source follows by itself; pass files=[{path!r}] to "
+            "RemoteExecutor")
 
 
 class _Distribution(NamedTuple):
@@ -2946,10 +3079,10 @@ class _Cargo:
         interpreter = _find_interpreter()
 
         def make() -> _File:
-            file = self._made.enter_context(tempfile.NamedTemporaryFile(prefix="executors-"))
+            file, path = self._made.enter_context(_open_temporary())
             interpreter.pack(file)
             file.flush()
-            return _measure(f"python {_VERSION}", file.name, True)
+            return _measure(f"python {_VERSION}", path, True)
         return self._make_once(interpreter.key, make)
 
     def _make_once(self, key: str, make: Callable[[], _File]) -> _File:
@@ -3273,29 +3406,51 @@ class _PoolSetup(NamedTuple):
 def _tar(members: Iterable[tuple[str, str]], place: str = "content") -> Iterator[str]:
     """Yield a temporary tar of files and directories; the same content makes the same file.
 
+    Bytecode is left out: importing a package here would change it. A link that stays in its
+    directory becomes a relative one; others are followed, if there is something to follow.
+
     Arguments:
         members: the path of each, and its path below `place`.
     """
     import tarfile
 
-    def anonymous(info: tarfile.TarInfo) -> tarfile.TarInfo:
+    def prepare(path: str, root: str, info: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        if os.path.basename(info.name) == "__pycache__":
+            return None
+        if info.issym():
+            link = os.path.join(path, os.path.relpath(info.name, root))
+            target = os.path.realpath(link)
+            common = os.path.commonpath([path, target])
+            if common == path:
+                info.linkname = os.path.relpath(target, os.path.dirname(link))
+            elif common != target and (os.path.isfile(target) or os.path.isdir(target)):
+                info = tar.gettarinfo(target, info.name)
         info.mtime = info.uid = info.gid = 0
         info.uname = info.gname = ""
-        if place != "content":      # of a package, which tasks of several pools share
+        # Of a package, which tasks of several pools share; bytecode may be added to its folders.
+        if place != "content" and not info.isdir():
             info.mode &= 0o555
         return info
 
+    with _open_temporary() as (file, path_of_tar):
+        with tarfile.open(fileobj=file, mode="w") as tar:
+            for path, name in members:
+                root = os.path.normpath(os.path.join(place, name))
+                tar.add(path, root, filter=functools.partial(prepare, path, root))
+        file.flush()
+        yield path_of_tar
+
+
+@contextlib.contextmanager
+def _open_temporary() -> Iterator[tuple[Any, str]]:
+    """Yield a temporary file, and a path by which scp can read it."""
     # Without a name, it ends with this process, even if that is killed. scp then finds it among our
     # open files; not on macOS, nor if we have given up root, for those are root's from then on.
     folder = f"/proc/{os.getpid()}/fd"
     is_nameless = os.path.exists(folder) and os.stat(folder).st_uid == os.geteuid()
     make = tempfile.TemporaryFile if is_nameless else tempfile.NamedTemporaryFile
     with make(prefix="executors-") as file:
-        with tarfile.open(fileobj=file, mode="w") as tar:
-            for path, name in members:
-                tar.add(path, os.path.normpath(os.path.join(place, name)), filter=anonymous)
-        file.flush()
-        yield f"{folder}/{file.fileno()}" if is_nameless else file.name
+        yield file, f"{folder}/{file.fileno()}" if is_nameless else file.name
 
 
 # ───────────────────────────────────────────── logins ─────────────────────────────────────────────
@@ -3304,8 +3459,8 @@ def _tar(members: Iterable[tuple[str, str]], place: str = "content") -> Iterator
 # takes the first value that it is given.
 _SSH_SETTINGS = [
     "BatchMode=yes", "ClearAllForwardings=yes", "ControlMaster=no", "ControlPath=none",
-    "PermitLocalCommand=no", "RemoteCommand=none", "ServerAliveInterval=5", "ServerAliveCountMax=3",
-    "ConnectTimeout=10", "LogLevel=INFO"]
+    "PermitLocalCommand=no", "RemoteCommand=none", "ServerAliveInterval=5",
+    "ServerAliveCountMax=12", "ConnectTimeout=10", "LogLevel=INFO"]
 _SSH_SETTINGS_8_7 = ["StdinNull=no", "ForkAfterAuthentication=no"]      # unknown to older ones
 
 
@@ -3317,7 +3472,8 @@ _SSH_DIAGNOSES = (
     ("host key verification failed", _LossKind.UNUSABLE,
      "run `ssh {login}` once, check the key it shows and accept it"),
     ("permission denied|too many authentication failures", _LossKind.UNUSABLE,
-     "executors never asks for a password: set up a key with `ssh-copy-id {login}`"),
+     ("executors never asks for a password: set up a key with `ssh-copy-id {login}`; if it has a "
+      "passphrase, run `ssh-add` first")),
     ("temporary failure in name resolution", _LossKind.LOST,
      "check that this machine's network is up"),
     ("could not resolve hostname|name or service not known", _LossKind.UNUSABLE,
@@ -3336,15 +3492,18 @@ _SSH_DIAGNOSES = (
 _SCP_DIAGNOSES = (
     ("/scp: (not found|no such file)", _LossKind.UNUSABLE,
      "install it on this machine: apt-get install openssh-client"),
-    ("kex_exchange|closed by remote|connection (reset|refused)|timed out|broken pipe",
-     _LossKind.TOO_MANY_LOGINS, _TOO_MANY_LOGINS),
+    ("kex_exchange|closed by remote|connection (reset|refused)", _LossKind.TOO_MANY_LOGINS,
+     _TOO_MANY_LOGINS),
     ("message too long|produces no output", _LossKind.UNUSABLE,
      "a login file there prints something, which breaks SFTP: it must print only to a terminal"),
     ("permission denied|read-only", _LossKind.UNUSABLE,
      "~/.cache/executors must be writable there"),
-    ("connection closed|subsystem request failed", _LossKind.UNUSABLE,
+    ("not found|no such file|subsystem request failed", _LossKind.UNUSABLE,
      "its sshd offers no SFTP: see `Subsystem sftp` in its sshd_config"),
-    ("", _LossKind.UNUSABLE, "check that there is room in ~/.cache/executors"),
+    ("failure|no space|quota|too large", _LossKind.UNUSABLE,
+     "check that there is room in ~/.cache/executors"),
+    ("", _LossKind.LOST,
+     "check the network; if it is up, its sshd offers no SFTP: see its sshd_config"),
 )
 # What ssh prints if a known host has another key (in a box, before any banner can come), and the
 # command for it that some builds of ssh print.
@@ -3353,7 +3512,7 @@ _CHANGED_KEY = (r"(?m)^@ +WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! +@$"
 # Lines of ssh that give no reason: those of -v, and of a jump host, which come after the reason.
 _SSH_CHATTER = re.compile(
     r"debug\d: |OpenSSH_|Authenticated to |Transferred: |Bytes per second: |"
-    r"Warning: Permanently added |"
+    r"Warning: Permanently added |executors: starting |"
     r"Connection to \S+ closed|\*\* ")
 _JUMP_HOST_FAILED = "\nstdio forwarding failed"
 # The stages of a login, as `ssh -v` reports them.
@@ -3385,9 +3544,9 @@ exec(r(int(c+r(15))))
 
 # Sent to a Python of our own version: makes a module of remote_worker's text, without a file, and
 # calls `serve`.
-_SECOND_STAGE = '''import pickle,sys,types
+_SECOND_STAGE = '''import pickle,sys,types,zlib
 from importlib.machinery import ModuleSpec
-name,file,text,modules=pickle.loads(r(int(r(16))))
+name,file,text,modules=pickle.loads(zlib.decompress(r(int(r(16)))))
 module=sys.modules[name]=types.ModuleType(name)
 module.__file__=file
 exec(compile(text,file,"exec"),module.__dict__)
@@ -3427,6 +3586,7 @@ _TAR_ENDS = "tar: Exiting with failure status due to previous errors"       # wh
 _LACKS_LIBRARY = "executors: the python that was sent lacks a library:"
 _OTHER_PYTHON = "executors: another python:"
 _NO_PYTHON = "executors: no python"
+_STARTING = "executors: starting "      # before each Python that is tried
 # Where a Python is looked for: on the PATH, and in places that only login shells add to it.
 _PYTHON_PLACES = [where.format(f"python{_VERSION}") for where in (
     "{}", "~/.local/bin/{}", "/usr/local/bin/{}", "/opt/homebrew/bin/{}",
@@ -3461,7 +3621,8 @@ def _login_argv(record: RemoteWorkerRecord, ssh_options: list[str], magic: str,
     stage = base64.b64encode(
         (_FIRST_STAGE % (ours, _OTHER_PYTHON, magic)).encode()).decode()
     start = f'"$p" -c "import base64,sys;exec(base64.b64decode(sys.argv[1]))" {stage}'
-    look = (f'command -v "$p" >/dev/null 2>&1 || continue; {start}; r=$?; '
+    tell = f'echo {_STARTING}"$p" >&2; '
+    look = (f'command -v "$p" >/dev/null 2>&1 || continue; {tell}{start}; r=$?; '
             'test $r -eq 127 || exit $r; ')
     candidates = _candidate_pythons(record)
     if key:
@@ -3470,7 +3631,7 @@ def _login_argv(record: RemoteWorkerRecord, ssh_options: list[str], magic: str,
         words = {"key": key, "name": f"python{_VERSION}", "magic": magic,
                  "check": base64.b64encode(check).decode()}
         script = (f'{_COPY_OF_PYTHON % words}for p in {candidates} "$q"; do {look}done; '
-                  f'echo {_NO_PYTHON} >&2; {_RECEIVE_PYTHON % words}exec {start}')
+                  f'echo {_NO_PYTHON} >&2; {_RECEIVE_PYTHON % words}{tell}exec {start}')
     else:
         script = f'for p in {candidates}; do {look}done; echo {_NO_PYTHON} >&2; exit 126'
     if record.machine == ":":
@@ -3563,6 +3724,8 @@ def _scp_argv(record: RemoteWorkerRecord, ssh_options: list[str], sources: Itera
 def _bootstrap() -> bytes:
     """Return what a waiting first stage reads: the second stage, and the sources that it needs.
 
+    These are compressed: a third as many bytes, for lines that many machines share.
+
     Raises RuntimeError if they cannot be read.
     """
     _require_cloudpickle()
@@ -3575,7 +3738,7 @@ def _bootstrap() -> bytes:
                            "read here: run from .py files, not from a frozen program")
     file, text, _ = found[wire.__name__]
     modules = {name: wire.pack(found[name]) for name in names}
-    payload = pickle.dumps((wire.__name__, file, text, modules))
+    payload = zlib.compress(pickle.dumps((wire.__name__, file, text, modules)))
     stage = _SECOND_STAGE.encode()
     return b"%16d%s%16d%s" % (len(stage), stage, len(payload), payload)
 
@@ -3600,12 +3763,17 @@ class _Login:
         self.guardian = 0
         self._shim_fd = -1                  # pidfd of a local shim, where the platform has them
         self.facts: Sequence[str] = ()      # wire.platform_facts of the machine
-        self.copies: dict[int, str] = {}    # what is being copied, by question; also by copiers
+        # What is being copied, by question, or waited for, by slot; also by copiers.
+        self.copies: dict[int, str] = {}
+        # How often bytes were seen to arrive in each folder that is copied to; begun by copiers.
+        self._arrivals: dict[str, int] = {}
         self.over = threading.Event()
         self.is_ready = False               # tasks may come: what `files=` names is there
         self.processes: list[Any] = []      # ssh, then each scp that runs; also by copying threads
         self._errors = wire.open_nameless_file()         # ssh's stderr
         self._noise = b""                   # what the login shell printed before the magic
+        self._printed = 0                   # bytes of that, in all
+        self._python = ""                   # the Python that was started last; also by `words`
         self._has_python = False
         # Our interpreter, if it may go there; and why it cannot, once that is known.
         self._interpreter = None if record.python or self._is_local else cargo.find_interpreter()
@@ -3615,7 +3783,7 @@ class _Login:
         self._started = monotonic()
         self._last_progress = self._started     # when the stage began; also by the heartbeat
         # Until it is ready: the seconds that a stage may take, and what is wrong otherwise.
-        self._limit = HELLO_SECONDS, f"nothing was heard for {HELLO_SECONDS:g} s"
+        self._limit = HELLO_SECONDS, f"no Python answered for {HELLO_SECONDS:g} s"
 
     def open(self, config: Mapping[str, Any], stuck: SimpleQueue[Any],
              is_expected: Callable[[int, int], bool]) -> _Channel:
@@ -3689,12 +3857,14 @@ class _Login:
                 data = os.read(stdout, wire.READ_SIZE)
                 if not data:
                     raise EOFError
+                self._printed += len(data)
                 self._noise = noise = (noise + data)[-2 * wire.READ_SIZE:]
                 before, found, line = noise.rpartition(magic)
             else:
                 os.write(stdin, b"\n")      # for a login file that reads; the first stage skips it
         self._noise = before[-2000:]
-        return [*line.decode("utf-8", "replace").strip().split(maxsplit=2), "", "", ""][:3]
+        # The last is missing if that Python does not know where it is.
+        return [*_words_of(line).strip().split(maxsplit=2), "?", "?", "?"][:3]
 
     def _send_python(self, platform: str, stdin: int) -> None:
         """Send our interpreter to a machine that has none of its version.
@@ -3717,9 +3887,9 @@ class _Login:
             os.write(stdin, b"%d\n" % left)
             with open(file.source, "rb") as source:
                 while data := source.read(select.PIPE_BUF):      # poll promises room for so much
-                    if not poll.poll(1000 * STUCK_SECONDS):
+                    if not poll.poll(1000 * wire.STALL_SECONDS):
                         raise _LinkLost(f"{label} was being sent, but nothing moved for "
-                                        f"{STUCK_SECONDS} s")
+                                        f"{wire.STALL_SECONDS:g} s")
                     os.write(stdin, data)
                     left -= len(data)
                     self.copies[-1] = (f"{label} ({(file.size - left) / 1e6:.0f} of "
@@ -3727,7 +3897,7 @@ class _Login:
         finally:
             del self.copies[-1]
             self._last_progress = monotonic()
-            self._limit = STUCK_SECONDS, f"{label} was sent, and has not started"
+            self._limit = wire.STALL_SECONDS, f"{label} was sent, and has not started"
 
     def _record_shell(self) -> None:
         self.found.update(dict.fromkeys(_LOGIN_STAGES, "-" if self._is_local else "ok"))
@@ -3743,13 +3913,19 @@ class _Login:
         return messages[0][3]
 
     def await_files(self, size: int) -> None:
-        """Set the deadline for a machine to have `files=` of `size` bytes, over a slow line."""
-        seconds = _copy_seconds(size)
-        self._limit = seconds, f"storing files was not done after {seconds:.0f} s"
+        """Set the limit for a machine to go on with storing `files=` of `size` bytes."""
+        seconds = wire.STALL_SECONDS + size / UNPACK_RATE
+        self._limit = seconds, f"storing files did not go on for {seconds:.0f} s"
         self._last_progress = monotonic()
 
+    def on_arrival(self, folder: str) -> None:
+        """Note that bytes have arrived in a folder there."""
+        self._last_progress = monotonic()
+        if folder in self._arrivals:
+            self._arrivals[folder] += 1
+
     def copy(self, files: Sequence[_File], folder: str) -> None:
-        """Copy files into a folder there, from any thread.
+        """Copy files into a folder there, from any thread, for as long as bytes arrive.
 
         Raises _LinkLost, with scp's own words; OSError if a file cannot be read, or has changed.
         """
@@ -3766,26 +3942,43 @@ class _Login:
 
     def _scp(self, files: Sequence[_File], folder: str) -> None:
         what = f"scp of {', '.join([file.name for file in files])}"
-        seconds = _copy_seconds(sum(file.size for file in files))
         argv = _TIED_TO_INPUT + _scp_argv(self.record, self._ssh_options,
                                  [file.source for file in files], folder)
         with wire.open_nameless_file() as errors:
             copier = self._run(argv, stdout=subprocess.DEVNULL, stderr=errors)
             try:
-                copier.wait(seconds)
-            except subprocess.TimeoutExpired:
-                _kill_group(copier)
-                copier.wait()
-                raise _LinkLost(f"{what} was not done after {seconds:.0f} s") from None
+                if not self._await_scp(copier, folder):
+                    _kill_group(copier)
+                    copier.wait()
+                    raise _LinkLost(f"{what} stalled: nothing has arrived for "
+                                    f"{wire.STALL_SECONDS:.0f} s", _LossKind.STALLED)
             finally:
                 copier.stdin.close()
                 self.processes.remove(copier)
-            said = os.pread(errors.fileno(), 1 << 16, 0).decode("utf-8", "replace")
+            said = _words_of(os.pread(errors.fileno(), 1 << 16, 0))
         if self._cause:
             raise _LinkLost(self._cause)
         if copier.returncode:
             cause, kind = self._match_diagnosis(_without_chatter(said), _SCP_DIAGNOSES)
             raise _LinkLost(f"{what} failed: {cause}", kind)
+
+    def _await_scp(self, copier: Any, folder: str) -> bool:
+        """Wait for an scp to end. Return False if nothing arrives there for STALL_SECONDS.
+
+        Seconds are counted, not measured: those in which this process is suspended do not count.
+        """
+        self._arrivals[folder] = seen = 0
+        idle = 0.0
+        while idle < wire.STALL_SECONDS:
+            try:
+                copier.wait(1.0)
+                return True
+            except subprocess.TimeoutExpired:
+                idle += 1.0
+            if seen != self._arrivals[folder]:
+                seen = self._arrivals[folder]
+                idle = 0.0
+        return False
 
     def progress(self) -> dict[str, str]:
         """Return what was found, and what is being copied."""
@@ -3796,12 +3989,25 @@ class _Login:
         """Cut off a login whose stage has taken too long; update the stages found."""
         self.words()
         if self.copies:
-            self._last_progress = now       # each copy has a deadline of its own
+            self._last_progress = now       # each copy has a limit of its own
         seconds, complaint = self._limit
         if now > self._last_progress + seconds:
-            login, line = self.record.login, _last_line(self._noise)
-            self.abort(f"{complaint} (the last line was {line!r}) -- check that `ssh {login} "
-                       f"echo hello` prints hello and ends, and that `sftp {login}` works")
+            self.abort(f"{complaint}: {self._explain_delay()}")
+
+    def _explain_delay(self) -> str:
+        """Return what a login waits for, as far as that is known, and what to do."""
+        if self._has_python:        # what `files=` names is being copied
+            return f"check that `sftp {self.record.login}` works"
+        if self._python:
+            return (f"{self._python} was started there and does not answer -- check that "
+                    f"`{self._command(self._python)} -c pass` ends")
+        return (f"the login has printed {self._printed:,} bytes, the last line is "
+                f"{_last_line(self._noise)[:200]!r} -- check that `{self._command('echo hello')}` "
+                "prints hello and ends")
+
+    def _command(self, command: str) -> str:
+        """Return what a user types to run a command on the machine."""
+        return command if self._is_local else f"ssh {self.record.login} {command}"
 
     def limit(self) -> None:
         """Keep at most a megabyte of the stderr of ssh and the shim."""
@@ -3879,11 +4085,17 @@ class _Login:
         if _NO_PYTHON in words.splitlines():
             self._record_shell()
             return _LinkLost(self._no_python(words), _LossKind.UNUSABLE)
-        said = said or _last_line(self._noise) or "nothing was said"
         kind = _LossKind.LOST if status == "unknown" else _LossKind.UNUSABLE
+        if self._python:
+            reason = re.search("Fatal Python error: .*", words)
+            return _LinkLost(
+                f"{self._python} ended there with status {status} before it ran anything: "
+                f"{reason[0] if reason else said} -- try `{self._command(self._python)} -c pass`; "
+                "PYTHONHOME and PYTHONPATH may be wrong there", kind)
+        said = said or _last_line(self._noise) or "nothing was said"
         return _LinkLost(f"the login ended with status {status} before Python started: {said} -- "
-                         f"check that `ssh {self.record.login} echo hello` prints hello and no "
-                         "more", kind)
+                         f"check that `{self._command('echo hello')}` prints hello and no more",
+                         kind)
 
     def _no_python(self, words: str) -> str:
         """Return which Pythons were found instead, and what to do."""
@@ -3925,16 +4137,14 @@ class _Login:
             data = os.pread(self._errors.fileno(), 1 << 16, max(0, size - (1 << 16)))
         except ValueError:      # it has ended
             return ""
-        text = data.decode("utf-8", "replace")
+        text = _words_of(data)
+        for line in text.splitlines():
+            if line.startswith(_STARTING):
+                self._python = line.removeprefix(_STARTING)
         for stage, pattern in _LOGIN_STAGES.items():
             if re.search(pattern, text):
                 self.found[stage] = "ok"
         return _without_chatter(text)
-
-
-def _copy_seconds(size: int) -> float:
-    """Return how long a slow line may take to copy so many bytes."""
-    return HELLO_SECONDS + size / SCP_RATE
 
 
 def _without_chatter(text: str) -> str:
@@ -3943,7 +4153,7 @@ def _without_chatter(text: str) -> str:
 
 
 def _last_line(words: str | bytes) -> str:
-    text = words if isinstance(words, str) else words.decode("utf-8", "replace")
+    text = words if isinstance(words, str) else _words_of(words)
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
 
 
@@ -4481,7 +4691,8 @@ class _Reader:
             wire.KILLED: self._on_attempt_killed,
             wire.RECALLED: self._on_attempts_recalled, wire.SLOT_COUNT: self._on_slot_count,
             wire.PONG: self._on_pong, wire.INITIALIZER_FAILED: self._on_initializer_failed,
-            wire.COPY: self._on_copy, wire.STORED: self._on_stored, wire.FIND_NAME: self._on_name}
+            wire.COPY: self._on_copy, wire.STORED: self._on_stored, wire.FIND_NAME: self._on_name,
+            wire.MOVED: self._on_moved, wire.WAITING: self._on_waiting}
         finders = {wire.FIND_MODULE: self._find_module, wire.LIST_MODULES: self._find_children,
                    wire.FIND_METADATA: self._find_metadata}
         for kind, find in finders.items():
@@ -4533,7 +4744,8 @@ class _Reader:
                                    f"{later:g} min once a task has succeeded)")
 
     def _log(self, level: int, words: str) -> None:
-        _log.log(level, "%s: %s: %s", self._supervisor.title, self._worker.record, words)
+        machine = str(self._worker.record).removesuffix(":")        # of this one, it is the name
+        _log.log(level, "%s: %s: %s", self._supervisor.title, machine, words)
 
     def _report(self, report: Callable[..., Any], *operands: Any) -> Any:
         """Report something to the scheduler, with one of its methods; return its answer."""
@@ -4585,7 +4797,7 @@ class _Reader:
         """Add to the body of a MISSING_MODULE message whether the module is here."""
         kind, ident, tag, body = message
         name, _, pickled = bytes(body[0]).partition(b"\0")
-        module = name.decode("utf-8", "replace")
+        module = _words_of(name)
         try:
             is_ours = bool(_find_spec(module))
         except Exception:
@@ -4600,7 +4812,7 @@ class _Reader:
     def _on_slot_exit(self, ident: int, body: bytes) -> None:
         self._channel.forget(ident)
         slot, status = wire.DEATH.unpack_from(body)
-        words = body[wire.DEATH.size:].decode("utf-8", "replace")
+        words = _words_of(body[wire.DEATH.size:])
         self._report(_Scheduler.on_slot_exit, ident, slot, _describe_exit(status), words)
 
     def _on_attempt_killed(self, ident: int, body: bytes) -> None:
@@ -4615,14 +4827,28 @@ class _Reader:
     def _on_pong(self, sent_at: int, _body: bytes) -> None:
         self._report(_Scheduler.on_round_trip, (monotonic_ns() - sent_at) * 1e-9)
 
+    def _on_moved(self, _slot: int, folder: bytes) -> None:
+        """Note what has arrived of a copy. Over the link: nothing; reading it was sign enough."""
+        self._login.on_arrival(folder.decode())
+
+    def _on_waiting(self, slot: int, body: bytes) -> None:
+        """Note that a slot waits for what another process there copies; or no longer waits."""
+        self._login.copies.pop(slot, None)
+        if body:
+            self._login.copies[slot] = f"{body.decode()} (another process there does)"
+
     def _on_slot_count(self, count: int, body: bytes) -> None:
-        if not 0 < count <= self._worker.count:
+        if not 0 <= count <= self._worker.count:
             raise ValueError(f"{count} slots")
-        self._log(logging.WARNING, f"only {count} slots: {body.decode('utf-8', 'replace')}")
+        words = _words_of(body)
+        if not count:
+            raise _LinkLost(f"it cannot start a process for tasks: {words} -- see the limits of "
+                            "its account: `ulimit -a`", _LossKind.NO_SLOTS)
+        self._log(logging.WARNING, f"only {count} slots: {words}")
         self._report(_Scheduler.on_slot_count, count)
 
     def _on_initializer_failed(self, _ident: int, body: Sequence[bytes]) -> None:
-        words = bytes(body[0]).decode("utf-8", "replace")
+        words = _words_of(body[0])
         raise _LinkLost(f"the initializer raised {words}", _LossKind.INITIALIZER_FAILED)
 
     def _on_question(self, kind: int, find: Callable[[str], Any], ident: int, body: bytes) -> None:
@@ -4640,7 +4866,11 @@ class _Reader:
         """Return a module's source, or the distribution that it belongs to, or None."""
         setup = self._supervisor.setup
         source = _find_source(name) if setup.modules else None
-        return source or setup.cargo.offer(name, self._login.facts)
+        offered = source or setup.cargo.offer(name, self._login.facts)
+        if offered:
+            return offered
+        remedy = _explain_refusal(name)
+        return remedy and (wire.ModuleFinder.REFUSED, remedy, False)
 
     def _find_children(self, name: str) -> Any:
         """Return what `pkgutil` lists in a package of the project: `(name, is a package)` each."""
@@ -4724,8 +4954,8 @@ class _Reader:
                     self._login.copy(files, folder)     # which fails if it is over
                 return
             except _LinkLost as lost:
-                is_crowded = lost.loss.kind is _LossKind.TOO_MANY_LOGINS
-                if not is_crowded or not seconds or over.is_set():
+                may_work = lost.loss.kind in (_LossKind.TOO_MANY_LOGINS, _LossKind.LOST)
+                if not may_work or not seconds or over.is_set():
                     raise
             over.wait(seconds * random.uniform(0.5, 1.5))
 
@@ -4735,7 +4965,7 @@ class _Reader:
         if login.is_ready:
             raise ValueError("files are stored twice")
         if body:
-            words = body.decode("utf-8", "replace")
+            words = _words_of(body)
             raise _LinkLost(f"cannot store files: {words}", self._copy_loss)
         login.is_ready = True
         self._report(_Scheduler.on_link_up, login.cores)
@@ -4842,7 +5072,7 @@ class RemoteExecutorStatus:
     p50: float = 0.0
     p95: float = 0.0
     workers: tuple[WorkerStatus, ...] = ()
-    _spans: Sequence[_Span] = dataclasses.field(default=(), repr=False, compare=False)
+    _spans: ClassVar[Sequence[_Span]] = ()      # no field: `trace` alone can make sense of them
 
     def __str__(self) -> str:
         return "\n".join(self._lay_out(1 << 20, 1 << 20))     # all of it
@@ -4859,6 +5089,11 @@ class RemoteExecutorStatus:
             cells = [html.escape(part.strip()) for part in (worker.worker, *worker._cells())]
             body += "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
         return f"<table><caption>{html.escape(self._summary)}</caption>{body}</table>"
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether tasks wait or run, or are still being killed."""
+        return bool(self.running or self.waiting or any(one.busy for one in self.workers))
 
     @property
     def _summary(self) -> str:
@@ -4880,24 +5115,29 @@ class RemoteExecutorStatus:
         """
         lines = _wrap_after_commas(self._summary, columns)
         names = [worker.worker.split()[0] for worker in self.workers]
-        width = min(max(map(len, names), default=0), max(8, columns // 3))
+        width = min(max(map(_width, names), default=0), max(8, columns // 3))
         room = rows - len(lines)
         shown = len(names)
         if shown > room:
             shown = max(0, room - 1)
         for name, worker in zip(names[:shown], self.workers):
             first, *others = worker._cells()
-            line = f"  {name[:width]:{width}}  {first}"
+            label = _cut(name, width)
+            line = f"  {label}{' ' * (width - _width(label))}  {first}"
             for part in others:
-                if len(line) + 2 + len(part) > columns:
+                if _width(line) + 2 + _width(part) > columns:
                     break
                 line += f"  {part}"
-            lines.append(line[:columns])
+            lines.append(line)
         hidden = [worker.state for worker in self.workers[shown:]]
         if hidden:
             up = hidden.count("up")
             lines.append(f"  ... and {up} more up, {len(hidden) - up} not up")
-        return lines[:rows]
+        return [_cut(line, columns) for line in lines[:rows]]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the attributes in a form that `json.dumps` takes; `workers` is a list of dicts."""
+        return {**dataclasses.asdict(self), "workers": [*map(dataclasses.asdict, self.workers)]}
 
     def trace(self, path: _Path) -> None:
         """Write a trace of the last 32768 attempts, to open in ui.perfetto.dev or chrome://tracing.
@@ -4975,11 +5215,13 @@ def _take_status(title: str, scheduler: _Scheduler,
     settled = tally.settled
     workers = tuple(_take_worker_status(worker, now, progress.get(worker.link, worker.found))
                     for worker in scheduler.workers)
-    return RemoteExecutorStatus(
+    status = RemoteExecutorStatus(
         title, waiting, started, done=settled[wire.RESULT],
         failed=settled[wire.ERROR] + settled[_FAILED], cancelled=settled[_CANCELLED],
         retried=tally.retried, backups=tally.backups, rate=rate, left=left, p50=p50,
-        p95=total.percentile(95), workers=workers, _spans=spans)
+        p95=total.percentile(95), workers=workers)
+    vars(status)["_spans"] = spans
+    return status
 
 
 def _take_worker_status(worker: _Worker, now: float, found: Mapping[str, str]) -> WorkerStatus:
@@ -5008,10 +5250,27 @@ def _format_percentiles(status: Any, width: int) -> list[str]:
 
 def _wrap_after_commas(text: str, columns: int) -> list[str]:
     """Break a text into lines, only after commas."""
-    # textwrap breaks at spaces, so NULs take the place of all others meanwhile.
+    # textwrap breaks at spaces, so NULs take the place of all others meanwhile. It counts
+    # characters, so a wide one is followed by another.
     glued = text.replace(" ", "\0").replace(",\0", ", ")
-    return [line.replace("\0", " ")
+    glued = "".join(char + "\1" * (_width(char) - 1) for char in glued)
+    return [line.replace("\0", " ").replace("\1", "")
             for line in textwrap.wrap(glued, columns, subsequent_indent="  ")]
+
+
+def _width(text: str) -> int:
+    """Return how many columns of a terminal a text takes: East Asian characters take two."""
+    if text.isascii():
+        return len(text)
+    wide = sum(unicodedata.east_asian_width(char) in "WF" for char in text)
+    return len(text) + wide - sum(unicodedata.combining(char) > 0 for char in text)
+
+
+def _cut(text: str, columns: int) -> str:
+    """Return as much of a text as fits so many columns."""
+    while _width(text) > columns:
+        text = text[:-1]
+    return text
 
 
 def _line_prefix(machine: str) -> str:
@@ -5036,6 +5295,10 @@ class _Terminal:
 
     # Make the whole screen the scrolling region again, at the same cursor; clear what is below.
     _RESET = "\x1b7\x1b[r\x1b8\x1b[J"
+    # Waits until its input ends, because this process has ended, or until Ctrl-Z has stopped this
+    # process; then resets the terminal. Ctrl-C is not meant for it.
+    _RESTORER = ("trap '' INT QUIT TTOU TSTP; cat <&3 >/dev/null 3<&- & "
+                 "trap : TSTP TERM HUP; wait; printf %s \"$1\"")
     # Whoever holds it draws, so that no two pools overwrite each other's lines.
     _display_lock = threading.Lock()
 
@@ -5048,8 +5311,13 @@ class _Terminal:
         self._restorer: Any = None    # a process, while we draw; see `_acquire`
 
     def draw(self, status: RemoteExecutorStatus, cell: int = 0) -> None:
-        """Show a status in place of the last one, or nothing while another pool shows its own."""
-        if self._restorer is None and not self._acquire():
+        """Show a status in place of the last one.
+
+        Show nothing in the background, nor while another pool shows its own.
+        """
+        if self._restorer and self._restorer.poll() is not None:    # after Ctrl-Z
+            self.clear(status)
+        if not self.is_in_foreground() or self._restorer is None and not self._acquire():
             return
         columns, rows = os.get_terminal_size(self._fd)
         lines = status._lay_out(columns - 1, rows // 2) if columns > 10 else []
@@ -5072,7 +5340,8 @@ class _Terminal:
     def clear(self, _status: RemoteExecutorStatus) -> None:
         """Clear the lines, and let the whole screen scroll again."""
         if self._restorer:
-            self._write(self._RESET)
+            if self.is_in_foreground():
+                self._write(self._RESET)
             self._restorer.kill()
             self._restorer.communicate()
             self._restorer = None
@@ -5087,13 +5356,22 @@ class _Terminal:
         if not self._display_lock.acquire(blocking=False):
             return False
         try:
+            # In our own group, for Ctrl-Z to reach it.
             self._restorer = _spawn(
-                ["/bin/sh", "-c", 'cat >/dev/null; printf "%s" "$1"', "sh", self._RESET],
-                stdin=subprocess.PIPE, stdout=self._fd, stderr=subprocess.DEVNULL)
+                ["/bin/sh", "-c", f"exec 3<&0; {self._RESTORER}", "sh", self._RESET],
+                start_new_session=False, stdin=subprocess.PIPE, stdout=self._fd,
+                stderr=subprocess.DEVNULL)
         except OSError:
             self._display_lock.release()
             raise
         return True
+
+    def is_in_foreground(self) -> bool:
+        """Return whether the terminal is ours now: another job may have it, an editor say."""
+        try:
+            return os.tcgetpgrp(self._fd) in (0, os.getpgrp())      # 0: in another container
+        except OSError:     # it does not control jobs
+            return True
 
     def _write(self, text: str) -> None:
         wire.write_all(self._fd, [text.encode()])
@@ -5148,13 +5426,22 @@ class _Notebook:
                     supervisor.decide(supervisor.scheduler.cancel_cell, board.running_cell)
                 board.running_cell = 0
                 if not supervisor.scheduler.unfinished:
-                    board.end_display(supervisor.status())
+                    board.end_display(_Notebook._await_kills(supervisor))
                     # What is sent after a cell has ended is lost to nbconvert, which executes
                     # notebooks without a browser.
                     board.wait_until_shown()
 
         shell.events.register("pre_run_cell", begin)
         shell.events.register("post_run_cell", end)
+
+    @staticmethod
+    def _await_kills(supervisor: _Supervisor) -> RemoteExecutorStatus:
+        """Wait until what was cancelled is killed, or CLOSE_SECONDS; return the status then."""
+        deadline = monotonic() + CLOSE_SECONDS
+        while supervisor.status().is_busy and monotonic() < deadline:
+            supervisor.all_ended.wait(0.05)
+        status: RemoteExecutorStatus = supervisor.status()
+        return status
 
     def draw(self, status: RemoteExecutorStatus, cell: int) -> None:
         """Show a status in place of the last one, or below the cell, if that is another one."""
@@ -5185,18 +5472,13 @@ class _Scoreboard:
     sends at most a megabyte before it is told that this was printed.
     """
 
-    # Escape sequences and control characters. Only tabs, and colours (group 1), may reach a
-    # terminal: nothing that a machine sends shall move its cursor or change its settings.
-    _CONTROLS = re.compile(r"(\x1b\[[\d;:]*m)|\x1b\[[0-?]*[ -/]*[@-~]|\x1b[\]P^_X][^\x07\x1b]*"
-                           r"(?:\x07|\x1b\\)?|\x1b[ -/]*[0-~]?|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-
     def __init__(self, show: bool | None, output: bool | Callable[[str, str, str], object]) -> None:
         self._show_status = show
         self._output = output
         self._terminal: _Terminal | _Notebook | None = None
         if show is not False and _Notebook.find_shell():
             self._terminal = _Notebook()
-        may_draw = show is not False and os.environ.get("TERM", "dumb") != "dumb"
+        may_draw = show is not False and os.environ.get("TERM", "") not in ("", "dumb")
         with contextlib.suppress(OSError, ValueError, AttributeError):  # it is closed, or no file
             if may_draw and sys.stderr.isatty():
                 self._terminal = _Terminal(sys.stderr.fileno())
@@ -5247,8 +5529,8 @@ class _Scoreboard:
         if self.quiet or not (is_report_due or is_line_due or self._terminal):
             return
         status = take_status()
-        is_busy = status.running or status.waiting
-        if is_report_due and is_busy:
+        is_busy = status.is_busy
+        if is_report_due and is_busy and not self._show_status:
             _log.info("%s", status)
         if not self._queue.empty():
             return
@@ -5280,10 +5562,13 @@ class _Scoreboard:
         """Print a summary and end the thread."""
         self.end_display(status)
         if not self.quiet and status.done + status.failed:
-            _log.info("%s", status._summary)
-            if self._terminal or self._show_status or self._has_printed:
+            is_hidden = (isinstance(self._terminal, _Terminal)
+                         and not self._terminal.is_in_foreground())
+            if (self._terminal or self._show_status or self._has_printed) and not is_hidden:
                 counted = f"{histogram}\n" if status.done else ""
                 self._queue.put((self._write, "stderr", f"{status._summary}\n{counted}"))
+            else:
+                _log.info("%s", status._summary)
         self._queue.put(None)
         # Wait as long as it makes progress.
         done = -1
@@ -5308,7 +5593,7 @@ class _Scoreboard:
         """Print lines of a machine, on a terminal without what could change its settings."""
         file = getattr(sys, stream)
         if hasattr(file, "isatty") and file.isatty():
-            lines = [self._CONTROLS.sub(lambda match: match[1] or "", line) for line in lines]
+            lines = [_CONTROLS.sub(lambda match: match[1] or "", line) for line in lines]
         self._write(stream, "".join(f"{_line_prefix(machine)}: {line}\n" for line in lines))
 
     def _write(self, stream: str, text: str) -> None:
@@ -5383,6 +5668,7 @@ class _Supervisor:
         self.channels: dict[int, _Channel] = {}     # while it works
         self._threads: Any = weakref.WeakSet()      # added to by the threads that start others
         self._suspended_seconds = 0.0            # that this process was suspended; by the heartbeat
+        self._awake_at = math.inf               # time of day of its last turn; by the heartbeat
         # What carries out each action; it returns a future if that has callbacks to run. All other
         # actions are for channels.
         self._performers: dict[_Action, Callable[[Any, Any], _RemoteFuture | None]] = {
@@ -5497,6 +5783,10 @@ class _Supervisor:
         outcomes: list[Any] = []
         channels: dict[_Channel, None] = {}
         self.scheduler.now = monotonic() - self._suspended_seconds
+        # A reader may find its link ended before the heartbeat finds that time has passed. The time
+        # of day goes on even while the whole machine is suspended.
+        if time() > self._awake_at + 1.0 + TICK_SECONDS:
+            self.scheduler.on_suspension()
         for decision, operands, reply in events:
             try:
                 answer = decision(*operands)
@@ -5602,6 +5892,7 @@ class _Supervisor:
             last = now
             try:
                 self._process_events(events)
+                self._awake_at = time()
                 if self.scheduler.is_over():
                     is_over = True
                     self._close_links(leaving, now)
@@ -5738,19 +6029,25 @@ class _Supervisor:
             return False
         return bool(self.decide(self.scheduler.cancel, bundle))
 
-    def shutdown(self, wait: bool, cancel_futures: bool, quiet: bool = False) -> None:
+    def shutdown(self, wait: bool, cancel_futures: bool, quiet: bool = False,
+                 timeout: float | None = None) -> bool:
         """Accept no more calls, and end when all are done; see `BaseExecutor.shutdown`."""
         if os.getpid() != self.pid:
-            return
+            return False
         self.scoreboard.quiet = self.scoreboard.quiet or quiet
         self.decide(self.scheduler.close, cancel_futures)
-        if wait and self._may_wait():
-            try:
+        if not wait or not self._may_wait():
+            return False
+        is_done = True
+        try:
+            if not self.all_ended.wait(timeout):
+                is_done = self.decide(self.scheduler.kill_all)
                 self.all_ended.wait()
-            except KeyboardInterrupt:       # the user does not want to wait for results
-                self.decide(self.scheduler.kill_all)
-                self.all_ended.wait()
-                raise
+        except KeyboardInterrupt:       # the user does not want to wait for results
+            self.decide(self.scheduler.kill_all)
+            self.all_ended.wait()
+            raise
+        return is_done
 
     def _may_wait(self) -> bool:
         """Return whether this thread may wait for what the threads of the pool do.
@@ -5801,7 +6098,7 @@ _supervisors: weakref.WeakValueDictionary[int, _Supervisor] = weakref.WeakValueD
 @functools.cache
 def _install_process_hooks() -> None:
     """Have all pools shut down at exit, and abandoned in forked children. Does so once."""
-    def for_all(method: Callable[..., None], *arguments: bool) -> None:
+    def for_all(method: Callable[..., object], *arguments: bool) -> None:
         for supervisor in _list_alive(_supervisors):
             method(supervisor, *arguments)
 
@@ -5826,8 +6123,8 @@ class RemoteExecutor(BaseExecutor):
         title: a name for logs and displays.
         ssh_options: further arguments for ssh, such as ["-p", "2222"]. They cannot override the
             options that a link needs.
-        files: files and directories that tasks find by name in their working directory. They are
-            copied with scp, once per content.
+        files: files and directories that tasks find in their working directory, by the last part
+            of each path. They are copied with scp, once per content.
         schedule_backups: whether a straggler is raced by a second attempt on another machine.
             Default: $EXECUTORS_SCHEDULE_REMOTE_BACKUPS, or else True.
         max_bundle_failures: how many processes a task may kill; it then fails with BundleError.
@@ -5881,7 +6178,8 @@ class RemoteExecutor(BaseExecutor):
                  env: Mapping[str, str] | None = None,
                  initializer: Callable[..., object] | None = None,
                  initargs: tuple[Any, ...] = (),
-                 max_tasks_per_child: int | None = None) -> None:
+                 max_tasks_per_child: int | None = None, **unknown: NoReturn) -> None:
+        _refuse_arguments(unknown)
         super().__init__(title)
         records = _default_workers() if workers is None else _parse_workers(workers)
         if not records:
@@ -5898,7 +6196,8 @@ class RemoteExecutor(BaseExecutor):
         call = _packed_initializer(initializer, initargs)
         config = {"lease": LEASE_HEARTBEATS * heartbeat_seconds, "output": output is not False,
                   "env": _checked_env(env or {}), "initializer": call is not None,
-                  "max_tasks_per_child": _checked_task_limit(max_tasks_per_child)}
+                  "max_tasks_per_child": _checked_task_limit(max_tasks_per_child),
+                  "modules": modules}
         cargo = _Cargo(files, packages)
         self._supervisor = _Supervisor(
             _Scheduler(_checked_policy(policy), rules), self.title, [*ssh_options],
@@ -6012,15 +6311,34 @@ class RemoteExecutor(BaseExecutor):
         supervisor = self._supervisor
         supervisor.decide(supervisor.scheduler.count_items, owner, change, settled)
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False,
-                 quiet: bool = False) -> None:
-        self._supervisor.shutdown(wait, cancel_futures, quiet)
+    def shutdown(       # type: ignore[override]
+            self, wait: bool = True, *, cancel_futures: bool = False, quiet: bool = False,
+            timeout: float | None = None) -> bool:
+        return self._supervisor.shutdown(wait, cancel_futures, quiet, timeout)
+
+
+# What arguments of other executors are called here.
+_SLOTS_ARE_NAMED = "the number of slots stands in a worker's text, such as 4/lab2"
+_OTHER_NAMES = {
+    "max_workers": _SLOTS_ARE_NAMED, "n_jobs": _SLOTS_ARE_NAMED,
+    "timeout": "bundle_timeout= limits each attempt; map() and result() take timeout="}
+
+
+def _refuse_arguments(unknown: Iterable[str]) -> None:
+    """Raise TypeError for an argument that RemoteExecutor does not have."""
+    for name in unknown:
+        remedy = _OTHER_NAMES.get(name, "help(executors.RemoteExecutor) lists those that it has")
+        raise TypeError(f"RemoteExecutor has no argument {name!r}; {remedy}")
 
 
 def _check_process() -> None:
-    """Raise RuntimeError if this process is ending, or cannot read the source that workers need."""
+    """Raise RuntimeError if threads do not work here, or the workers' source cannot be read."""
     if sys.is_finalizing():
         raise RuntimeError("cannot create an executor while the interpreter is shutting down")
+    gevent = sys.modules.get("gevent.monkey")
+    if gevent and gevent.is_module_patched("threading"):
+        raise RuntimeError("gevent.monkey has replaced the threads that a RemoteExecutor needs: it "
+                           "would hang. Use it in a process of its own, without patch_all()")
     _bootstrap()
 
 
@@ -6227,8 +6545,9 @@ def parallelize(method: Method | Executor = Method.THREAD) -> Callable[
             awaited = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, Future)]
             if not awaited:
                 return submit(*args, **kwargs)
-            outer: Future[_T] = Future()
-            _call_when_done(awaited, lambda: _submit_and_forward(outer, submit, args, kwargs))
+            outer: _AwaitingFuture[_T] = _AwaitingFuture()
+            ready = functools.partial(_submit_with_results, submit, args, kwargs)
+            _call_when_done(awaited, lambda: outer.submit(ready))
             return outer
         return call     # type: ignore[return-value]
 
@@ -6250,24 +6569,57 @@ def _call_when_done(futures: Iterable[Future[Any]], then: Callable[[], None]) ->
     then()
 
 
-def _submit_and_forward(outer: Future[_T], submit: Callable[..., Future[_T]], args: Iterable[Any],
-                 kwargs: Mapping[str, Any]) -> None:
-    """Submit a call with the results of futures for the futures; `outer` gets its outcome."""
+class _AwaitingFuture(Future[_T]):
+    """The future of a call that is submitted when others are done; then it is as that call's own.
+
+    A race: it may be cancelled while the call is being submitted. Whoever submits looks again.
+    """
+
+    _inner: Future[_T] | None = None    # of the call, once that is submitted
+
+    def cancel(self) -> bool:
+        if self._inner is not None and not self._inner.cancel():
+            return False
+        return super().cancel()
+
+    def running(self) -> bool:
+        return self._inner is not None and self._inner.running()
+
+    def submit(self, submit: Callable[[], Future[_T]]) -> None:
+        """Submit the call, and pass its outcome on; or pass on what `submit` raises."""
+        try:
+            if not self.cancelled():
+                self._inner = submit()
+        except BaseException as error:
+            self._inner = Future()
+            self._inner.set_exception(error)
+        if self._inner is None:
+            self.set_running_or_notify_cancel()     # for those that wait for it
+            return
+        if self.cancelled():
+            self._inner.cancel()
+        self._inner.add_done_callback(self._pass_on)
+
+    def _pass_on(self, inner: Future[_T]) -> None:
+        if inner.cancelled():
+            super().cancel()
+        if not self.set_running_or_notify_cancel():
+            return
+        error = inner.exception()
+        if error is not None:
+            self.set_exception(error)
+        else:
+            self.set_result(inner.result())
+
+
+def _submit_with_results(submit: Callable[..., Future[_T]], args: Iterable[Any],
+                         kwargs: Mapping[str, Any]) -> Future[_T]:
+    """Submit a call with the results of futures for the futures."""
     def value(arg: Any) -> Any:
         return arg.result() if isinstance(arg, Future) else arg
 
-    def pass_on(inner: Future[_T]) -> None:
-        try:
-            outer.set_result(inner.result())
-        except BaseException as error:
-            outer.set_exception(error)
-
-    if outer.set_running_or_notify_cancel():
-        try:
-            values = {name: value(arg) for name, arg in kwargs.items()}
-            submit(*map(value, args), **values).add_done_callback(pass_on)
-        except BaseException as error:
-            outer.set_exception(error)
+    values = {name: value(arg) for name, arg in kwargs.items()}
+    return submit(*map(value, args), **values)
 
 
 def wait_all(futures: Iterable[Future[_T]]) -> list[_T]:
@@ -6477,8 +6829,9 @@ def _selftest(workers: str, ssh_options: list[str]) -> bool:
 class _MachineCheck:
     """The check of one machine by `--check`, stage by stage until one fails.
 
-    It makes a pool of that machine alone and, unless that is `:`, a second one with a file, which
-    needs scp. It runs in a thread of its own; others read its attributes only when that is done.
+    It makes a pool of that machine alone, and a second one with a file, which needs a cache that
+    can be written and, unless the machine is `:`, scp. It runs in a thread of its own; others read
+    its attributes only when that is done.
     """
 
     record: RemoteWorkerRecord
@@ -6515,12 +6868,9 @@ class _MachineCheck:
         there = size / 1e6 / self._call_there(pool, short, len, os.urandom(size))[1]
         back = size / 1e6 / self._call_there(pool, short, os.urandom, size)[1]
         found["MB/s"] = f"{there:.1f} there and {back:.1f} back"
-        if self.record.machine == ":":
-            found["scp"] = "-"
-        else:
-            pool = self._open_pool(pools, file)
-            self._call_there(pool, short, _remove_cached_file, os.path.basename(file))
-            found["scp"] = "ok"
+        pool = self._open_pool(pools, file)
+        self._call_there(pool, short, _remove_cached_file, os.path.basename(file))
+        found["scp"] = "-" if self.record.machine == ":" else "ok"
         for module in self.modules:
             found[f"import {module}"] = self._call_there(pool, long, _import_version, module)[0]
 

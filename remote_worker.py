@@ -62,7 +62,7 @@ such a message has a tag and a count at the start of its payload:
              ── calls ─────►    CALL and FORGET, but no PART
              ── permits ───►    the identifier of each CALL, 8 bytes
     shim     ◄── questions ─    for what the slot lacks: a FUNCTION, the PARTs of its CALL, or one
-                                of QUESTIONS, which the controller answers                      slot
+                                of QUESTIONS, which the controller answers; and REPORTS         slot
              ── answers ───►    the answers to these: whole messages
              ◄── results ───    RESULT, ERROR and the like, with their PARTs
 
@@ -100,6 +100,11 @@ import sys
 import time
 import types
 import weakref
+
+# Bound here, as a slot serves its pipes with them: a task may leave any of a module patched.
+from os import _exit, getpid, read, readv, urandom, write
+from pickle import PickleBuffer, dumps, loads
+from signal import pthread_sigmask, valid_signals
 from time import monotonic
 
 TYPE_CHECKING = False
@@ -130,8 +135,12 @@ READ_SIZE = 1 << 16     # bytes requested by one read, which may bring many smal
 MAX_CALLS_IN_SLOT = 64  # calls in a slot, the running one too: busy until our next turn
 MAX_BACKLOG = 4 << 20   # bytes queued for one descriptor; while there are more, we stop reading
 TERM_SECONDS = 0.5      # between SIGTERM and SIGKILL
+STALL_SECONDS = 120.0   # a copy of which nothing arrives for so long has come to nothing
+LOCK_POLL_SECONDS = 0.05    # between two looks whether another process has finished a copy
+MOVED_SHARE = 24        # while bytes come, the controller hears so this often in a lease
 PROGRESS_SECONDS = 1.0  # between two states of a progress bar that are passed on
 STDERR_TAIL = 2000      # bytes of stderr kept to explain a slot's death
+MAX_KEEPERS = 4096      # that the guardian can find without /proc
 MAX_SHARED_CACHES = 64  # cached functions without a name that a slot keeps
 NEVER = float("inf")
 
@@ -145,6 +154,7 @@ IDENTIFIER = struct.Struct("!Q")    # an identifier
 GREETING = struct.Struct("!IQQ")    # number of cores, process IDs of shim and guardian
 DEATH = struct.Struct("!qi")        # number of a slot, or NO_SLOT, and its wait status
 NO_SLOT = -1
+PROCESS = struct.Struct("!q")       # a process ID, or 0
 SLOT_SHIFT = 48         # the tag of a result is (slot number << SLOT_SHIFT) + microseconds
 
 # Identifiers. Attempts count from 1, functions from INITIALIZER_ID + 1, a shim's questions from
@@ -176,7 +186,7 @@ PONG = 38                   # the answer to PING
 FIND_MODULE = 39            # a question: a module, by name
 OUTPUT = 40                 # text that a call printed; the identifier is 1 for stdout, 2 for stderr
 STORED = 41                 # from the first slot: `files=` are there; or why they are not
-SLOT_COUNT = 42             # no more than `identifier` slots can be forked, and why
+SLOT_COUNT = 42             # no more than `identifier` slots can be started, and why
 INITIALIZER_FAILED = 43     # a message: what the pool's initializer raised
 COPY = 44                   # a question: copy entries of the cache into a folder, as JSON
 PART = 45                   # bytes of the message with this identifier
@@ -185,8 +195,11 @@ FIND_NAME = 47              # a question: a definition in the controller's `__ma
 FIND_METADATA = 48          # a question: the metadata of a distribution, by name
 LIST_MODULES = 49           # a question: the modules in a package, by name
 RETIRED = 50                # from a slot to the shim only: it has run as many calls as it may
+MOVED = 51                  # bytes have come, though no whole message; or into this folder
+WAITING = 52                # a slot waits for a copy that another process makes, if there is text
 
 QUESTIONS = FIND_MODULE, COPY, FIND_NAME, FIND_METADATA, LIST_MODULES
+REPORTS = MOVED, WAITING    # of slots, which get no answer
 _MESSAGE_KINDS = {CALL, FUNCTION, ANSWER, RESULT, ERROR, MISSING_MODULE, INITIALIZER_FAILED}
 
 
@@ -259,7 +272,7 @@ class FrameReader:
         """
         if self._unfilled:
             return self._read_in_place()
-        chunk = os.read(self.fd, READ_SIZE)
+        chunk = read(self.fd, READ_SIZE)
         data = self._incomplete_frame + chunk
         frames = []
         start = 0
@@ -303,7 +316,7 @@ class FrameReader:
         self._unfilled = memoryview(data)[len(start):]
 
     def _read_in_place(self) -> list[Any]:
-        count = os.readv(self.fd, [self._unfilled])
+        count = readv(self.fd, [self._unfilled])
         if not count:
             raise FrameError(_CUT_OFF_MESSAGE % (len(self._unfilled), 0))
         self._unfilled = self._unfilled[count:]
@@ -482,13 +495,14 @@ class Outbox:
 def write_all(fd: int, buffers: Iterable[Buffer]) -> None:
     """Write buffers to a blocking descriptor, even if a signal cuts a write short."""
     for buffer in buffers:
-        wrote = os.write(fd, buffer)
+        wrote = write(fd, buffer)
         while wrote < len(buffer):
-            wrote += os.write(fd, memoryview(buffer)[wrote:])
+            wrote += write(fd, memoryview(buffer)[wrote:])
 
 
 # The descriptors of a slot, besides stdin, stdout and stderr. The file's docstring draws them.
 _CALLS_FD, _RESULTS_FD, _PERMITS_FD, _QUESTIONS_FD, _ANSWERS_FD = range(3, 8)
+_STARTED = b"!"     # what a slot writes to its results first, before any frame
 
 
 # ─────────────────────────────────────────── processes ────────────────────────────────────────────
@@ -609,11 +623,10 @@ def process_tree() -> dict[int, list[int]]:
 
 
 def signal_tree(pid: int, number: int) -> None:
-    """Signal a process and all its descendants; without /proc, its process group."""
+    """Signal a process and all its descendants; without /proc, it and its process group."""
     tree = process_tree()
     if not tree:
         send_signal(-pid, number)
-        return
     pids = [pid]
     for parent in pids:     # which grows meanwhile
         pids += tree.get(parent, ())
@@ -636,8 +649,16 @@ def kill_children(spare: Container[int] = ()) -> None:
             signal_tree(pid, signal.SIGKILL)
 
 
-def kill_descendants() -> None:
-    """Kill all descendants of this process, which must be a subreaper: it inherits orphans."""
+def kill_descendants(leaders: Iterable[int]) -> None:
+    """Kill all descendants of this process, which must be a subreaper: it inherits orphans.
+
+    Arguments:
+        leaders: of process groups, which are all that can be found without /proc.
+    """
+    if not process_tree():      # others may be left, so there is nothing to wait for
+        for leader in leaders:
+            send_signal(-leader, signal.SIGKILL)
+        return
     while True:
         kill_children()
         try:
@@ -661,7 +682,7 @@ def _exit_after(run: Callable[[], object]) -> None:
         import traceback
         traceback.print_exc()
     finally:
-        os._exit(status)
+        _exit(status)
 
 
 def _remove(path: str) -> None:
@@ -842,7 +863,7 @@ _received_attributes: Any = weakref.WeakKeyDictionary()   # received class -> at
 
 def _token_of(obj: Any) -> bytes:
     """Return the token of a definition, which it gets here if it has none."""
-    token: bytes = _tokens.setdefault(obj, os.urandom(8))
+    token: bytes = _tokens.setdefault(obj, urandom(8))
     _definitions_by_token[token] = obj
     return token
 
@@ -871,7 +892,7 @@ class _SlotFunction:
 
     def __init__(self, segments: Sequence[Any]) -> None:
         head, *buffers = segments
-        self._how, self._root, self.needs, self._definitions, self.modules = pickle.loads(head)
+        self._how, self._root, self.needs, self._definitions, self.modules = loads(head)
         self._places: list[slice] = []      # where each buffer lies in the file
         self._unpickled: Any = ABSENT          # the function, if it is unpickled only once
         if not buffers:
@@ -903,7 +924,7 @@ class _SlotFunction:
         constant, there are no keys, the size is 0, and the value is the only one.
         """
         if version not in self._definitions:        # a short constant, whose version is its pickle
-            return (), 0, (pickle.loads(version),)
+            return (), 0, (loads(version),)
         keys, section = self._definitions[version]
         segments = self._segments(section)
         size = sum(map(len, segments))
@@ -1294,7 +1315,7 @@ class _BufferList(list["Any"]):
     """A file for a pickler to write to, which keeps large objects as they are, without a copy."""
 
     def write(self, data: Any) -> None:
-        self.append(data.raw() if type(data) is pickle.PickleBuffer else data)
+        self.append(data.raw() if type(data) is PickleBuffer else data)
 
 
 class Prepacked:
@@ -1359,8 +1380,16 @@ def _pickler_class(reducers: Any) -> Any:
         """Leave out the lock that one has before Python 3.12."""
         return functools.cached_property, (prop.func,), {"attrname": prop.attrname}
 
+    def refuse(remedy: str, obj: Any) -> Any:
+        raise TypeError("cannot pickle %r object: %s" % (type(obj).__name__, remedy))
+
+    refuse_coroutine = functools.partial(
+        refuse, "an async function makes one; submit a function that runs it, such as "
+                "lambda: asyncio.run(work(1))")
+    refuse_generator = functools.partial(refuse, "use a list of what it yields")
     table = default_table.new_child({
-        types.CodeType: reduce_code, functools.cached_property: reduce_cached_property})
+        types.CodeType: reduce_code, functools.cached_property: reduce_cached_property,
+        types.CoroutineType: refuse_coroutine, types.GeneratorType: refuse_generator})
     return type("Pickler", (reducers, cloudpickle.CloudPickler), {"dispatch_table": table})
 
 
@@ -1825,7 +1854,7 @@ def pack(obj: object) -> Packed:
     """
     # Cloudpickle's pickler is slower, but does not copy what is long.
     if is_plain(obj) and not _has_long_string(obj):
-        data = pickle.dumps(obj, 5)
+        data = dumps(obj, 5)
         if len(data) <= MAX_INLINE:
             return data
         return [len(data)], [data]
@@ -1920,7 +1949,7 @@ def unpack(segments: Sequence[Any]) -> Any:
     """Return the object of a message's segments. Runs what the pickle names: may raise anything."""
     if isinstance(segments, MemoryError):
         raise segments
-    return pickle.loads(segments[0], buffers=segments[1:])
+    return loads(segments[0], buffers=segments[1:])
 
 
 def _unpack_packed(packed: Packed) -> Any:
@@ -2171,14 +2200,29 @@ def pack_outcome(ok: bool, value: Any, stage: str = "run") -> tuple[int, Packed]
         text = "".join(traceback.format_exception(kind, value, trace))
     except BaseException as error:      # a __str__ or __repr__ that raises
         text = "(no traceback: formatting it raised %s)\n" % type(error).__name__
-    pickled = b""
+    pickled = _pickle_exception(value)
+    culprit = value if pickled else _find_culprit(value)
+    words = _error_text(culprit)
+    return ERROR, pack((stage, pickled, type(culprit).__name__, words, text))
+
+
+def _pickle_exception(error: BaseException) -> bytes:
+    """Return the pickle of an exception; b"" if that cannot be unpickled to one of its type."""
     try:
-        data = _dumps(value)
-        if type(pickle.loads(data)) is kind:
-            pickled = data
+        data = _dumps(error)
+        if type(loads(data)) is type(error):
+            return data
     except BaseException:       # for instance, its constructor does not accept its args
         pass
-    return ERROR, pack((stage, pickled, kind.__name__, _error_text(value), text))
+    return b""
+
+
+def _find_culprit(error: BaseException) -> BaseException:
+    """Return the member that keeps an exception group from being pickled; or the error itself."""
+    for member in getattr(error, "exceptions", ()):
+        if isinstance(member, BaseException) and not _pickle_exception(member):
+            return _find_culprit(member)
+    return error
 
 
 # Functions that add to an exception what this slot knows about it.
@@ -2301,10 +2345,13 @@ def _fetch(pull: Callable[[int, bytes], Any], scratch: str,
     locks: dict[str, Any] = {}
     try:
         cache = _open_cache()
-        places = {key: _use_entry(cache, key) for key, _, _ in entries}
+        names = {key: name for key, name, _ in entries}
+        places = {key: _use_entry(cache, key) for key in names}
         for key in sorted(places):      # in one order, or two might wait for each other
             if not places[key]:
-                locks[key] = _lock_key(cache, key)
+                on_wait = functools.partial(pull, WAITING, names[key].encode())
+                locks[key] = _lock_key(cache, key, on_wait)
+                pull(WAITING, b"")
                 places[key] = _use_entry(cache, key)
         missing = [entry for entry in entries if not places[entry[0]]]
         if missing:
@@ -2320,6 +2367,7 @@ def _fetch(pull: Callable[[int, bytes], Any], scratch: str,
     finally:
         for lock in locks.values():
             lock.close()
+        pull(WAITING, b"")
 
 
 def _copy(pull: Callable[[int, bytes], Any], cache: str, scratch: str, entries: list[_Wanted],
@@ -2344,6 +2392,7 @@ def _copy(pull: Callable[[int, bytes], Any], cache: str, scratch: str, entries: 
     _make_folders(here)
     guard = _lock(place, fcntl.LOCK_EX)
     places = {}
+    over = _watch_copy(place, locks, functools.partial(pull, MOVED, folder.encode()))
     try:
         answer = unpack(pull(COPY, json.dumps([folder, entries]).encode()))
         if isinstance(answer, str):
@@ -2359,10 +2408,43 @@ def _copy(pull: Callable[[int, bytes], Any], cache: str, scratch: str, entries: 
                 os.pwrite(lock.fileno(), note.encode().ljust(_NOTE_SIZE), 0)
         raise
     finally:
+        over.set()
         _remove(place)
         os.close(guard)
     _prune(cache)
     return places
+
+
+def _watch_copy(folder: str, locks: Iterable[Any], on_moved: Callable[[], object]) -> Any:
+    """Start a thread that touches locks, and calls a function, as files in a folder grow.
+
+    Return the event that ends it.
+    """
+    import threading
+    over = threading.Event()
+    watch = threading.Thread(
+        target=_run_copy_watch, args=(folder, locks, on_moved, over), daemon=True)
+    try:
+        watch.start()
+    except RuntimeError:
+        pass        # there are too many threads: so a slow copy is taken for one that is stuck
+    return over
+
+
+def _run_copy_watch(folder: str, locks: Iterable[Any], on_moved: Callable[[], object],
+                    over: Any) -> None:
+    before = 0
+    while not over.wait(PROGRESS_SECONDS):
+        try:
+            size = sum(os.lstat(os.path.join(place, name)).st_size
+                       for place, _, names in os.walk(folder) for name in names)
+            if size != before:
+                before = size
+                for lock in locks:
+                    os.utime(lock.name)
+                on_moved()
+        except OSError:
+            pass        # a file, or all of it, was removed meanwhile
 
 
 def _cache_path() -> str:
@@ -2473,14 +2555,49 @@ def _lock(path: str, how: int) -> int:
     return fd
 
 
-def _lock_key(cache: str, key: str) -> Any:
-    """Wait until nobody else copies the entry with a key; return the file that is its lock."""
-    lock = open(os.path.join(cache, "incoming-%s.lock" % key), "r+",
-                opener=lambda path, flags: os.open(path, flags | os.O_CREAT, 0o600))
-    fcntl.flock(lock, fcntl.LOCK_EX)
+def _lock_key(cache: str, key: str, on_wait: Callable[[], object]) -> Any:
+    """Wait until nobody else copies the entry with a key; return the file that is its lock.
+
+    Who has it touches it as bytes arrive. If one has not for STALL_SECONDS, the file is replaced:
+    somebody else makes the copy. If one dies, the kernel releases its lock.
+
+    Arguments:
+        on_wait: called while it is necessary to wait, whenever the other has touched the file.
+    """
+    while True:
+        lock = open(os.path.join(cache, "incoming-%s.lock" % key), "r+",
+                    opener=lambda path, flags: os.open(path, flags | os.O_CREAT, 0o600))
+        if _await_lock(lock, on_wait):
+            break
+        lock.close()
     if not os.fstat(lock.fileno()).st_size:
         os.pwrite(lock.fileno(), b" " * _NOTE_SIZE, 0)      # now there is room for a note
     return lock
+
+
+def _await_lock(file: Any, on_wait: Callable[[], object]) -> bool:
+    """Lock a file. Return False if another is there in its place, or must be."""
+    inode = os.fstat(file.fileno()).st_ino
+    touched, deadline = 0, NEVER
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            pass
+        try:
+            status = os.stat(file.name)
+        except FileNotFoundError:
+            return False
+        if status.st_ino != inode:
+            return False
+        if status.st_mtime_ns != touched:
+            touched, deadline = status.st_mtime_ns, monotonic() + STALL_SECONDS
+            on_wait()
+        elif monotonic() > deadline:
+            _remove(file.name)
+            return False
+        time.sleep(LOCK_POLL_SECONDS)
 
 
 def _list_entries(cache: str, key: str) -> list[str]:
@@ -2643,7 +2760,8 @@ class ModuleFinder:
     Asked for a module, the controller answers None, or `(file name, source, is a package)`. If the
     file name is NAMESPACE, it is a namespace package. If it is INSTALLED, the module belongs to a
     distribution that may be copied; in place of the source comes then `(name, version, name of its
-    .dist-info, key of its content)`, as `_Packages` takes them.
+    .dist-info, key of its content)`, as `_Packages` takes them. If it is REFUSED, the module is
+    there and cannot follow, and in place of the source comes what to do about it.
 
     Arguments:
         pull: asks the shim, see `_ShimClient`.
@@ -2653,6 +2771,7 @@ class ModuleFinder:
 
     NAMESPACE = "<namespace>"
     INSTALLED = "<installed>"
+    REFUSED = "<refused>"
 
     def __init__(self, pull: Callable[[int, bytes], Any], folder: str) -> None:
         self._pull = pull
@@ -2679,7 +2798,7 @@ class ModuleFinder:
         # A package that is not of the project has its modules in its folder on this machine.
         if parent:
             parent_answer = self._answers.get(parent)
-            if not parent_answer or parent_answer[0] == self.INSTALLED:
+            if not parent_answer or parent_answer[0] in (self.INSTALLED, self.REFUSED):
                 return None
         if name not in self._answers:
             self._answers[name] = self._ask_controller(FIND_MODULE, name)
@@ -2687,7 +2806,7 @@ class ModuleFinder:
 
         # Three cases. The controller does not send the module; it may send the distribution that
         # the module is in; or it has sent the module's source.
-        if not answer:
+        if not answer or answer[0] == self.REFUSED:
             return None
         filename, source, is_package = answer
         if filename == self.INSTALLED:
@@ -2802,9 +2921,11 @@ class ModuleFinder:
         yield Distribution()
 
     def explain_missing_module(self, name: str) -> str:
-        """Return why the distribution with a module was not copied; "" if there is no reason."""
+        """Return why a module, or the distribution with it, did not follow; "" if unknown."""
         for part in (name, name.partition(".")[0]):
             answer = self._answers.get(part)
+            if answer and answer[0] == self.REFUSED:
+                return str(answer[1])
             if answer and answer[0] == self.INSTALLED:
                 distribution = answer[1][0]
                 return self._packages.problems.get(distribution, "")
@@ -3062,6 +3183,18 @@ def _explain_missing_file(error: FileNotFoundError) -> str:
     return ""
 
 
+def _explain_manager(error: BaseException) -> str:
+    """Return what to do if unpickling a proxy of a `multiprocessing.Manager` has failed, or ""."""
+    trace = error.__traceback__
+    while trace:
+        if trace.tb_frame.f_code.co_name == "RebuildProxy":
+            kind = trace.tb_frame.f_locals["token"].typeid
+            return ("a %s of a multiprocessing.Manager works only in processes that its program "
+                    "has started; pass values, and return what is to come back" % kind)
+        trace = trace.tb_next
+    return ""
+
+
 # ────────────────────────────────────────────── slot ──────────────────────────────────────────────
 
 _THREAD_VARIABLES = [library + "_THREADS" for library in (
@@ -3079,29 +3212,37 @@ class _ShimClient:
         import threading
         self._reader = MessageReader(_ANSWERS_FD)      # used by the thread that reads
         self._numbers = itertools.count(1)          # of questions; each `next` is atomic
-        self._owner = os.getpid()
+        self._owner = getpid()
         # Guards the attributes below; notified when a thread has read.
         self._changed = threading.Condition()
         self._reading_thread = 0       # identifier of the thread that reads, or 0
         self._answers: dict[int, Any] = {}      # segments, by the number of the question
 
     def __call__(self, kind: int, payload: bytes) -> Any:
-        """Return the segments of the answer to a question.
+        """Return the segments of the answer to a question, or None: a report has no answer.
 
-        Raises EOFError if the shim has ended, or if this process is not the slot.
+        Raises EOFError if the shim has ended, or if this process is not the slot; MemoryError if
+        there is no memory for the answer.
         """
+        if kind in REPORTS:
+            if getpid() == self._owner:
+                write_all(_QUESTIONS_FD, (frame(kind, 0, payload),))
+            return None
         # A child that users' code forked shares the pipes, and would take its parent's answers.
-        if os.getpid() != self._owner:
+        if getpid() != self._owner:
             raise EOFError("only the slot's own process can ask the shim, not one that it forked")
         # A signal handler that raises must not leave half an answer in the pipe.
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        blocked = pthread_sigmask(signal.SIG_BLOCK, valid_signals())
         try:
             number = next(self._numbers)
             # A question is short enough for one atomic write, so threads need no lock for it.
             write_all(_QUESTIONS_FD, (frame(kind, number, payload),))
-            return self._wait_for_answer(number)
+            answer = self._wait_for_answer(number)
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            pthread_sigmask(signal.SIG_SETMASK, blocked)
+        if isinstance(answer, MemoryError):
+            raise answer
+        return answer
 
     def _wait_for_answer(self, number: int) -> Any:
         me = _thread.get_ident()
@@ -3143,6 +3284,7 @@ class _Slot:
                  config: Mapping[str, Any]) -> None:
         self._machine = config["machine"]
         self._number = number
+        self._sends_modules = config["modules"]
         self._pull = pull
         self._finder = finder
         self._is_ready = not config["initializer"]      # whether no initializer is left to run
@@ -3170,7 +3312,7 @@ class _Slot:
         except OSError as error:
             sys.stderr.write("executors: the slot lost its connection to the shim (%s); did the "
                              "call close file descriptors 3 to 7?\n" % error)
-            os._exit(1)
+            _exit(1)
 
     def _read_permit(self, ident: int) -> bool:
         """Read the permit of a call. Return whether there is one: the call was not taken back.
@@ -3180,7 +3322,7 @@ class _Slot:
         """
         if not self._permit:
             try:
-                self._permit = os.read(_PERMITS_FD, IDENTIFIER.size)
+                self._permit = read(_PERMITS_FD, IDENTIFIER.size)
             except BlockingIOError:
                 return False
         if self._permit != IDENTIFIER.pack(ident):
@@ -3216,7 +3358,7 @@ class _Slot:
                 describe(self.add_remedy(error)), place.filename, place.lineno, place.name)
             packed = words.encode("utf-8", "replace")[:STDERR_TAIL]
             write_all(_RESULTS_FD, message(INITIALIZER_FAILED, ident, 0, packed))
-            while os.read(_CALLS_FD, READ_SIZE):
+            while read(_CALLS_FD, READ_SIZE):
                 pass
             raise EOFError from None
 
@@ -3232,12 +3374,12 @@ class _Slot:
             del body
         except BaseException as error:
             return _pack_failure(error, "arguments")
-        owner = os.getpid()
+        owner = getpid()
         ok, value = run_call(function, args, kwargs or {})
-        if os.getpid() != owner:
+        if getpid() != owner:
             # The call forked, and its child returned here. A child must not serve the slot's pipes.
             is_success = ok or isinstance(value, SystemExit) and not value.code
-            os._exit(0 if is_success else 1)
+            _exit(0 if is_success else 1)
         del args, kwargs
         if ok:
             return pack_outcome(True, value)
@@ -3252,13 +3394,15 @@ class _Slot:
         return error
 
     def _add_remedy(self, error: BaseException) -> None:
-        note = ""
+        note = _explain_manager(error)
         if isinstance(error, FileNotFoundError) and error.filename is not None:
             note = _explain_missing_file(error)
         if isinstance(error, ModuleNotFoundError) and error.name:
             remedy = self._finder.explain_missing_module(error.name) or (
                 "install it there, or name an interpreter that has it by python=/path/to/python in "
                 "the worker's record")
+            if not self._sends_modules:
+                remedy += "; modules of the project are not sent, since the pool has modules=False"
             note = "on %s, with %s: %s" % (self._machine, sys.executable, remedy)
         if not note:
             return
@@ -3279,7 +3423,8 @@ def _pack_failure(error: BaseException, stage: str = "run") -> tuple[int, Packed
     return kind, packed
 
 
-def _run_keeper(shim: int, max_fd: int, run_slot: Callable[[int], object]) -> None:
+def _run_keeper(shim: int, results: int, max_fd: int,
+                run_slot: Callable[[int], object]) -> None:
     """Turn a fresh fork of the shim into a keeper: fork the slot, and end in the way it ends.
 
     The keeper leads a session, which the slot is in. It adopts processes that the slot's processes
@@ -3288,6 +3433,7 @@ def _run_keeper(shim: int, max_fd: int, run_slot: Callable[[int], object]) -> No
 
     Arguments:
         shim: the shim's process.
+        results: the slot's descriptor of results. If no slot can be forked, it gets the reason.
         max_fd: the highest descriptor that the shim has had.
         run_slot: runs the slot; its argument is the keeper's process.
     """
@@ -3302,7 +3448,11 @@ def _run_keeper(shim: int, max_fd: int, run_slot: Callable[[int], object]) -> No
     if os.getppid() != shim:        # the shim died before we asked to die with it
         return
     keeper = os.getpid()
-    slot = os.fork()
+    try:
+        slot = os.fork()
+    except OSError as error:
+        os.write(results, str(error).encode())
+        return
     if slot == 0:
         _exit_after(lambda: run_slot(keeper))
     os.closerange(_CALLS_FD, max_fd + 1)
@@ -3334,6 +3484,7 @@ def _run_slot(scratch: str, keeper: int, number: int, ends: Sequence[int], max_f
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)       # die with the keeper
     for place, fd in enumerate(ends, 1):
         os.dup2(fd, place, inheritable=place < _CALLS_FD)
+    os.write(_RESULTS_FD, _STARTED)
     os.closerange(_ANSWERS_FD + 1, max_fd + 1)
     _open_output()
     pull = _ShimClient()
@@ -3474,7 +3625,7 @@ class _SlotProcess:
         scratch: the directory that the slot runs in.
         config: what CONFIG brought.
 
-    Raises OSError if no process can be forked.
+    Raises OSError if the keeper or the slot cannot be forked.
     """
 
     def __init__(self, number: int, max_fd: int, scratch: str, config: Mapping[str, Any]) -> None:
@@ -3505,8 +3656,9 @@ class _SlotProcess:
                 os.close(fd)
             raise
         if self.pid == 0:
-            _exit_after(lambda: _run_keeper(shim, self.max_fd, lambda keeper: _run_slot(
-                scratch, keeper, self.number, theirs, self.max_fd, config)))
+            _exit_after(lambda: _run_keeper(
+                shim, theirs[_RESULTS_FD - 1], self.max_fd, lambda keeper: _run_slot(
+                    scratch, keeper, self.number, theirs, self.max_fd, config)))
         ours = [pipe[1 - end] for pipe, end in zip(pipes, _SLOT_ENDS)]
         out, err, calls, results, _, questions, answers = ours
         self.permits = pipes[_PERMITS_FD - 1]      # both ends: a permit that is read is taken back
@@ -3514,6 +3666,13 @@ class _SlotProcess:
         for fd in theirs:
             os.close(fd)
         self.fds = [*ours, self.permits[0]]
+        # This takes as long as a fork. If we did not wait, we could not tell how many slots fit.
+        said = os.read(results, len(_STARTED))      # and no more: a frame may follow
+        if said != _STARTED:
+            said += os.read(results, STDERR_TAIL)
+            for fd in self.fds:
+                os.close(fd)
+            raise OSError(said.decode() or "its process died at once")
         for fd in self.fds:
             os.set_blocking(fd, False)
         enlarge_pipe(results)
@@ -3559,10 +3718,11 @@ class Shim:
         link_out: descriptor of the frames that go to it.
         modules: {name: packed answer for `ModuleFinder`}, modules that are here from the start.
         scratch: the directory that slots run in.
+        keepers: memory that the guardian shares. It holds the process of each slot's keeper.
     """
 
     def __init__(self, link_in: int, link_out: int, modules: dict[str, Packed],
-                 scratch: str) -> None:
+                 scratch: str, keepers: Any) -> None:
         self._reader = FrameReader(link_in)
         self._outbox = Outbox(link_out)
         self._poll = select.poll()
@@ -3578,8 +3738,10 @@ class Shim:
         # Until CONFIG tells the rest.
         self._config: dict[str, Any] = {"lease": 60.0, "is_ending": False, "files": {}}
         self._scratch = scratch
+        self._keepers = keepers
         self._guardian = os.getppid()
-        self._last_heard = monotonic()       # when a frame of the controller last came
+        self._last_heard = monotonic()       # when bytes of the controller last came
+        self._last_said = self._last_heard      # when there was last something to send to it
         self._last_progress = self._last_heard       # when slots last took some of a long backlog
         self._must_end = False              # whether to end; signal handlers set it, too
         self._unprinted_bytes = 0             # bytes of output sent, until OUTPUT_ACK reports them
@@ -3643,6 +3805,7 @@ class Shim:
             if fd in self._fd_handlers:
                 self._fd_handlers[fd]()
         self._assign_calls()
+        self._acknowledge_bytes()
         self._flush()
         now = monotonic()
         for child in children:
@@ -3666,7 +3829,7 @@ class Shim:
             for pid, _ in _reap_children():
                 if pid in self._children:
                     self._drain(self._children.pop(pid))
-        kill_descendants()
+        kill_descendants(self._children)
         for child in self._children.values():
             self._drain(child)
         try:
@@ -3691,6 +3854,17 @@ class Shim:
 
     def _send(self, kind: int, ident: int, payload: bytes = b"") -> None:
         self._outbox.put((frame(kind, ident, payload),))
+
+    def _acknowledge_bytes(self) -> None:
+        """Tell the controller that its bytes arrive, unless there is something else to send.
+
+        Over a slow line, its pings wait for a long time behind long messages.
+        """
+        if self._outbox.size:
+            self._last_said = monotonic()
+        elif self._last_heard > self._last_said + self._config["lease"] / MOVED_SHARE:
+            self._last_said = self._last_heard
+            self._send(MOVED, 0)
 
     def _flush(self) -> None:
         """Write what is queued; stop reading what would make a long queue longer.
@@ -3852,8 +4026,9 @@ class Shim:
             room = self._config["slots"] - len(live) - retired
             for _ in range(min(room, len(self._queue) - idle)):
                 new_child = self._fork_slot()
-                if new_child:
-                    live.append(new_child)
+                if not new_child:
+                    break
+                live.append(new_child)
             waiting = len(self._queue) + sum(len(child.calls) for child in live)
             for child in live:
                 share = -(-waiting // len(live))        # rounded up
@@ -3887,25 +4062,28 @@ class Shim:
         return True
 
     def _fork_slot(self) -> _SlotProcess | None:
-        """Fork one more slot; return None if that fails, and do with those that there are.
-
-        Raises OSError if there is none.
-        """
+        """Fork one more slot; return None if that fails, and do with those that there are."""
         taken = {child.number for child in self._children.values()}
         number = next(number for number in itertools.count() if number not in taken)
         try:
             child = _SlotProcess(number, self._max_fd, self._scratch, self._config)
         except OSError as error:
-            if not self._children:
-                raise
-            self._config["slots"] = len(self._children)
-            self._send(SLOT_COUNT, len(self._children), str(error).encode())
+            self._limit_slots(str(error))
             return None
         self._max_fd = child.max_fd
         self._children[child.pid] = child
+        if number < MAX_KEEPERS:
+            PROCESS.pack_into(self._keepers, number * PROCESS.size, child.pid)
         self._watch_slot(child)
         self._watch(child.questions.fd, functools.partial(self._on_question, child))
         return child
+
+    def _limit_slots(self, why: str) -> None:
+        """Do with the slots that there are, as no other can be started; tell the controller."""
+        count = len(self._children)
+        if count < self._config["slots"]:       # one that is being killed may have left no room
+            self._config["slots"] = count
+            self._send(SLOT_COUNT, count, why.encode("utf-8", "replace"))
 
     # From the slots
 
@@ -4032,8 +4210,11 @@ class Shim:
             self._unwatch(child.questions.fd)
 
     def _answer_question(self, child: _SlotProcess, kind: int, number: int, data: bytes) -> None:
-        # Two cases. The controller answers, once for all slots; or it is about what is here: the
-        # initializer, or a function or the arguments of a call that the slot has.
+        # Three cases. It is a report. The controller answers, once for all slots. Or it is about
+        # what is here: the initializer, or a function or the arguments of a call of the slot.
+        if kind in REPORTS:
+            self._send(kind, child.number, data[HEADER_SIZE:])
+            return
         if kind in QUESTIONS:
             key: Any = kind, data[HEADER_SIZE:].decode()
             if kind == FIND_NAME:        # what a name stands for may have changed since
@@ -4072,15 +4253,19 @@ class Shim:
 
     def _on_slot_exit(self, child: _SlotProcess, status: int) -> None:
         """Report the call that a dead slot ran; put those it had not started into the queue."""
+        self._send(WAITING, child.number)       # it no longer does, if it did
+        if child.number < MAX_KEEPERS:
+            PROCESS.pack_into(self._keepers, child.number * PROCESS.size, 0)
         self._take_back(child)
         self._drain(child)
         if self._config["files"]:
             raise OSError("the slot that had files copied died, with wait status %d" % status)
-        if not child.last_answered and not child.calls and self._queue:
-            # It died before it began a call. Blame the first one; or else, if slots always die at
-            # once, we would fork them for ever.
-            call = self._queue.popleft()
-            child.calls[call.ident] = call
+        if not (child.last_answered or child.calls or self._config["is_ending"]):
+            # It died before it began a call. That is no call's fault, and the next slot would fare
+            # no better.
+            lines = child.stderr_tail.decode("utf-8", "replace").split("\n")
+            why = next(filter(str.strip, reversed(lines)), "it died with wait status %d" % status)
+            self._limit_slots(why)
         for ident in child.calls:       # at most one is left: the one that ran
             self._arriving.pop(ident, None)
             death = DEATH.pack(child.number, status)
@@ -4120,7 +4305,7 @@ def _make_frames(packed: Packed) -> list[bytes]:
 # ──────────────────────────────────────────── guardian ────────────────────────────────────────────
 
 
-def _run_guardian(shim: int, link_in: int, scratch: str) -> None:
+def _run_guardian(shim: int, link_in: int, scratch: str, keepers: Any) -> None:
     """Run the guardian: wait until the shim has ended, then kill and remove what it left.
 
     Kill the shim if it stays stopped, or if it stays although its controller is gone.
@@ -4129,6 +4314,7 @@ def _run_guardian(shim: int, link_in: int, scratch: str) -> None:
         shim: its process.
         link_in: the descriptor of frames from the controller, which is only watched.
         scratch: the directory that slots run in.
+        keepers: memory in which the shim notes the process of each slot's keeper.
     """
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     wake, wake_out = _make_wake_pipe()
@@ -4152,7 +4338,7 @@ def _run_guardian(shim: int, link_in: int, scratch: str) -> None:
             if pid == shim and os.WIFSTOPPED(status):
                 patience = grace
             elif pid == shim:
-                kill_descendants()
+                kill_descendants(pid for pid, in PROCESS.iter_unpack(keepers) if pid)
                 for folder in _temporary_folders(os.path.basename(scratch)):
                     _remove(folder)
                 _remove_incoming(scratch)
@@ -4198,11 +4384,12 @@ def serve(modules: dict[str, Packed]) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = hard if hard != resource.RLIM_INFINITY else max(soft, 1 << 16)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    keepers = mmap.mmap(-1, MAX_KEEPERS * PROCESS.size)
     shim = os.fork()
     if shim == 0:
-        _exit_after(lambda: Shim(link_in, link_out, modules, scratch).run())
+        _exit_after(lambda: Shim(link_in, link_out, modules, scratch, keepers).run())
     os.close(link_out)
-    _run_guardian(shim, link_in, scratch)
+    _run_guardian(shim, link_in, scratch, keepers)
 
 
 # ───────────────────────────────────────── one-shot mode ──────────────────────────────────────────
