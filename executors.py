@@ -3308,13 +3308,31 @@ class _Interpreter(NamedTuple):
 
     binary: str = ""
     library: str = ""       # the folder of its modules
-    shared: str = ""        # its shared library, if it needs one
     key: str = ""           # tells which build it is
-    libc: Sequence[int] = ()        # the oldest glibc that it runs with; none if it needs none
     problem: str = ""       # why it must stay here
 
+    def find_shared_library(self) -> str:
+        """Return the path of its shared library; "" if it needs none."""
+        import sysconfig
+        folder, name = sysconfig.get_config_vars("LIBDIR", "INSTSONAME")
+        with open(self.binary, "rb") as file:
+            is_needed = str(name).encode() in file.read()       # Debian's has one and needs none
+        # The second place is that of an interpreter that was itself sent.
+        places = [os.path.join(str(folder), str(name)),
+                  os.path.join(sys.base_prefix, "lib", str(name))]
+        return next(filter(os.path.exists, places), "") if is_needed else ""
+
+    def oldest_libc(self) -> list[int]:
+        """Return the oldest glibc that it runs with; an empty list if it needs none."""
+        oldest: list[int] = []
+        for path in filter(None, (self.binary, self.find_shared_library())):
+            with open(path, "rb") as file:
+                for major, minor in re.findall(rb"\0GLIBC_(\d+)\.(\d+)", file.read()):
+                    oldest = max(oldest, [int(major), int(minor)])
+        return oldest
+
     def misfit(self, platform: str) -> str:
-        """Say why this interpreter does not run on a machine; "" if it may.
+        """Say why this interpreter does not run on a machine; "" if it may. Raises OSError.
 
         Arguments:
             platform: `uname -sm` of the machine and, if it has glibc, that and its version.
@@ -3322,13 +3340,14 @@ class _Interpreter(NamedTuple):
         if self.problem:
             return self.problem
         ours = os.uname()
-        system, processor, *libc = [*platform.split(), "", ""][:4]
+        system, processor, libc, version = [*platform.split(), "", "", "", ""][:4]
         if (system, processor) != (ours.sysname, ours.machine):
             return f"it is for {ours.sysname} on {ours.machine}"
-        if self.libc and libc[0] != "glibc":
+        oldest = self.oldest_libc()
+        if oldest and libc != "glibc":
             return "it needs glibc"
-        if self.libc and _numbers(libc[1]) < [*self.libc]:
-            return f"it needs glibc {'.'.join(map(str, self.libc))}, there is {libc[1]}"
+        if oldest and _numbers(version) < oldest:
+            return f"it needs glibc {'.'.join(map(str, oldest))}, there is {version}"
         return ""
 
     def pack(self, target: Any) -> None:
@@ -3348,12 +3367,13 @@ class _Interpreter(NamedTuple):
 
         name = f"python{_VERSION}"
         library = f"{sys.platlibdir}/{name}"
+        shared = self.find_shared_library()
         with tarfile.open(fileobj=target, mode="w:gz", compresslevel=1) as tar:
             tar.add(self.library, library, filter=keep)
             add_text("seal", "", 0o600)     # for `wire` to lock
-            if self.shared:
+            if shared:
                 tar.add(self.binary, f"bin/{name}.bin")
-                tar.add(self.shared, f"lib/{os.path.basename(self.shared)}")
+                tar.add(shared, f"lib/{os.path.basename(shared)}")
                 add_text(f"bin/{name}", _PYTHON_WRAPPER % name, 0o700)
                 add_text(f"{library}/sitecustomize.py", _PYTHON_CUSTOMIZATION, 0o600)
             else:
@@ -3371,26 +3391,9 @@ def _find_interpreter() -> _Interpreter:
     binary = os.path.realpath("/proc/self/exe")
     if not os.path.exists(binary):      # there is no /proc
         binary = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
-    library = os.path.dirname(os.__file__)
-    shared = ""
-    if sysconfig.get_config_var("Py_ENABLE_SHARED"):
-        names = sysconfig.get_config_vars("LIBDIR", "INSTSONAME")
-        # The second place is that of an interpreter that was itself sent.
-        places = [os.path.join(names[0], names[1]), os.path.join(sys.base_prefix, "lib", names[1])]
-        shared = next(filter(os.path.exists, places), "")
-        # Debian's own has the library, too, and does without it.
-        with open(binary, "rb") as file:
-            if names[1].encode() not in file.read():
-                shared = ""
-    hashed = hashlib.sha256(sys.version.encode())
-    libc: list[int] = []
-    for part in filter(None, (binary, shared)):
-        with open(part, "rb") as file:
-            data = file.read()
-        hashed.update(data)
-        needed = re.findall(rb"\0GLIBC_(\d+)\.(\d+)", data)
-        libc = max([libc, *([*map(int, numbers)] for numbers in needed)])
-    return _Interpreter(binary, library, shared, hashed.hexdigest()[:16], libc)
+    build = sys.version, sysconfig.get_platform(), os.path.getsize(binary)
+    key = hashlib.sha256(repr(build).encode()).hexdigest()[:16]
+    return _Interpreter(binary, os.path.dirname(os.__file__), key)
 
 
 class _PoolSetup(NamedTuple):
@@ -3561,7 +3564,7 @@ _COPY_OF_PYTHON = (
     'c=$c/executors; k=$c/python-%(key)s; '
     'own() { test "$(find "$c/." "$k/." -prune -user "$(id -u)" 2>/dev/null | wc -l)" -eq 2 && '
     'test -z "$(find "$c/." "$k/." -prune "(" -perm -020 -o -perm -002 ")")"; }; '
-    'q=$k/bin/%(name)s; own 2>/dev/null || q=; ')
+    'q=; own 2>/dev/null && q=$k/bin/%(name)s; ')
 # Where no Python was found: tell the platform, read how long a compressed tar is and then the tar,
 # unpack it beside its place, try it, and put it there. Another login may do so at the same time.
 _RECEIVE_PYTHON = (
@@ -3626,11 +3629,10 @@ def _login_argv(record: RemoteWorkerRecord, ssh_options: list[str], magic: str,
             'test $r -eq 127 || exit $r; ')
     candidates = _candidate_pythons(record)
     if key:
-        present = [name for name in _OPTIONAL_MODULES if _find_spec(name)]
-        check = (_CHECK_PYTHON % (present, _LACKS_LIBRARY)).encode()
         words = {"key": key, "name": f"python{_VERSION}", "magic": magic,
-                 "check": base64.b64encode(check).decode()}
-        script = (f'{_COPY_OF_PYTHON % words}for p in {candidates} "$q"; do {look}done; '
+                 "check": _encode_python_check()}
+        script = (f'for p in {candidates}; do {look}done; '
+                  f'{_COPY_OF_PYTHON % words}for p in "$q"; do {look}done; '
                   f'echo {_NO_PYTHON} >&2; {_RECEIVE_PYTHON % words}{tell}exec {start}')
     else:
         script = f'for p in {candidates}; do {look}done; echo {_NO_PYTHON} >&2; exit 126'
@@ -3638,6 +3640,12 @@ def _login_argv(record: RemoteWorkerRecord, ssh_options: list[str], magic: str,
         return ["/bin/sh", "-c", script]
     return [SSH, "-T", "-a", "-x", *_ssh_settings("SessionType=default"), *ssh_options, "--",
             record.login, f"exec sh -c '{script}'"]
+
+
+@functools.cache
+def _encode_python_check() -> str:
+    present = [name for name in _OPTIONAL_MODULES if _find_spec(name)]
+    return base64.b64encode((_CHECK_PYTHON % (present, _LACKS_LIBRARY)).encode()).decode()
 
 
 def _candidate_pythons(record: RemoteWorkerRecord) -> str:
