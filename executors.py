@@ -58,6 +58,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import enum
+import errno
 import functools
 import hashlib
 import importlib
@@ -3887,7 +3888,11 @@ class _Login:
         label = f"python {_VERSION}"
         self.copies[-1] = f"{label} (packing)"
         try:
-            file = self._cargo.pack_interpreter()
+            try:
+                file = self._cargo.pack_interpreter()
+            except OSError as error:
+                raise _LinkLost(f"our Python cannot be packed here, where the pool is: {error}"
+                                ) from None
             self._is_python_sent = True
             poll = select.poll()
             poll.register(stdin, select.POLLOUT)
@@ -4672,6 +4677,11 @@ class _FunctionCache:
 # ──────────────────────────────────────────── readers ─────────────────────────────────────────────
 
 
+# What this machine may have again in a moment: room, descriptors, processes or memory.
+_SHORT_OF_RESOURCES = (
+    errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
+
+
 class _Reader:
     """The reader thread of a link: logs in, then acts on what the machine sends, until the end.
 
@@ -4928,9 +4938,13 @@ class _Reader:
 
     def _answer_copy(self, ident: int, names: str, folder: str,
                      entries: Sequence[tuple[str, str, str]]) -> None:
-        """Copy entries, `(key, name, own version)`; answer how they travelled, or why not."""
+        """Copy entries, `(key, name, own version)`; answer how they travelled, or why not.
+
+        The second answer is `(reason, whether it may soon be otherwise)`.
+        """
         login, cargo = self._login, self._supervisor.setup.cargo
         answer: Any
+        refusal = ""
         try:
             files = [cargo.find(key, name, login.facts, login.over.is_set)
                      for key, name, _ in entries]
@@ -4941,17 +4955,23 @@ class _Reader:
             self._copy(files, folder)
             answer = [(os.path.basename(one.source), one.digest, one.is_tar) for one in files]
         except _LinkLost as lost:
-            self._copy_loss, answer = lost.loss.kind, lost.loss.cause
+            self._copy_loss, refusal = lost.loss.kind, lost.loss.cause
+            answer = refusal, False
         except Exception as error:
-            answer = str(error) or wire.describe(error)
+            refusal = str(error) or wire.describe(error)
+            is_short = isinstance(error, OSError) and error.errno in _SHORT_OF_RESOURCES
+            if is_short:
+                self._copy_loss = _LossKind.LOST
+                refusal = f"it cannot be sent from here, where the pool is: {error}"
+            answer = refusal, is_short
         finally:
             del login.copies[ident]
-        is_news = f"{names} {answer}" not in self._logged_refusals and not login.over.is_set()
-        if isinstance(answer, str) and is_news and login.is_ready:
-            self._logged_refusals.add(f"{names} {answer}")     # other slots ask, too
+        is_news = f"{names} {refusal}" not in self._logged_refusals and not login.over.is_set()
+        if refusal and is_news and login.is_ready:
+            self._logged_refusals.add(f"{names} {refusal}")     # other slots ask, too
             own = ", ".join([own for _, _, own in entries])
             self._log(logging.WARNING,
-                      f"{names} does not follow: {answer}; it has {own or 'none'}")
+                      f"{names} does not follow: {refusal}; it has {own or 'none'}")
         self._send_answer(ident, answer)
 
     def _copy(self, files: Sequence[_File], folder: str) -> None:

@@ -2395,8 +2395,9 @@ def _copy(pull: Callable[[int, bytes], Any], cache: str, scratch: str, entries: 
     over = _watch_copy(place, locks, functools.partial(pull, MOVED, folder.encode()))
     try:
         answer = unpack(pull(COPY, json.dumps([folder, entries]).encode()))
-        if isinstance(answer, str):
-            raise OSError(answer)
+        if isinstance(answer, tuple):       # a refusal
+            reason, is_temporary = answer
+            raise BlockingIOError(reason) if is_temporary else OSError(reason)
         for (key, name, _), (file, digest, is_tar) in zip(entries, answer):
             entry = os.path.join(cache, "%s.%s" % (key, os.urandom(8).hex()))
             places[key] = _admit(entry, name, os.path.join(here, file), digest, is_tar)
@@ -2975,7 +2976,8 @@ class _Packages:
                 "%s %s does not follow (%s), and %s; `%s -m pip install %s==%s` there mends it" % (
                     name, version, str(error) or describe(error),
                     "it has %s" % own if own else "it has none", sys.executable, name, version))
-            self._retry_at[name] = monotonic() + RETRY_SECONDS
+            if not isinstance(error, BlockingIOError):      # the next task tries again
+                self._retry_at[name] = monotonic() + RETRY_SECONDS
             return
         at = [n for n, one in enumerate(sys.path) if one.endswith("-packages") or one == folder]
         sys.path.insert((*at, len(sys.path))[0], place)

@@ -3419,6 +3419,29 @@ class TestPackages:
         future.cancel()
         pool.shutdown(cancel_futures=True)
 
+    @pytest.mark.usefixtures("namespaces")
+    def test_no_room_here_for_a_while(self, bare, tmp_path):
+        """It is said that it is here; the next task tries again."""
+        room = tmp_path / "room"
+        room.mkdir()
+        script = f"""
+            import executors, importlib, os, sys
+            def use():
+                import helper
+                return helper.VALUE
+            with executors.RemoteExecutor(["1/bare python={bare.python}"],
+                                          ssh_options=sys.argv[1:]) as pool:
+                print(pool.submit(use).exception())
+                os.system("mount -o remount,size=500m {room}")
+                print(pool.submit(use).result())
+            """
+        done = run(["unshare", "-m", "sh", "-c",
+                    f'mount -t tmpfs -o size=4k,nr_inodes=9 none {room} && TMPDIR={room} exec "$@"',
+                    "sh", sys.executable, "-c", textwrap.dedent(script),
+                    *bare.sshd.ssh_options], env={"PYTHONPATH": f"{HERE}:{bare.site}"})
+        assert "it cannot be sent from here, where the pool is: [Errno 28]" in done.stderr, done
+        assert done.stdout == "No module named 'helper'\nhelped\n"
+
     def test_another_version_that_cannot_be_had(self, on_bare, caplog):
         """What the machine has must do; that it is another is told."""
         assert on_bare().submit(lambda: importlib.import_module("condas").VERSION).result(
@@ -8420,7 +8443,7 @@ class Arrivals:
         self.put(here)
         path = here / "file"
         answer = [(path.name, wire.digest_file(path), self.is_tar)] if not self.refusal else ""
-        return (wire.pack(answer or self.refusal),)
+        return (wire.pack(answer or (self.refusal, False)),)
 
     def fetch(self, key="key"):
         """Have an entry copied, unless it is there; return its path."""
