@@ -6224,8 +6224,7 @@ class RemoteExecutor(BaseExecutor):
         call = _packed_initializer(initializer, initargs)
         config = {"lease": LEASE_HEARTBEATS * heartbeat_seconds, "output": output is not False,
                   "env": _checked_env(env or {}), "initializer": call is not None,
-                  "max_tasks_per_child": _checked_task_limit(max_tasks_per_child),
-                  "modules": modules}
+                  "max_tasks_per_child": _checked_task_limit(max_tasks_per_child)}
         cargo = _Cargo(files, packages)
         self._supervisor = _Supervisor(
             _Scheduler(_checked_policy(policy), rules), self.title, [*ssh_options],

@@ -3286,7 +3286,6 @@ class _Slot:
                  config: Mapping[str, Any]) -> None:
         self._machine = config["machine"]
         self._number = number
-        self._sends_modules = config["modules"]
         self._pull = pull
         self._finder = finder
         self._is_ready = not config["initializer"]      # whether no initializer is left to run
@@ -3403,8 +3402,6 @@ class _Slot:
             remedy = self._finder.explain_missing_module(error.name) or (
                 "install it there, or name an interpreter that has it by python=/path/to/python in "
                 "the worker's record")
-            if not self._sends_modules:
-                remedy += "; modules of the project are not sent, since the pool has modules=False"
             note = "on %s, with %s: %s" % (self._machine, sys.executable, remedy)
         if not note:
             return
