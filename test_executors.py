@@ -2956,7 +2956,7 @@ class TestFiles:
         until(lambda: words in pool.status.workers[0].cause)
 
     @pytest.mark.parametrize("subsystem, words", [
-        ("/bin/sleep 1000", "scp of data stalled: nothing has arrived for 2 s"),
+        ("/bin/sleep 30", "scp of data stalled: nothing has arrived for 2 s"),
         ("/bin/echo hello, dear user", "which breaks SFTP"),
         ("/no/such/server", "offers no SFTP")])
     def test_an_sftp_that_does_not_work(self, ssh, tmp_path, monkeypatch, subsystem, words):
@@ -3691,7 +3691,7 @@ class TestConnecting:
     def test_a_python_that_hangs_is_no_login_file(self, ssh, tmp_path, monkeypatch):
         monkeypatch.setattr(executors, "HELLO_SECONDS", 1.0)
         python = tmp_path / "python"
-        python.write_text("#!/bin/sh\nexec sleep 1000\n")
+        python.write_text("#!/bin/sh\nexec sleep 30\n")
         python.chmod(0o755)
         pool = ssh("alpha", python=python)
         until(lambda: "no Python answered" in pool.status.workers[0].cause)
