@@ -3065,7 +3065,9 @@ class _Cargo:
             with tempfile.TemporaryDirectory(prefix="executors-") as folder:
                 try:
                     members = _download(one, _platform_tags(facts), folder, is_over)
-                except (OSError, ValueError) as error:
+                except _NotNeededError:
+                    raise
+                except Exception as error:      # zipfile's are of many types
                     raise ValueError(f"{misfit}, and no other could be downloaded: {error}"
                                      ) from None
                 return self._pack(f"{label} for {facts[1]}", members, place)
@@ -3095,7 +3097,12 @@ class _Cargo:
             except BaseException as error:      # it may be better next time
                 del self._tars[key]
                 mine.set_exception(error)
-        return future.result()
+        try:
+            return future.result()
+        except _NotNeededError:
+            if future is mine:
+                raise
+            return self._make_once(key, make)       # other machines may still wait for it
 
 
 def _measure(name: str, source: str, is_tar: bool) -> _File:
@@ -3230,14 +3237,14 @@ def _download(one: _Distribution, tags: Sequence[str], folder: str,
               is_over: Callable[[], bool]) -> list[tuple[str, str]]:
     """Have pip download the wheel of a distribution for another platform, and unpack it.
 
-    Return where each file is and its place in site-packages. Raises OSError or ValueError.
+    Return where each file is and its place in site-packages. Raises OSError, ValueError, what
+    zipfile raises, or _NotNeededError.
 
     Arguments:
         tags: of the platform.
         folder: an empty one, for the wheel and its files.
         is_over: whether nobody waits for it any more.
     """
-    import zipfile
     if not tags or sys.implementation.name != "cpython":
         raise ValueError("its platform has no wheels")
     argv = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--retries", "1",
@@ -3252,16 +3259,26 @@ def _download(one: _Distribution, tags: Sequence[str], folder: str,
                 pip.wait(0.2)
         _kill_group(pip)
         if pip.wait():
+            if is_over():
+                raise _NotNeededError
             said = os.pread(errors.fileno(), 1 << 16, 0).decode("utf-8", "replace").strip()
             raise ValueError(said.rpartition("\n")[2] or f"pip ended with status {pip.returncode}")
     wheel, = os.listdir(folder)
-    content = os.path.join(folder, "content")
-    with zipfile.ZipFile(os.path.join(folder, wheel)) as archive:
-        archive.extractall(content)
-    # What belongs into site-packages: all but scripts, headers and data.
+    return _unpack_wheel(os.path.join(folder, wheel), os.path.join(folder, "content"))
+
+
+def _unpack_wheel(wheel: str, target: str) -> list[tuple[str, str]]:
+    """Unpack a wheel; return where each file or folder is, and its place in site-packages."""
+    import zipfile
+    with zipfile.ZipFile(wheel) as archive:
+        for member in archive.infolist():
+            path = archive.extract(member, target)
+            if not member.is_dir() and member.external_attr >> 16 & 0o111:
+                os.chmod(path, 0o755)
+    # All but scripts, headers and data.
     members: list[tuple[str, str]] = []
-    for name in os.listdir(content):
-        path = os.path.join(content, name)
+    for name in os.listdir(target):
+        path = os.path.join(target, name)
         if not name.endswith(".data"):
             members.append((path, name))
             continue
@@ -3392,9 +3409,14 @@ def _find_interpreter() -> _Interpreter:
     binary = os.path.realpath("/proc/self/exe")
     if not os.path.exists(binary):      # there is no /proc
         binary = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
-    build = sys.version, sysconfig.get_platform(), os.path.getsize(binary)
+    build = (sys.version, sysconfig.get_platform(), os.path.getsize(binary), _UNSENT_FOLDERS,
+             _PYTHON_WRAPPER, _PYTHON_CUSTOMIZATION)
     key = hashlib.sha256(repr(build).encode()).hexdigest()[:16]
     return _Interpreter(binary, os.path.dirname(os.__file__), key)
+
+
+class _NotNeededError(Exception):
+    """Nobody waits any more for what is being downloaded."""
 
 
 class _PoolSetup(NamedTuple):
@@ -3558,24 +3580,28 @@ module.__loader__=module.SourceLoader(file,text)
 module.__spec__=ModuleSpec(name,module.__loader__,origin=file)
 module.serve(modules)
 '''
-# Shell code for a machine that may get our interpreter. `own` finds out whether an earlier copy
-# there can be trusted: its folder and the cache belong to us, and nobody else may write in them.
+# Shell code for a machine that may get our interpreter. `own` returns whether folders belong to us,
+# and nobody else may write in them; `fit`, whether an earlier copy can be trusted, and starts.
 _COPY_OF_PYTHON = (
     'case "$XDG_CACHE_HOME" in /*) c=$XDG_CACHE_HOME;; *) c=${HOME:-/nonexistent}/.cache;; esac; '
     'c=$c/executors; k=$c/python-%(key)s; '
-    'own() { test "$(find "$c/." "$k/." -prune -user "$(id -u)" 2>/dev/null | wc -l)" -eq 2 && '
-    'test -z "$(find "$c/." "$k/." -prune "(" -perm -020 -o -perm -002 ")")"; }; '
-    'q=; own 2>/dev/null && q=$k/bin/%(name)s; ')
+    'own() { test "$(find "$@" -prune -user "$(id -u)" | wc -l)" -eq $# && '
+    'test -z "$(find "$@" -prune "(" -perm -020 -o -perm -002 ")")"; }; '
+    'fit() { own "$c/." "$k/." && "$k/bin/%(name)s" -c "import json,socket,subprocess,sys;'
+    'sys.exit(not sys.prefix.endswith(sys.argv[1]))" python-%(key)s; } </dev/null >/dev/null 2>&1; '
+    'q=; fit && touch "$k" && q=$k/bin/%(name)s; ')
 # Where no Python was found: tell the platform, read how long a compressed tar is and then the tar,
-# unpack it beside its place, try it, and put it there. Another login may do so at the same time.
+# unpack it beside its place, try it, and put it there. A race: another login may do so at the same
+# time, and `mv` then puts the second copy into the first.
 _RECEIVE_PYTHON = (
     'echo; echo "%(magic)s none $(uname -sm 2>/dev/null) $(getconf GNU_LIBC_VERSION 2>/dev/null)"; '
     'n=; while test -z "$n"; do read n || exit 126; done; u=$(umask); umask 077; '
-    'd=$c/incoming-python.$$; mkdir -p "$c" && mkdir "$d" && '
+    'mkdir -p "$c" || exit 125; '
+    'own "$c/." || { echo "$c must be yours, and nobody else may write there" >&2; exit 125; }; '
+    'd=$c/incoming-python.%(magic)s; mkdir "$d" && '
     'head -c "$n" | gzip -dc 2>/dev/null | tar -x -o -f - -C "$d" && '
     '"$d/bin/%(name)s" -c "import base64,sys;exec(base64.b64decode(sys.argv[1]))" %(check)s && '
-    '{ own 2>/dev/null || rm -rf "$k"; test -d "$k" || mv "$d" "$k"; } && '
-    '{ own || { echo "$c must belong to you, and nobody else may write there" >&2; false; }; }; '
+    '{ fit || rm -rf "$k"; mv "$d" "$k"; rm -rf "$k/${d##*/}"; fit; }; '
     'r=$?; rm -rf "$d"; umask $u; test $r -eq 0 || exit 125; p=$k/bin/%(name)s; ')
 # Tries what the shim needs, and names what a task may miss.
 _CHECK_PYTHON = """import fcntl,hashlib,json,mmap,pickle,resource,select,socket,subprocess,sys,zlib
@@ -4089,10 +4115,10 @@ class _Login:
             return _LinkLost(f"connection lost ({said or str(error) or 'the other end is gone'})")
         if status == "255":
             return _LinkLost(*self._match_diagnosis(words, _SSH_DIAGNOSES))
-        if self._is_python_sent and status == "125":
+        if status == "125":
             why = _last_line(words.replace(_TAR_ENDS, ""))
-            return _LinkLost(f"no {_IMPLEMENTATION} {_VERSION} on {self.record.machine}; ours was "
-                             f"sent, but cannot be used there: {why}", _LossKind.UNUSABLE)
+            return _LinkLost(f"no {_IMPLEMENTATION} {_VERSION} on {self.record.machine}; ours "
+                             f"cannot be used there: {why}", _LossKind.UNUSABLE)
         if self._is_python_sent:
             return _LinkLost("connection lost while our Python was being sent")
         if _NO_PYTHON in words.splitlines():

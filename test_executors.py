@@ -3563,6 +3563,17 @@ class TestPackages:
         assert words in said
         assert f"-m pip install numpy=={numpy.__version__}` there mends it" in said
 
+    def test_programs_in_a_wheel_can_be_executed(self, tmp_path):
+        with zipfile.ZipFile(tmp_path / "wheel", "w") as wheel:
+            for name, mode in ("tool/run", 0o755), ("tool/data", 0o644):
+                info = zipfile.ZipInfo(name)
+                info.external_attr = mode << 16
+                wheel.writestr(info, "text")
+        found = executors._unpack_wheel(str(tmp_path / "wheel"), str(tmp_path / "content"))
+        assert found == [(str(tmp_path / "content/tool"), "tool")]
+        assert os.access(tmp_path / "content/tool/run", os.X_OK)
+        assert not (tmp_path / "content/tool/data").stat().st_mode & 0o111
+
     def test_which_wheels_are_looked_for(self):
         assert executors._platform_tags((".so", "aarch64", "glibc 2.19")) == [
             "manylinux_2_19_aarch64", "manylinux_2_18_aarch64", "manylinux_2_17_aarch64",
@@ -4162,7 +4173,7 @@ class TestInterpreters:
     def test_a_small_disk(self, on_nothing):
         pool = on_nothing(mounts='mount -t tmpfs -o size=9m none "$1"')
         error = str(pool.submit(neg, 1).exception(PATIENCE))
-        assert "was sent, but cannot be used there" in error and "No space left" in error
+        assert "ours cannot be used there" in error and "No space left" in error
 
     def test_what_it_lacks_there_is_named(self, on_nothing, caplog):
         import _sqlite3
@@ -4189,10 +4200,21 @@ class TestInterpreters:
         future = on_nothing().submit(neg, 1)
         if "parent" in change:
             error = str(future.exception(PATIENCE))
-            assert f"{on_nothing.cache} must belong to you" in error
+            assert f"{on_nothing.cache} must be yours" in error
+            assert binary.exists()
         else:
             assert future.result(PATIENCE) == -1 and copy.stat().st_mode & 0o777 == 0o700
         assert not (on_nothing.home / "run").exists()
+
+    @pytest.mark.parametrize("lost", ["bin", "lib"])
+    def test_a_copy_of_which_something_is_lost(self, on_nothing, lost):
+        """It is made anew: a cleaner may have been there."""
+        with on_nothing() as pool:
+            assert pool.submit(neg, 1).result(PATIENCE) == -1
+        copy, = on_nothing.cache.glob("python-*")
+        shutil.rmtree(copy / lost)
+        assert on_nothing().submit(neg, 1).result(PATIENCE) == -1
+        assert (copy / lost).exists() and not [*copy.glob("incoming*")]
 
     def test_a_copy_that_was_cut_off(self, on_nothing, tmp_path):
         """The login is tried again, and sends it again."""
