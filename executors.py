@@ -113,9 +113,9 @@ from queue import Empty, SimpleQueue
 from time import monotonic, monotonic_ns, time
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, ParamSpec, TypeVar, overload
 
-if TYPE_CHECKING:       # in a package, a checker does not find it
+if TYPE_CHECKING:       # a type checker does not find it if both files are in a package
     import remote_worker as wire  # type: ignore[import-not-found,import-untyped,unused-ignore]
-else:       # which stands beside this file, in somebody's package perhaps
+else:       # it is beside this file, perhaps in the user's package
     wire = importlib.import_module(f"{__package__ or ''}.remote_worker".lstrip("."))
 
 __version__ = "0.2.0"
@@ -170,9 +170,9 @@ _Message = tuple[int, int, int, Any]    # kind, identifier, tag, body
 
 
 class _Log(logging.LoggerAdapter):      # type: ignore[type-arg]
-    """A logger whose methods never raise, whatever handlers and filters of the user do.
+    """A logger whose methods raise nothing but Ctrl-C, whatever the user's handlers and filters do.
 
-    They run in threads of a pool, each of which has more to do once this has been logged.
+    They run in threads of the pool, which must go on with their work afterwards.
     """
 
     def log(self, level: int, msg: object, *args: Any, **kwargs: Any) -> None:
@@ -624,13 +624,13 @@ def _default_workers() -> list[RemoteWorkerRecord]:
 
 
 # Escape sequences and control characters. Of what machines send, only tabs, and colours (group 1)
-# of what tasks print, may reach a terminal: nothing shall move its cursor or change its settings.
+# of what tasks print, may reach a terminal: nothing may move its cursor or change its settings.
 _CONTROLS = re.compile(r"(\x1b\[[\d;:]*m)|\x1b\[[0-?]*[ -/]*[@-~]|\x1b[\]P^_X][^\x07\x1b]*"
                        r"(?:\x07|\x1b\\)?|\x1b[ -/]*[0-~]?|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def _words_of(data: Any) -> str:
-    """Return what a machine has sent for people to read, without colours and control characters."""
+    """Return a text that a machine has sent, without colours and control characters."""
     return _CONTROLS.sub("", bytes(data).decode("utf-8", "replace"))
 
 
@@ -776,9 +776,9 @@ def _rebuild_exception(name: str, body: Any) -> BaseException:
 
 
 def _explain_missing_file(error: Any) -> None:
-    """Add a note to an error about a file that a worker lacks, if it is here: how to have it there.
+    """If a file that a worker lacks exists here, note in the error how to send it there.
 
-    The worker has added one if the file lies beside code that was sent.
+    The worker has already added a note if the file lies beside code that was sent.
     """
     if not os.path.exists(error.filename) or hasattr(error, "__notes__"):
         return
@@ -983,7 +983,7 @@ class BaseExecutor(Executor):
             timeout: seconds to wait. After that, what has not started is cancelled, and what runs
                 is killed. Threads, and what an adopted pool runs, cannot be killed and are left.
 
-        Return whether it has waited until all tasks were done, with no need to cut off any.
+        Return whether it waited until all tasks were done, and had to cut none short.
         """
         raise NotImplementedError
 
@@ -3350,7 +3350,7 @@ class _Interpreter(NamedTuple):
         return oldest
 
     def misfit(self, platform: str) -> str:
-        """Say why this interpreter does not run on a machine; "" if it may. Raises OSError.
+        """Return why this interpreter cannot run on a machine; "" if it may. Raises OSError.
 
         Arguments:
             platform: `uname -sm` of the machine and, if it has glibc, that and its version.
@@ -3369,12 +3369,12 @@ class _Interpreter(NamedTuple):
         return ""
 
     def pack(self, target: Any) -> None:
-        """Write a compressed tar of it to an open file."""
+        """Write a compressed tar file of the interpreter to an open file."""
         import tarfile
 
         def keep(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
             name = os.path.basename(info.name)
-            # A link may lead to what stays here, such as Debian's sitecustomize.
+            # A link may point to a file that is not sent, such as Debian's sitecustomize.
             is_left_out = name in _UNSENT_FOLDERS or name.endswith(".a") or info.issym()
             return None if is_left_out else info
 
@@ -3400,7 +3400,7 @@ class _Interpreter(NamedTuple):
 
 @functools.cache
 def _find_interpreter() -> _Interpreter:
-    """Find out what the interpreter that runs here consists of."""
+    """Return where the running interpreter is, or why it cannot be sent."""
     import sysconfig
     if os.path.exists(os.path.join(sys.base_prefix, "conda-meta")):
         return _Interpreter(problem="conda has installed it, with libraries outside of it")
@@ -3453,7 +3453,7 @@ def _tar(members: Iterable[tuple[str, str]], place: str = "content") -> Iterator
                 info = tar.gettarinfo(target, info.name)
         info.mtime = info.uid = info.gid = 0
         info.uname = info.gname = ""
-        # Of a package, which tasks of several pools share; bytecode may be added to its folders.
+        # Tasks of several pools share a package: make its files read-only. Bytecode may be added.
         if place != "content" and not info.isdir():
             info.mode &= 0o555
         return info
@@ -3603,7 +3603,7 @@ _RECEIVE_PYTHON = (
     '"$d/bin/%(name)s" -c "import base64,sys;exec(base64.b64decode(sys.argv[1]))" %(check)s && '
     '{ fit || rm -rf "$k"; mv "$d" "$k"; rm -rf "$k/${d##*/}"; fit; }; '
     'r=$?; rm -rf "$d"; umask $u; test $r -eq 0 || exit 125; p=$k/bin/%(name)s; ')
-# Tries what the shim needs, and names what a task may miss.
+# Fails if a module that the shim needs is missing; prints the optional ones that are.
 _CHECK_PYTHON = """import fcntl,hashlib,json,mmap,pickle,resource,select,socket,subprocess,sys,zlib
 for name in %r:
     try:
@@ -3612,7 +3612,7 @@ for name in %r:
         print("%s", error, file=sys.stderr)
 """
 _OPTIONAL_MODULES = "bz2", "ctypes", "lzma", "readline", "sqlite3", "ssl"
-_TAR_ENDS = "tar: Exiting with failure status due to previous errors"       # which says nothing
+_TAR_ENDS = "tar: Exiting with failure status due to previous errors"       # it gives no reason
 _LACKS_LIBRARY = "executors: the python that was sent lacks a library:"
 _OTHER_PYTHON = "executors: another python:"
 _NO_PYTHON = "executors: no python"
@@ -3800,7 +3800,7 @@ class _Login:
         self.facts: Sequence[str] = ()      # wire.platform_facts of the machine
         # What is being copied, by question, or waited for, by slot; also by copiers.
         self.copies: dict[int, str] = {}
-        # How often bytes were seen to arrive in each folder that is copied to; begun by copiers.
+        # By folder that is copied to: how often new bytes were seen in it. Copiers add the keys.
         self._arrivals: dict[str, int] = {}
         self.over = threading.Event()
         self.is_ready = False               # tasks may come: what `files=` names is there
@@ -3952,7 +3952,7 @@ class _Login:
         return messages[0][3]
 
     def await_files(self, size: int) -> None:
-        """Set the limit for a machine to go on with storing `files=` of `size` bytes."""
+        """Limit how long storing `files=` of `size` bytes may take without a sign of progress."""
         seconds = wire.STALL_SECONDS + size / UNPACK_RATE
         self._limit = seconds, f"storing files did not go on for {seconds:.0f} s"
         self._last_progress = monotonic()
@@ -4703,7 +4703,7 @@ class _FunctionCache:
 # ──────────────────────────────────────────── readers ─────────────────────────────────────────────
 
 
-# What this machine may have again in a moment: room, descriptors, processes or memory.
+# Shortages that may pass: of disk space, descriptors, processes or memory on this machine.
 _SHORT_OF_RESOURCES = (
     errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
 
@@ -5126,7 +5126,7 @@ class RemoteExecutorStatus:
     p50: float = 0.0
     p95: float = 0.0
     workers: tuple[WorkerStatus, ...] = ()
-    _spans: ClassVar[Sequence[_Span]] = ()      # no field: `trace` alone can make sense of them
+    _spans: ClassVar[Sequence[_Span]] = ()      # not a field: only `trace` can interpret them
 
     def __str__(self) -> str:
         return "\n".join(self._lay_out(1 << 20, 1 << 20))     # all of it
@@ -5321,7 +5321,7 @@ def _width(text: str) -> int:
 
 
 def _cut(text: str, columns: int) -> str:
-    """Return as much of a text as fits so many columns."""
+    """Return the longest prefix of a text that fits into `columns` columns."""
     while _width(text) > columns:
         text = text[:-1]
     return text
@@ -5421,7 +5421,7 @@ class _Terminal:
         return True
 
     def is_in_foreground(self) -> bool:
-        """Return whether the terminal is ours now: another job may have it, an editor say."""
+        """Return whether the terminal is ours now: another job, such as an editor, may have it."""
         try:
             return os.tcgetpgrp(self._fd) in (0, os.getpgrp())      # 0: in another container
         except OSError:     # it does not control jobs
@@ -6145,7 +6145,7 @@ def _run_writer(stuck: SimpleQueue[Any]) -> None:
         channel.resume_writing()
 
 
-# By identity, those of all pools of this process.
+# By identity: the supervisors of all pools of this process.
 _supervisors: weakref.WeakValueDictionary[int, _Supervisor] = weakref.WeakValueDictionary()
 
 
@@ -6370,7 +6370,7 @@ class RemoteExecutor(BaseExecutor):
         return self._supervisor.shutdown(wait, cancel_futures, quiet, timeout)
 
 
-# What arguments of other executors are called here.
+# For arguments of other executors: what to use here instead.
 _SLOTS_ARE_NAMED = "the number of slots stands in a worker's text, such as 4/lab2"
 _OTHER_NAMES = {
     "max_workers": _SLOTS_ARE_NAMED, "n_jobs": _SLOTS_ARE_NAMED,
@@ -6623,7 +6623,7 @@ def _call_when_done(futures: Iterable[Future[Any]], then: Callable[[], None]) ->
 
 
 class _AwaitingFuture(Future[_T]):
-    """The future of a call that is submitted when others are done; then it is as that call's own.
+    """The future of a call that is submitted when others are done; then it mirrors that call's.
 
     A race: it may be cancelled while the call is being submitted. Whoever submits looks again.
     """
@@ -6647,7 +6647,7 @@ class _AwaitingFuture(Future[_T]):
             self._inner = Future()
             self._inner.set_exception(error)
         if self._inner is None:
-            self.set_running_or_notify_cancel()     # for those that wait for it
+            self.set_running_or_notify_cancel()     # wakes those that wait for it
             return
         if self.cancelled():
             self._inner.cancel()
@@ -6667,7 +6667,7 @@ class _AwaitingFuture(Future[_T]):
 
 def _submit_with_results(submit: Callable[..., Future[_T]], args: Iterable[Any],
                          kwargs: Mapping[str, Any]) -> Future[_T]:
-    """Submit a call with the results of futures for the futures."""
+    """Submit a call, with each future among its arguments replaced by its result."""
     def value(arg: Any) -> Any:
         return arg.result() if isinstance(arg, Future) else arg
 

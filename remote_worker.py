@@ -101,7 +101,7 @@ import time
 import types
 import weakref
 
-# Bound here, as a slot serves its pipes with them: a task may leave any of a module patched.
+# Bound here because a slot serves its pipes with them, and a task may patch their modules.
 from os import _exit, getpid, read, readv, urandom, write
 from pickle import PickleBuffer, dumps, loads
 from signal import pthread_sigmask, valid_signals
@@ -135,9 +135,9 @@ READ_SIZE = 1 << 16     # bytes requested by one read, which may bring many smal
 MAX_CALLS_IN_SLOT = 64  # calls in a slot, the running one too: busy until our next turn
 MAX_BACKLOG = 4 << 20   # bytes queued for one descriptor; while there are more, we stop reading
 TERM_SECONDS = 0.5      # between SIGTERM and SIGKILL
-STALL_SECONDS = 120.0   # a copy of which nothing arrives for so long has come to nothing
-LOCK_POLL_SECONDS = 0.05    # between two looks whether another process has finished a copy
-MOVED_SHARE = 24        # while bytes come, the controller hears so this often in a lease
+STALL_SECONDS = 120.0   # a copy has failed if nothing arrives for this long
+LOCK_POLL_SECONDS = 0.05    # between two checks whether another process has finished a copy
+MOVED_SHARE = 24        # reports per lease to the controller while bytes arrive
 PROGRESS_SECONDS = 1.0  # between two states of a progress bar that are passed on
 STDERR_TAIL = 2000      # bytes of stderr kept to explain a slot's death
 MAX_KEEPERS = 4096      # that the guardian can find without /proc
@@ -195,7 +195,7 @@ FIND_NAME = 47              # a question: a definition in the controller's `__ma
 FIND_METADATA = 48          # a question: the metadata of a distribution, by name
 LIST_MODULES = 49           # a question: the modules in a package, by name
 RETIRED = 50                # from a slot to the shim only: it has run as many calls as it may
-MOVED = 51                  # bytes have come, though no whole message; or into this folder
+MOVED = 51                  # bytes have arrived: of an unfinished message, or in this folder
 WAITING = 52                # a slot waits for a copy that another process makes, if there is text
 
 QUESTIONS = FIND_MODULE, COPY, FIND_NAME, FIND_METADATA, LIST_MODULES
@@ -2329,14 +2329,14 @@ def _make_temporary(folder: str) -> None:
 
 
 def _enter(scratch: str) -> None:
-    """Run where `files=` are."""
+    """Make the directory with `files=` the working directory, and importable."""
     os.chdir(scratch)
     sys.path.insert(0, scratch)
 
 
 def _fetch(pull: Callable[[int, bytes], Any], scratch: str,
            entries: list[_Wanted]) -> dict[str, str]:
-    """Return by key where the content of entries is. Have those copied that the cache has not got.
+    """Return, by key, where the content of entries is. Have those that are missing copied.
 
     One process at a time asks for an entry and unpacks it. It holds the key's lock meanwhile, and
     the others wait for that lock. If the holder dies, the kernel releases it. Nobody removes what
@@ -4061,7 +4061,7 @@ class Shim:
         return True
 
     def _fork_slot(self) -> _SlotProcess | None:
-        """Fork one more slot; return None if that fails, and do with those that there are."""
+        """Fork one more slot. If that fails, return None and make do with the slots there are."""
         taken = {child.number for child in self._children.values()}
         number = next(number for number in itertools.count() if number not in taken)
         try:
@@ -4078,7 +4078,7 @@ class Shim:
         return child
 
     def _limit_slots(self, why: str) -> None:
-        """Do with the slots that there are, as no other can be started; tell the controller."""
+        """Make do with the slots there are, as no more can be started; tell the controller."""
         count = len(self._children)
         if count < self._config["slots"]:       # one that is being killed may have left no room
             self._config["slots"] = count
