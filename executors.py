@@ -3914,29 +3914,36 @@ class _Login:
         label = f"python {_VERSION}"
         self.copies[-1] = f"{label} (packing)"
         try:
-            try:
-                file = self._cargo.pack_interpreter()
-            except OSError as error:
-                raise _LinkLost(f"our Python cannot be packed here, where the pool is: {error}"
-                                ) from None
-            self._is_python_sent = True
-            poll = select.poll()
-            poll.register(stdin, select.POLLOUT)
-            left = file.size
-            os.write(stdin, b"%d\n" % left)
-            with open(file.source, "rb") as source:
-                while data := source.read(select.PIPE_BUF):      # poll promises room for so much
-                    if not poll.poll(1000 * wire.STALL_SECONDS):
-                        raise _LinkLost(f"{label} was being sent, but nothing moved for "
-                                        f"{wire.STALL_SECONDS:g} s")
-                    os.write(stdin, data)
-                    left -= len(data)
-                    self.copies[-1] = (f"{label} ({(file.size - left) / 1e6:.0f} of "
-                                       f"{file.size / 1e6:.0f} MB)")
+            self._write_python(self._pack_python(), label, stdin)
         finally:
             del self.copies[-1]
             self._last_progress = monotonic()
             self._limit = wire.STALL_SECONDS, f"{label} was sent, and has not started"
+
+    def _pack_python(self) -> _File:
+        """Return our interpreter as a tar file. Raises _LinkLost: not the machine is to blame."""
+        try:
+            return self._cargo.pack_interpreter()
+        except OSError as error:
+            raise _LinkLost(f"our Python cannot be packed here, where the pool is: {error}"
+                            ) from None
+
+    def _write_python(self, file: _File, label: str, stdin: int) -> None:
+        """Write the tar file to the login's input, for as long as bytes move."""
+        self._is_python_sent = True
+        poll = select.poll()
+        poll.register(stdin, select.POLLOUT)
+        left = file.size
+        os.write(stdin, b"%d\n" % left)
+        with open(file.source, "rb") as source:
+            while data := source.read(select.PIPE_BUF):      # poll promises room for so much
+                if not poll.poll(1000 * wire.STALL_SECONDS):
+                    raise _LinkLost(f"{label} was being sent, but nothing moved for "
+                                    f"{wire.STALL_SECONDS:g} s")
+                os.write(stdin, data)
+                left -= len(data)
+                self.copies[-1] = (f"{label} ({(file.size - left) / 1e6:.0f} of "
+                                   f"{file.size / 1e6:.0f} MB)")
 
     def _record_shell(self) -> None:
         self.found.update(dict.fromkeys(_LOGIN_STAGES, "-" if self._is_local else "ok"))
@@ -5492,9 +5499,10 @@ class _Notebook:
     def _await_kills(supervisor: _Supervisor) -> RemoteExecutorStatus:
         """Wait until what was cancelled is killed, or CLOSE_SECONDS; return the status then."""
         deadline = monotonic() + CLOSE_SECONDS
-        while supervisor.status().is_busy and monotonic() < deadline:
-            supervisor.all_ended.wait(0.05)
         status: RemoteExecutorStatus = supervisor.status()
+        while status.is_busy and monotonic() < deadline:
+            supervisor.all_ended.wait(0.05)
+            status = supervisor.status()
         return status
 
     def draw(self, status: RemoteExecutorStatus, cell: int) -> None:
