@@ -1502,7 +1502,9 @@ class ProcessExecutor(PoolExecutor):
         except RuntimeError:        # it is broken
             self._replace(pool)
             # Packed anew: the processes of another pool may have other things in `__main__`.
-            future = self._pool.submit(*self._pack(fn, args, kwargs))
+            pool = self._pool
+            future = pool.submit(*self._pack(fn, args, kwargs))
+        _start_feeder(pool)
         return self._watch(started, future)
 
     def _pack(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, ...]:
@@ -1523,6 +1525,21 @@ class ProcessExecutor(PoolExecutor):
                 self._pool = self._make()
                 self._is_started = True
         pool.shutdown(wait=False)
+
+
+def _start_feeder(pool: Any) -> None:
+    """Start the thread that writes a ProcessPoolExecutor's calls to its processes, if need be.
+
+    The pool itself starts it some time after its first call, from a thread of its own. If the
+    program has ended by then, Python 3.12 starts no thread, and the pool loses all its calls
+    (https://github.com/python/cpython/issues/109047). It cannot be started earlier, for it must not
+    be there when the processes are forked.
+    """
+    queue = pool._call_queue        # None if another thread has shut the pool down
+    if queue and queue._thread is None:
+        with queue._notempty:       # which guards that, and is held by `put` when it starts one
+            if queue._thread is None:
+                queue._start_thread()
 
 
 _TimeoutError = concurrent.futures.TimeoutError      # another than ours before Python 3.11

@@ -1204,6 +1204,21 @@ class TestChunks:
             """)
         assert not done.stderr and len(os.listdir(tmp_path)) == 700, done
 
+    def test_the_program_ends_before_the_first_call_is_sent(self, tmp_path):
+        done = run(f"""
+            import executors, threading, time
+            def work(n):
+                open(f"{tmp_path}/{{n}}", "w").close()
+            def delay_the_first(frame, event, argument, seen=[]):
+                if frame.f_code.co_name == "add_call_item_to_queue" and not seen:
+                    seen.append(frame)
+                    time.sleep(0.5)
+            if __name__ == "__main__":
+                threading.setprofile(delay_the_first)       # for threads that are started later
+                executors.ProcessExecutor(2).submit(work, 0)
+            """)
+        assert not done.stderr and os.listdir(tmp_path) == ["0"], done
+
     def test_who_leaves_early_cancels_the_rest(self, pool, tmp_path):
         def work(n):
             time.sleep(0.002)
