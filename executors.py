@@ -56,6 +56,7 @@ import atexit
 import base64
 import concurrent.futures
 import contextlib
+import csv
 import dataclasses
 import enum
 import errno
@@ -636,6 +637,8 @@ def _words_of(data: Any) -> str:
 
 def _name_of_function(fn: Any) -> str:
     """Return what a function is called in messages and displays."""
+    if isinstance(fn, functools.partial) and fn.func is wire.run_with_arrays:
+        return str(fn.args[0])
     fn = _unwrap_partials(fn)
     return getattr(fn, "__qualname__", type(fn).__qualname__)
 
@@ -2589,7 +2592,7 @@ class _Scheduler:
         late = [worker for worker in self.workers if worker.link in held_up]
         for worker in late:
             for attempt in worker.running.values():
-                attempt.since += elapsed
+                attempt.since = min(attempt.since + elapsed, self.now)      # it may be younger
         running = [(self.now - attempt.since, attempt) for worker in self.up
                    for attempt in worker.running.values()]
         self._fail_timed_out(running)
@@ -2942,6 +2945,7 @@ class _Distribution(NamedTuple):
     members: Sequence[tuple[str, str]] = ()     # where each file is, and its place there
     # The platforms of each of its wheels that does not run anywhere.
     tags: Sequence[Sequence[str]] = ()
+    requires: Sequence[str] = ()    # the names of others
     problem: str = ""
 
 
@@ -2973,7 +2977,7 @@ class _Cargo:
                              "names")
         self._names = set() if isinstance(packages, bool) else {*map(_normal, packages)}
         self._is_on = bool(self._names or packages is True)
-        self._known: dict[str, _Distribution] = {}
+        self._known: dict[str, _Distribution] = {}      # by name, as PEP 503 compares it
         # Of distributions and of the interpreter, by key.
         self._tars: dict[str, Future[_File]] = {}
         self._files: dict[str, _File] = {}              # that `files=` names, by key
@@ -3036,14 +3040,47 @@ class _Cargo:
             is_namespace = bool(spec.submodule_search_locations)
             return (wire.ModuleFinder.NAMESPACE, "", True) if is_namespace else None
         found, *others = _owners_of(module, spec) or [None]
-        if not found or self._names and _normal(found.name) not in self._names:
+        if not found or not self._may_follow(found.name):
             return None
-        if found.name not in self._known:
-            self._known[found.name] = _examine(found, *others)
-        one = self._known[found.name]
-        key = _key_on(one, facts)
+        offered = [(one.name, one.version, one.info, _key_on(one, facts))
+                   for one in self._with_requirements(self._find_out(found, *others), facts)]
         is_package = spec.submodule_search_locations is not None
-        return wire.ModuleFinder.INSTALLED, (one.name, one.version, one.info, key), is_package
+        return wire.ModuleFinder.INSTALLED, offered, is_package
+
+    def _may_follow(self, name: str) -> bool:
+        return self._is_on and (not self._names or _normal(name) in self._names)
+
+    def _find_out(self, found: Any, *others: Any) -> _Distribution:
+        """Return what is known of a distribution; `others` have parts of its packages."""
+        name = _normal(found.name)
+        if name not in self._known:
+            self._known[name] = _examine(found, *others)
+        return self._known[name]
+
+    def _with_requirements(self, first: _Distribution,
+                           facts: Sequence[str]) -> list[_Distribution]:
+        """Return a distribution and those that it requires, and so on, that may follow with it.
+
+        One that must be downloaded comes when it is imported, for it may never be.
+        """
+        installed = {**_list_installations().by_name}       # and not chosen yet
+        installed.pop(_normal(first.name), None)
+        chosen = [first]
+        for one in chosen:      # which grows
+            for name in map(_normal, one.requires):
+                found = installed.pop(name, None)
+                if found and self._may_follow(name):
+                    other = self._find_out(found)
+                    if not self._explain_refusal(other) and not _misfit(other.tags, facts):
+                        chosen.append(other)
+        return chosen
+
+    def _explain_refusal(self, one: _Distribution) -> str:
+        """Return why a distribution cannot follow to any machine; "" if it can."""
+        if one.size > MAX_UNASKED_BYTES and not self._names:
+            return one.problem or (f"{one.size / 1e9:.3g} GB are not sent unasked: name all that "
+                                   f"is to follow, packages=[{one.name!r}, ...]")
+        return one.problem
 
     def describe(self, name: str, facts: Sequence[str], is_editable_sent: bool) -> Any:
         """Return a distribution's version, key and metadata, if it may follow, or None.
@@ -3056,21 +3093,17 @@ class _Cargo:
         except metadata.PackageNotFoundError:
             return None
         is_editable = '"editable": true' in (found.read_text("direct_url.json") or "")
-        is_named = not self._names or _normal(name) in self._names
-        if not (is_editable and is_editable_sent or self._is_on and is_named):
+        if not (is_editable and is_editable_sent or self._may_follow(name)):
             return None
-        one = _examine(found)
+        one = self._known.get(_normal(found.name)) or _examine(found)
         texts = {file: found.read_text(file) for file in (
             "METADATA", "PKG-INFO", "entry_points.txt", "top_level.txt")}
         return found.version, _key_on(one, facts), texts
 
     def _pack_distribution(self, name: str, facts: Sequence[str],
                            is_over: Callable[[], bool]) -> _File:
-        one = self._known[name]
-        problem = one.problem
-        if one.size > MAX_UNASKED_BYTES and not self._names:
-            problem = problem or (f"{one.size / 1e9:.3g} GB are not sent unasked: name all that is "
-                                  f"to follow, packages=[{name!r}, ...]")
+        one = self._known[_normal(name)]
+        problem = self._explain_refusal(one)
         if problem:
             raise ValueError(problem)
         label, place = f"{name} {one.version}", "content/site-packages"
@@ -3132,38 +3165,74 @@ def _normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
+class _Installations(NamedTuple):
+    """What is installed here."""
+
+    owners: dict[str, list[Any]]        # distributions, by the top-level modules they bring
+    by_name: dict[str, Any]     # by normal name, those that share no top-level module with others
+
+
+def _list_installations() -> _Installations:
+    return _read_installations(tuple(
+        (folder, os.stat(folder).st_mtime_ns) for folder in sys.path
+        if folder.endswith("-packages") and os.path.isdir(folder)))     # pip may have run
+
+
 @functools.lru_cache(1)
-def _owners(_state: tuple[Any, ...]) -> dict[str, list[Any]]:
-    """Return the distributions that are installed, by the top-level modules they bring."""
+def _read_installations(_state: tuple[Any, ...]) -> _Installations:
     from importlib import metadata
     owners: dict[str, list[Any]] = {}
+    names: dict[str, list[str]] = {}        # of these, likewise
+    by_name: dict[str, Any] = {}
     for found in metadata.distributions():
         try:
+            name = _normal(found.name)
             tops = {*(found.read_text("top_level.txt") or found.name.replace("-", "_")).split()}
-            for file in found.files or ():
-                tops.add(file.parts[0] if len(file.parts) > 1 else file.name.partition(".")[0])
+            for top, slash, _ in [place.partition("/") for place in _places_of(found)]:
+                tops.add(top if slash else top.partition(".")[0])
         except Exception:       # what a failed installation has left
             continue
-        for top in tops:
+        by_name.setdefault(name, found)
+        for top in filter(str.isidentifier, tops - {"__pycache__"}):
             owners.setdefault(top, []).append(found)
-    return owners
+            names.setdefault(top, []).append(name)
+    for some in names.values():
+        for name in {*some} if len({*some}) > 1 else ():
+            by_name.pop(name, None)
+    return _Installations(owners, by_name)
 
 
 def _owners_of(module: str, spec: Any) -> list[Any]:
     """Return the distribution that a module's file belongs to, and others with parts of it."""
-    state = tuple((folder, os.stat(folder).st_mtime_ns) for folder in sys.path
-                  if folder.endswith("-packages") and os.path.isdir(folder))    # pip may have run
-    candidates = _owners(state).get(module.partition(".")[0], ())
+    candidates = _list_installations().owners.get(module.partition(".")[0], ())
     owners: list[Any] = []
     for found in candidates:
         path = os.path.relpath(spec.origin, str(found.locate_file("")))
-        files = [str(file) for file in found.files or ()]
-        if path in files:
+        places = _places_of(found)
+        if path in places:
             owners.insert(0, found)
         elif spec.submodule_search_locations and any(
-                file.startswith(os.path.dirname(path) + os.sep) for file in files):
+                place.startswith(os.path.dirname(path) + os.sep) for place in places):
             owners.append(found)
-    return owners or [found for found in candidates if not found.files][:1]
+    return owners or [found for found in candidates if not _places_of(found)][:1]
+
+
+def _places_of(found: Any) -> list[str]:
+    """Return the paths of a distribution's files in `site-packages`."""
+    record = found.read_text("RECORD")      # the usual case, and `files` takes five times as long
+    if not record:
+        return [*map(str, found.files or ())]
+    return [place for place, *_ in csv.reader(record.splitlines())]
+
+
+def _requirements(found: Any) -> list[str]:
+    """Return the names of the distributions that one requires, without those of its extras.
+
+    Those for other platforms and Pythons are among them; they are not installed here.
+    """
+    parts = [line.partition(";") for line in found.requires or ()]
+    return [re.split(r"[^\w.-]", name.strip(), maxsplit=1)[0]
+            for name, _, marker in parts if "extra" not in marker]
 
 
 def _examine(found: Any, *others: Any) -> _Distribution:
@@ -3177,31 +3246,36 @@ def _examine(found: Any, *others: Any) -> _Distribution:
         for one in (found, *others):
             if (one.read_text("INSTALLER") or "").strip() == "conda":
                 raise ValueError("conda has installed it here, with libraries outside of it")
-            if not one.read_text("RECORD"):
+            record = one.read_text("RECORD")
+            if not record:
                 raise ValueError("its installer here has left no list of its files")
-            files = [file for file in one.files if ".." not in file.parts
-                     and not file.is_absolute() and file.suffix != ".pyc"
-                     and os.path.exists(file.locate())]
             # An installer writes RECORD last. What is newer than that was edited in place.
             installed_at = os.stat(str(one._path / "RECORD")).st_ctime_ns
-            for file in files:
-                path = os.path.realpath(file.locate())
-                status = os.stat(path)
-                digest = file.hash and file.hash.value
-                if not digest or status.st_ctime_ns > installed_at:
-                    digest = wire.digest_file(path)
-                key.update(f"{file}\0{digest}\0{status.st_size}\n".encode())
+            root = str(one.locate_file(""))
+            for place, recorded, *_ in csv.reader(record.splitlines()):
+                path = os.path.join(root, place)
+                is_left_out = place.endswith(".pyc") or ".." in place.split("/") or path == place
+                if is_left_out or not os.path.exists(path):
+                    continue
+                status = os.lstat(path)
+                if stat.S_ISLNK(status.st_mode):
+                    path = os.path.realpath(path)
+                    status = os.stat(path)
+                is_known = recorded and status.st_ctime_ns <= installed_at
+                digest = recorded if is_known else wire.digest_file(path)
+                key.update(f"{place}\0{digest}\0{status.st_size}\n".encode())
                 size += status.st_size
-                members.append((path, str(file)))
+                members.append((path, place))
             wheel = one.read_text("WHEEL") or ""
             platforms = [tag for tag in re.findall(r"^Tag: *\S+?-\S+?-(\S+)", wheel, re.MULTILINE)
                          if tag != "any"]
-            if not platforms and any(file.suffix == ".so" for file in files):
+            if not platforms and any(place.endswith(".so") for _, place in members):
                 platforms = ["unknown"]
             if platforms:
                 tags.append(platforms)
         return _Distribution(
-            name, version, found._path.name, key.hexdigest(), size, members, tags)
+            name, version, found._path.name, key.hexdigest(), size, members, tags,
+            _requirements(found))
     except (OSError, ValueError) as error:
         return _Distribution(name, version, problem=str(error))
 
@@ -3430,6 +3504,20 @@ def _find_interpreter() -> _Interpreter:
              _PYTHON_WRAPPER, _PYTHON_CUSTOMIZATION)
     key = hashlib.sha256(repr(build).encode()).hexdigest()[:16]
     return _Interpreter(binary, os.path.dirname(os.__file__), key)
+
+
+@dataclasses.dataclass(eq=False)
+class _Copy:
+    """What a machine waits for, and what becomes of it now."""
+
+    what: str
+    size: int = 0       # bytes; 0 while that is not known
+    arrived: int = 0    # of these
+
+    def __str__(self) -> str:
+        if not self.size:
+            return self.what
+        return f"{self.what} ({min(self.arrived, self.size) / 1e6:.0f} of {self.size / 1e6:.0f} MB)"
 
 
 class _NotNeededError(Exception):
@@ -3815,10 +3903,8 @@ class _Login:
         self.guardian = 0
         self._shim_fd = -1                  # pidfd of a local shim, where the platform has them
         self.facts: Sequence[str] = ()      # wire.platform_facts of the machine
-        # What is being copied, by question, or waited for, by slot; also by copiers.
-        self.copies: dict[int, str] = {}
-        # By folder that is copied to: how often new bytes were seen in it. Copiers add the keys.
-        self._arrivals: dict[str, int] = {}
+        # By the folder it is copied to, or the slot that waits for it; also by copiers.
+        self.copies: dict[str | int, _Copy] = {}
         self.over = threading.Event()
         self.is_ready = False               # tasks may come: what `files=` names is there
         self.processes: list[Any] = []      # ssh, then each scp that runs; also by copying threads
@@ -3929,11 +4015,11 @@ class _Login:
             self.processes[0].stdin.close()     # it ends
             raise EOFError
         label = f"python {_VERSION}"
-        self.copies[-1] = f"{label} (packing)"
+        self.copies[label] = _Copy(f"{label} (packing)")
         try:
             self._write_python(self._pack_python(), label, stdin)
         finally:
-            del self.copies[-1]
+            del self.copies[label]
             self._last_progress = monotonic()
             self._limit = wire.STALL_SECONDS, f"{label} was sent, and has not started"
 
@@ -3950,17 +4036,15 @@ class _Login:
         self._is_python_sent = True
         poll = select.poll()
         poll.register(stdin, select.POLLOUT)
-        left = file.size
-        os.write(stdin, b"%d\n" % left)
+        copy = self.copies[label] = _Copy(label, file.size)
+        os.write(stdin, b"%d\n" % file.size)
         with open(file.source, "rb") as source:
             while data := source.read(select.PIPE_BUF):      # poll promises room for so much
                 if not poll.poll(1000 * wire.STALL_SECONDS):
                     raise _LinkLost(f"{label} was being sent, but nothing moved for "
                                     f"{wire.STALL_SECONDS:g} s")
                 os.write(stdin, data)
-                left -= len(data)
-                self.copies[-1] = (f"{label} ({(file.size - left) / 1e6:.0f} of "
-                                   f"{file.size / 1e6:.0f} MB)")
+                copy.arrived += len(data)
 
     def _record_shell(self) -> None:
         self.found.update(dict.fromkeys(_LOGIN_STAGES, "-" if self._is_local else "ok"))
@@ -3981,11 +4065,12 @@ class _Login:
         self._limit = seconds, f"storing files did not go on for {seconds:.0f} s"
         self._last_progress = monotonic()
 
-    def on_arrival(self, folder: str) -> None:
-        """Note that bytes have arrived in a folder there."""
+    def on_arrival(self, folder: str, size: int) -> None:
+        """Note that so many bytes have arrived in a folder there."""
         self._last_progress = monotonic()
-        if folder in self._arrivals:
-            self._arrivals[folder] += 1
+        copy = self.copies.get(folder)
+        if copy:        # otherwise all have, and are unpacked
+            copy.arrived = size
 
     def copy(self, files: Sequence[_File], folder: str) -> None:
         """Copy files into a folder there, from any thread, for as long as bytes arrive.
@@ -4030,22 +4115,21 @@ class _Login:
 
         Seconds are counted, not measured: those in which this process is suspended do not count.
         """
-        self._arrivals[folder] = seen = 0
-        idle = 0.0
+        copy = self.copies[folder]
+        seen, idle = copy.arrived, 0.0
         while idle < wire.STALL_SECONDS:
             try:
                 copier.wait(1.0)
                 return True
             except subprocess.TimeoutExpired:
                 idle += 1.0
-            if seen != self._arrivals[folder]:
-                seen = self._arrivals[folder]
-                idle = 0.0
+            if seen != copy.arrived:
+                seen, idle = copy.arrived, 0.0
         return False
 
     def progress(self) -> dict[str, str]:
         """Return what was found, and what is being copied."""
-        copying = ", ".join([*self.copies.values()])
+        copying = ", ".join([*map(str, self.copies.values())])
         return {**self.found, **({"copying": copying} if copying else {})}
 
     def check(self, now: float) -> None:
@@ -4895,15 +4979,17 @@ class _Reader:
     def _on_pong(self, sent_at: int, _body: bytes) -> None:
         self._report(_Scheduler.on_round_trip, (monotonic_ns() - sent_at) * 1e-9)
 
-    def _on_moved(self, _slot: int, folder: bytes) -> None:
+    def _on_moved(self, _slot: int, body: bytes) -> None:
         """Note what has arrived of a copy. Over the link: nothing; reading it was sign enough."""
-        self._login.on_arrival(folder.decode())
+        if body:
+            size, _, folder = body.decode().partition(" ")
+            self._login.on_arrival(folder, int(size))
 
     def _on_waiting(self, slot: int, body: bytes) -> None:
-        """Note that a slot waits for what another process there copies; or no longer waits."""
+        """Note what a slot waits for now; or that it no longer waits."""
         self._login.copies.pop(slot, None)
         if body:
-            self._login.copies[slot] = f"{body.decode()} (another process there does)"
+            self._login.copies[slot] = _Copy(body.decode())
 
     def _on_slot_count(self, count: int, body: bytes) -> None:
         if not 0 <= count <= self._worker.count:
@@ -4981,8 +5067,8 @@ class _Reader:
         folder, entries = json.loads(self._check_question(wire.COPY, body))
         if not _PLAIN_PATH.fullmatch(folder) or ".." in folder.split("/"):
             raise ValueError(f"a path like {folder!r}")
-        names = ", ".join([name for _, name, _ in entries])
-        self._login.copies[ident] = names
+        names = wire.sum_up([name for _, name, _ in entries])
+        self._login.copies[folder] = _Copy(f"{names} (packing)")
         self._copiers.append(self._supervisor.start_thread(
             f"{self._worker.machine} copier", self._answer_copy, ident, names, folder, entries))
 
@@ -4999,9 +5085,9 @@ class _Reader:
             files = [cargo.find(key, name, login.facts, login.over.is_set)
                      for key, name, _ in entries]
             size = sum(file.size for file in files)
-            label = f"{', '.join([file.name for file in files])} ({size / 1e6:.3g} MB)"
-            login.copies[ident] = label
-            self._log(logging.INFO, f"gets {label}")
+            login.copies[folder] = _Copy(names, size)
+            self._log(logging.INFO, f"gets {', '.join([file.name for file in files])} "
+                                    f"({size / 1e6:.3g} MB)")
             self._copy(files, folder)
             answer = [(os.path.basename(one.source), one.digest, one.is_tar) for one in files]
         except _LinkLost as lost:
@@ -5015,13 +5101,12 @@ class _Reader:
                 refusal = f"it cannot be sent from here, where the pool is: {error}"
             answer = refusal, is_short
         finally:
-            del login.copies[ident]
+            del login.copies[folder]
         is_news = f"{names} {refusal}" not in self._logged_refusals and not login.over.is_set()
         if refusal and is_news and login.is_ready:
             self._logged_refusals.add(f"{names} {refusal}")     # other slots ask, too
-            own = ", ".join([own for _, _, own in entries])
             self._log(logging.WARNING,
-                      f"{names} does not follow: {refusal}; it has {own or 'none'}")
+                      f"{names} does not follow: {refusal}; it has {entries[0][2] or 'none'}")
         self._send_answer(ident, answer)
 
     def _copy(self, files: Sequence[_File], folder: str) -> None:
@@ -6728,9 +6813,9 @@ class _SharedArrayCalls:
 
     def __init__(self, pool: BaseExecutor) -> None:
         self._pool = pool
-        # By the identities of their arrays, the oldest first. Guarded by joblib, which holds a lock
-        # while it submits.
-        self._submitters: OrderedDict[tuple[int, ...], Any] = OrderedDict()
+        # By the name of the function and the identities of the arrays, the oldest first. Guarded by
+        # joblib, which holds a lock while it submits.
+        self._submitters: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
         self._futures: weakref.WeakValueDictionary[int, Future[Any]] = (
             weakref.WeakValueDictionary())      # by identity
 
@@ -6742,9 +6827,11 @@ class _SharedArrayCalls:
 
     def _submit_sharing(self, call: Callable[[], Any]) -> Future[Any]:
         pickled, arrays = wire.pack_without_arrays(call)
-        key = tuple(arrays)
+        batch = getattr(call, "items", ())      # of `(function, arguments, keywords)`, in joblib
+        name = _name_of_function(batch[0][0] if batch else call)
+        key = name, *arrays
         if key not in self._submitters:
-            submit = self._pool._submitter(functools.partial(wire.run_with_arrays, arrays))
+            submit = self._pool._submitter(functools.partial(wire.run_with_arrays, name, arrays))
             # The arrays are kept, too: otherwise others could get the same identities.
             self._submitters[key] = submit, arrays
             if len(self._submitters) > SHARED_ARRAYS:

@@ -135,6 +135,7 @@ READ_SIZE = 1 << 16     # bytes requested by one read, which may bring many smal
 MAX_CALLS_IN_SLOT = 64  # calls in a slot, the running one too: busy until our next turn
 MAX_BACKLOG = 4 << 20   # bytes queued for one descriptor; while there are more, we stop reading
 TERM_SECONDS = 0.5      # between SIGTERM and SIGKILL
+UNPACKERS = 4           # threads that unpack what was copied
 STALL_SECONDS = 120.0   # a copy has failed if nothing arrives for this long
 LOCK_POLL_SECONDS = 0.05    # between two checks whether another process has finished a copy
 MOVED_SHARE = 24        # reports per lease to the controller while bytes arrive
@@ -195,8 +196,10 @@ FIND_NAME = 47              # a question: a definition in the controller's `__ma
 FIND_METADATA = 48          # a question: the metadata of a distribution, by name
 LIST_MODULES = 49           # a question: the modules in a package, by name
 RETIRED = 50                # from a slot to the shim only: it has run as many calls as it may
-MOVED = 51                  # bytes have arrived: of an unfinished message, or in this folder
-WAITING = 52                # a slot waits for a copy that another process makes, if there is text
+# Bytes have arrived: of an unfinished message, if there is no text; or so many, a space, and the
+# folder that they are in.
+MOVED = 51
+WAITING = 52                # a slot waits for a copy, and what becomes of it now; or no longer, ""
 
 QUESTIONS = FIND_MODULE, COPY, FIND_NAME, FIND_METADATA, LIST_MODULES
 REPORTS = MOVED, WAITING    # of slots, which get no answer
@@ -2095,8 +2098,12 @@ def pack_without_arrays(obj: object) -> tuple[Prepacked, dict[int, Any]]:
     return Prepacked(b"".join(chunks), pickler.used_globals | pickler.references), arrays
 
 
-def run_with_arrays(arrays: Mapping[int, Any], pickled: bytes) -> Any:
-    """Call what `pack_without_arrays` has pickled, and return its value."""
+def run_with_arrays(_name: str, arrays: Mapping[int, Any], pickled: bytes) -> Any:
+    """Call what `pack_without_arrays` has pickled, and return its value.
+
+    Arguments:
+        _name: what displays call it.
+    """
     class Unpickler(pickle.Unpickler):
         def persistent_load(self, number: int) -> Any:
             return arrays[number]
@@ -2237,6 +2244,11 @@ def _error_text(value: object) -> str:
         return "(its __str__ raised %s)" % type(error).__name__
 
 
+def sum_up(names: Sequence[str]) -> str:
+    """Return the first name, and how many there are beside it."""
+    return names[0] + (" and %d more" % (len(names) - 1) if len(names) > 1 else "")
+
+
 def describe(error: BaseException) -> str:
     """Return the type and the text of an exception, even if its `__str__` raises."""
     return "%s: %s" % (type(error).__name__, _error_text(error))
@@ -2262,6 +2274,7 @@ def _skip_own_frames(trace: Any) -> Any:
 INCOMING_SECONDS = 86400    # how long the leavings of a copy that was cut off stay
 KEEP_SECONDS = 30 * 86400   # how long the cache keeps what no run has used
 RETRY_SECONDS = 60.0        # from a copy that failed to the next
+_copy_waits: list[float] = []       # how many seconds each wait for a copy took, in this process
 _NOTE_SIZE = 4096           # bytes of a note on why a copy failed
 _Wanted = tuple[str, str, str]  # key of an entry; its name; the version this Python has, or ""
 _CACHE_REMEDY = ("set XDG_CACHE_HOME there (say, in ~/.bashrc) to a folder in which this account, "
@@ -2343,14 +2356,15 @@ def _fetch(pull: Callable[[int, bytes], Any], scratch: str,
     is returned while this process lives. Raises OSError or EOFError.
     """
     locks: dict[str, Any] = {}
+    started = monotonic()
     try:
         cache = _open_cache()
         names = {key: name for key, name, _ in entries}
         places = {key: _use_entry(cache, key) for key in names}
         for key in sorted(places):      # in one order, or two might wait for each other
             if not places[key]:
-                on_wait = functools.partial(pull, WAITING, names[key].encode())
-                locks[key] = _lock_key(cache, key, on_wait)
+                what = "%s (another process there does)" % names[key]
+                locks[key] = _lock_key(cache, key, functools.partial(pull, WAITING, what.encode()))
                 pull(WAITING, b"")
                 places[key] = _use_entry(cache, key)
         missing = [entry for entry in entries if not places[entry[0]]]
@@ -2368,6 +2382,7 @@ def _fetch(pull: Callable[[int, bytes], Any], scratch: str,
         for lock in locks.values():
             lock.close()
         pull(WAITING, b"")
+        _copy_waits.append(monotonic() - started)
 
 
 def _copy(pull: Callable[[int, bytes], Any], cache: str, scratch: str, entries: list[_Wanted],
@@ -2391,16 +2406,25 @@ def _copy(pull: Callable[[int, bytes], Any], cache: str, scratch: str, entries: 
     place = os.path.dirname(here)
     _make_folders(here)
     guard = _lock(place, fcntl.LOCK_EX)
-    places = {}
-    over = _watch_copy(place, locks, functools.partial(pull, MOVED, folder.encode()))
+    places: dict[str, str] = {}
+    over = _watch_copy(
+        place, locks, lambda size: pull(MOVED, b"%d %s" % (size, folder.encode())))
     try:
         answer = unpack(pull(COPY, json.dumps([folder, entries]).encode()))
         if isinstance(answer, tuple):       # a refusal
             reason, is_temporary = answer
             raise BlockingIOError(reason) if is_temporary else OSError(reason)
-        for (key, name, _), (file, digest, is_tar) in zip(entries, answer):
-            entry = os.path.join(cache, "%s.%s" % (key, os.urandom(8).hex()))
-            places[key] = _admit(entry, name, os.path.join(here, file), digest, is_tar)
+        what = "%s (unpacking)" % sum_up([name for _, name, _ in entries])
+        pull(WAITING, what.encode())
+
+        def admit(entry: _Wanted, sent: Any) -> None:
+            key, name, _ = entry
+            if key not in places:       # otherwise this is the second try
+                file, digest, is_tar = sent
+                place = os.path.join(cache, "%s.%s" % (key, os.urandom(8).hex()))
+                places[key] = _admit(place, name, os.path.join(here, file), digest, is_tar)
+
+        _map_in_threads(admit, entries, answer)
     except OSError as error:
         note = json.dumps([scratch, monotonic() + RETRY_SECONDS, str(error)[:300]])
         has_come = os.listdir(here)
@@ -2416,8 +2440,23 @@ def _copy(pull: Callable[[int, bytes], Any], cache: str, scratch: str, entries: 
     return places
 
 
-def _watch_copy(folder: str, locks: Iterable[Any], on_moved: Callable[[], object]) -> Any:
+def _map_in_threads(call: Callable[..., object], *columns: Iterable[Any]) -> None:
+    """Do `map(call, *columns)`, with several threads if the account may have so many.
+
+    Making small files takes longer than writing them, and file systems make some at a time.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+    try:
+        with ThreadPoolExecutor(UNPACKERS) as pool:
+            list(pool.map(call, *columns))
+    except RuntimeError:
+        list(map(call, *columns))
+
+
+def _watch_copy(folder: str, locks: Iterable[Any], on_moved: Callable[[int], object]) -> Any:
     """Start a thread that touches locks, and calls a function, as files in a folder grow.
+
+    The function gets the size of all files, in bytes.
 
     Return the event that ends it.
     """
@@ -2432,7 +2471,7 @@ def _watch_copy(folder: str, locks: Iterable[Any], on_moved: Callable[[], object
     return over
 
 
-def _run_copy_watch(folder: str, locks: Iterable[Any], on_moved: Callable[[], object],
+def _run_copy_watch(folder: str, locks: Iterable[Any], on_moved: Callable[[int], object],
                     over: Any) -> None:
     before = 0
     while not over.wait(PROGRESS_SECONDS):
@@ -2443,7 +2482,7 @@ def _run_copy_watch(folder: str, locks: Iterable[Any], on_moved: Callable[[], ob
                 before = size
                 for lock in locks:
                     os.utime(lock.name)
-                on_moved()
+                on_moved(size)
         except OSError:
             pass        # a file, or all of it, was removed meanwhile
 
@@ -2647,7 +2686,7 @@ def _admit(place: str, name: str, temporary: str, digest: str, is_tar: bool) -> 
 
     On a full disk, scp leaves a corrupt file of full length.
     """
-    staging = os.path.dirname(os.path.dirname(temporary)) + "/entry"
+    staging = os.path.join(os.path.dirname(os.path.dirname(temporary)), os.path.basename(place))
     content = staging + "/content"
     if digest_file(temporary) != digest:
         raise OSError("%s arrived damaged (its SHA-256 differs): is the disk full?" % name)
@@ -2760,9 +2799,9 @@ class ModuleFinder:
 
     Asked for a module, the controller answers None, or `(file name, source, is a package)`. If the
     file name is NAMESPACE, it is a namespace package. If it is INSTALLED, the module belongs to a
-    distribution that may be copied; in place of the source comes then `(name, version, name of its
-    .dist-info, key of its content)`, as `_Packages` takes them. If it is REFUSED, the module is
-    there and cannot follow, and in place of the source comes what to do about it.
+    distribution that may be copied; in place of the source comes then a list of that, and of those
+    that it requires (see `_Offered`). If it is REFUSED, the module is there and cannot follow, and
+    in place of the source comes what to do about it.
 
     Arguments:
         pull: asks the shim, see `_ShimClient`.
@@ -2811,7 +2850,7 @@ class ModuleFinder:
             return None
         filename, source, is_package = answer
         if filename == self.INSTALLED:
-            if not self._packages.is_better(top, *source):
+            if not self._packages.is_better(top, *source[0]):
                 return None
             copy = functools.partial(self._packages.get, *source)
             loader: Any = PackageLoader(copy, path)
@@ -2928,9 +2967,14 @@ class ModuleFinder:
             if answer and answer[0] == self.REFUSED:
                 return str(answer[1])
             if answer and answer[0] == self.INSTALLED:
-                distribution = answer[1][0]
+                distribution = answer[1][0][0]
                 return self._packages.problems.get(distribution, "")
         return ""
+
+
+# A distribution that may be copied: its name, its version, the name of its .dist-info, and the key
+# of its content.
+_Offered = tuple[str, str, str, str]
 
 
 class _Packages:
@@ -2960,18 +3004,30 @@ class _Packages:
             return False        # this is what metadata would find, a tenth of a second later
         return not _is_same_version(_find_own(name)[0], version)
 
-    def get(self, name: str, version: str, info: str, key: str) -> str:
-        """Return where a distribution is now, in `sys.path`; "" if what is here must do."""
+    def get(self, wanted: _Offered, *required: _Offered) -> str:
+        """Return where a distribution is now, in `sys.path`; "" if what is here must do.
+
+        What it requires comes with it, if another version of that is here, or none.
+        """
+        name = wanted[0]
         if name not in self._places and monotonic() >= self._retry_at.get(name, 0):
-            self._find(name, version, key)
+            self._find(wanted, required)
         return self._places.get(name, "")
 
-    def _find(self, name: str, version: str, key: str) -> None:
+    def _find(self, wanted: _Offered, required: Sequence[_Offered]) -> None:
+        name, version, _, key = wanted
         own, folder = _find_own(name)
+        entries = {name: (key, name, own)}
+        for other, its_version, _, its_key in required:
+            its_own, _ = _find_own(other)
+            if other not in self._places and not _is_same_version(its_own, its_version):
+                entries[other] = its_key, other, its_own
         try:
-            places = _fetch(self._pull, self._scratch, [(key, name, own)])
-            place = os.path.join(places[key], "site-packages")
+            places = _fetch(self._pull, self._scratch, [*entries.values()])
         except (OSError, EOFError) as error:
+            if required:        # one of these may be to blame
+                self._find(wanted, ())
+                return
             self.problems[name] = (
                 "%s %s does not follow (%s), and %s; `%s -m pip install %s==%s` there mends it" % (
                     name, version, str(error) or describe(error),
@@ -2980,9 +3036,10 @@ class _Packages:
                 self._retry_at[name] = monotonic() + RETRY_SECONDS
             return
         at = [n for n, one in enumerate(sys.path) if one.endswith("-packages") or one == folder]
-        sys.path.insert((*at, len(sys.path))[0], place)
-        _prepend_to_pythonpath(place)
-        self._places[name] = place
+        for name, (key, _, _) in entries.items():
+            self._places[name] = place = os.path.join(places[key], "site-packages")
+            sys.path.insert((*at, len(sys.path))[0], place)
+            _prepend_to_pythonpath(place)
 
 
 def _find_own(name: str) -> tuple[str, str]:
@@ -3335,10 +3392,11 @@ class _Slot:
         """Run a call and send its result."""
         if not self._is_ready:
             self._run_initializer(ident)
-        started = monotonic()
+        started, waits = monotonic(), len(_copy_waits)
         kind, packed = self._compute_outcome(ident, data)
         _end_lines()
-        microseconds = int((monotonic() - started) * 1e6)
+        seconds = monotonic() - started - sum(_copy_waits[waits:])
+        microseconds = int(max(seconds, 0) * 1e6)
         tag = (self._number << SLOT_SHIFT) + microseconds
         write_all(_RESULTS_FD, message(kind, ident, tag, packed))
 

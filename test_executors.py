@@ -2835,7 +2835,7 @@ class TestFiles:
         until(lambda: all(worker.state == "up" for worker in pool.status.workers))
         sizes = pool.submit(lambda: list(map(os.path.getsize, names))).result(PATIENCE)
         assert sizes == [0, 0, 3 << 20]
-        assert len(copies(caplog)) == 1     # for all four
+        assert len(each_copy(caplog)) == 1      # for all four
 
     def test_an_executable_and_a_tar_that_is_gone_when_the_pool_ends(self, local, tmp_path, home,
                                                                      monkeypatch):
@@ -3083,11 +3083,12 @@ class TestFiles:
 # ───────────────────────────────────── what follows: packages ─────────────────────────────────────
 
 
-def make_wheel(folder, name, version, files, tag="py3-none-any"):
+def make_wheel(folder, name, version, files, tag="py3-none-any", requires=()):
     """Make a wheel, as PEP 427 has it; return its path."""
     info = f"{name}-{version}.dist-info"
+    others = "".join(f"Requires-Dist: {one}\n" for one in requires)
     files = {**files, f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\n"
-                                          f"Version: {version}\n",
+                                          f"Version: {version}\n{others}",
              f"{info}/WHEEL": f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tag}\n"}
     record = "".join(f"{path},,\n" for path in [*files, f"{info}/RECORD"])
     path = folder / f"{name}-{version}-py3-none-any.whl"
@@ -3128,7 +3129,7 @@ def installed(tmp_path_factory):
     wheels = [
         make_wheel(folder, "Pure.Thing", "1.5", {
             "purething.py": "import helper\nVERSION = 1.5\n",
-            "Pure.Thing-1.5.dist-info/top_level.txt": "purething\n"}),
+            "Pure.Thing-1.5.dist-info/top_level.txt": "purething\n"}, requires=["helper"]),
         make_wheel(folder, "helper", "3", {"helper/__init__.py": "from .deep import VALUE\n",
                                            "helper/deep.py": "VALUE = 'helped'\n"}),
         make_wheel(folder, "space_one", "1", {"space/inner/one.py": "NAME = 'one'\n"}),
@@ -3144,6 +3145,9 @@ def installed(tmp_path_factory):
                 "[things]\nthing = withentry:main\n"}),
         make_wheel(folder, "ours", "2.1", {"ours.py": "VERSION = '2.1'\n"}),
         make_wheel(folder, "labelled", "2.1", {"labelled.py": "WHOSE = 'the controller'\n"}),
+        make_wheel(folder, "needy", "1", {"needy.py": ""}, requires=[
+            "pure_thing>=1", "ours[fast] (==2.1)", "binary", "labelled; python_version > '3'",
+            "condas", "absent; python_version < '3'", "lost ; extra == 'more'"]),
         make_wheel(folder, "lost", "1", {"lost.py": ""}),
         make_wheel(folder, "condas", "7", {"condas.py": ""}),
         make_wheel(folder, "binary", "1", {"binary.py": "", "binary.so": "no library"},
@@ -3181,10 +3185,15 @@ def on_bare(bare):
         yield lambda slots=2, **options: make(f"{slots}/bare python={bare.python}", **options)
 
 
+def each_copy(caplog):
+    """Return what went together, for each copy that was logged."""
+    return [record.args[2].removeprefix("gets ").split(" (")[0].split(", ")
+            for record in caplog.records if record.levelname == "INFO"
+            and len(record.args or ()) > 2 and str(record.args[2]).startswith("gets ")]
+
+
 def copies(caplog):
-    return sorted(record.args[2].split(" (")[0].removeprefix("gets ") for record in caplog.records
-                  if " gets " in f" {record.getMessage()} " and record.levelname == "INFO"
-                  and str(record.args[2]).startswith("gets "))
+    return sorted(itertools.chain(*each_copy(caplog)))
 
 
 class TestPackages:
@@ -3203,7 +3212,8 @@ class TestPackages:
                 assert array.tolist() == [0, 1, 2]
         copied = copies(caplog)     # they look for others, too, which may be here
         scipy = f"scipy {importlib.metadata.version('scipy')}"
-        assert len(copied) == len({*copied}) and {f"numpy {numpy.__version__}", scipy} <= {*copied}
+        assert len(copied) == len({*copied})
+        assert [scipy, f"numpy {numpy.__version__}"] in each_copy(caplog)
         assert not bare.incoming()
 
     def test_kinds(self, bare, on_bare, caplog):
@@ -3246,6 +3256,35 @@ class TestPackages:
         caplog.set_level("INFO", "executors")
         assert on_bare().submit(use).result(PATIENCE) == ("2.1", "mine")
         assert copies(caplog) == ["ours 2.1"]
+
+    def test_what_it_requires_comes_with_it(self, bare, on_bare, caplog):
+        """As far as it is installed here, may follow, and is not there; and what that requires."""
+        def use():
+            import needy
+            import helper
+            import binary
+            return needy.__name__, helper.deep.VALUE
+        caplog.set_level("INFO", "executors")
+        for _ in range(2):
+            with on_bare(1) as pool:
+                error = pool.submit(use).exception(PATIENCE)
+                assert isinstance(error, ModuleNotFoundError) and error.name == "binary"
+                places = pool.submit(lambda: [sys.modules[name].__file__
+                                              for name in ("needy", "helper")]).result(PATIENCE)
+                assert all(place.startswith(bare.cache) for place in places)
+        assert each_copy(caplog) == [["needy 1", "Pure.Thing 1.5", "ours 2.1", "helper 3"]]
+
+    def test_a_copy_is_shown_and_is_not_its_tasks_time(self, on_bare):
+        pool = on_bare(1)
+        assert pool.submit(neg, 1).result(PATIENCE) == -1
+        future = pool.submit(lambda: importlib.import_module("numpy").__version__)
+        scp = freeze_scp(pool)
+        assert re.search(r"copying numpy \(\d+ of [1-9]\d+ MB\)", str(pool.status))
+        time.sleep(3)
+        os.killpg(scp, signal.SIGCONT)
+        until(lambda: "copying numpy (unpacking)" in str(pool.status) or future.done())
+        assert future.result(PATIENCE) == numpy.__version__ and "copying" not in str(pool.status)
+        assert pool.histogram.percentile(100) < 3
 
     def test_what_was_edited_in_place_is_copied_again(self, on_bare, tmp_path, monkeypatch):
         site = install(str(tmp_path / "site-packages"), make_wheel(
@@ -3523,7 +3562,7 @@ class TestPackages:
         scp = freeze_scp(first)
         second = on_bare(1, bundle_timeout=1.0)
         waits = second.submit(use)
-        until(lambda: "Pure.Thing (another process there does)" in str(second.status))
+        until(lambda: "(another process there does)" in str(second.status))
         time.sleep(1.5)
         assert not waits.done()
         os.killpg(scp, signal.SIGCONT)
