@@ -3244,32 +3244,15 @@ def _examine(found: Any, *others: Any) -> _Distribution:
     size = 0
     try:
         for one in (found, *others):
-            if (one.read_text("INSTALLER") or "").strip() == "conda":
-                raise ValueError("conda has installed it here, with libraries outside of it")
-            record = one.read_text("RECORD")
-            if not record:
-                raise ValueError("its installer here has left no list of its files")
-            # An installer writes RECORD last. What is newer than that was edited in place.
-            installed_at = os.stat(str(one._path / "RECORD")).st_ctime_ns
-            root = str(one.locate_file(""))
-            for place, recorded, *_ in csv.reader(record.splitlines()):
-                path = os.path.join(root, place)
-                is_left_out = place.endswith(".pyc") or ".." in place.split("/") or path == place
-                if is_left_out or not os.path.exists(path):
-                    continue
-                status = os.lstat(path)
-                if stat.S_ISLNK(status.st_mode):
-                    path = os.path.realpath(path)
-                    status = os.stat(path)
-                is_known = recorded and status.st_ctime_ns <= installed_at
-                digest = recorded if is_known else wire.digest_file(path)
-                key.update(f"{place}\0{digest}\0{status.st_size}\n".encode())
-                size += status.st_size
+            files = _list_files(one)
+            for path, place, digest, length in files:
+                key.update(f"{place}\0{digest}\0{length}\n".encode())
+                size += length
                 members.append((path, place))
             wheel = one.read_text("WHEEL") or ""
             platforms = [tag for tag in re.findall(r"^Tag: *\S+?-\S+?-(\S+)", wheel, re.MULTILINE)
                          if tag != "any"]
-            if not platforms and any(place.endswith(".so") for _, place in members):
+            if not platforms and any(place.endswith(".so") for _, place, *_ in files):
                 platforms = ["unknown"]
             if platforms:
                 tags.append(platforms)
@@ -3278,6 +3261,35 @@ def _examine(found: Any, *others: Any) -> _Distribution:
             _requirements(found))
     except (OSError, ValueError) as error:
         return _Distribution(name, version, problem=str(error))
+
+
+def _list_files(found: Any) -> list[tuple[str, str, str, int]]:
+    """Return the path, the place in site-packages, the digest and the size of each file.
+
+    Raises OSError or ValueError if a distribution cannot follow.
+    """
+    if (found.read_text("INSTALLER") or "").strip() == "conda":
+        raise ValueError("conda has installed it here, with libraries outside of it")
+    record = found.read_text("RECORD")
+    if not record:
+        raise ValueError("its installer here has left no list of its files")
+    # An installer writes RECORD last. What is newer than that was edited in place.
+    installed_at = os.stat(str(found._path / "RECORD")).st_ctime_ns
+    root = str(found.locate_file(""))
+    files: list[tuple[str, str, str, int]] = []
+    for place, recorded, *_ in csv.reader(record.splitlines()):
+        path = os.path.join(root, place)
+        is_left_out = place.endswith(".pyc") or ".." in place.split("/") or path == place
+        if is_left_out or not os.path.exists(path):
+            continue
+        status = os.lstat(path)
+        if stat.S_ISLNK(status.st_mode):
+            path = os.path.realpath(path)
+            status = os.stat(path)
+        is_known = recorded and status.st_ctime_ns <= installed_at
+        digest = recorded if is_known else wire.digest_file(path)
+        files.append((path, place, digest, status.st_size))
+    return files
 
 
 def _misfit(tags: Sequence[Sequence[str]], facts: Sequence[str]) -> str:
@@ -3977,11 +3989,12 @@ class _Login:
         implementation, version, where = self._await_magic(magic, stdin, stdout)
         self._record_shell()
         if implementation == "none":
-            self._send_python(f"{version} {where}", stdin)
+            size = self._send_python(f"{version} {where}", stdin)
             implementation, version, where = self._await_magic(magic, stdin, stdout)
             lacking = [line.removeprefix(_LACKS_LIBRARY).strip()
                        for line in self.words().splitlines() if line.startswith(_LACKS_LIBRARY)]
-            version += f" (sent{''.join([f'; it lacks {error}' for error in lacking])})"
+            lacks = "".join([f"; it lacks {error}" for error in lacking])
+            version += f" (sent, {size / 1e6:.0f} MB{lacks})"
         self._has_python = True
         self.found["python"], self.found["interpreter"] = version, where
 
@@ -4004,8 +4017,8 @@ class _Login:
         # The last is missing if that Python does not know where it is.
         return [*_words_of(line).strip().split(maxsplit=2), "?", "?", "?"][:3]
 
-    def _send_python(self, platform: str, stdin: int) -> None:
-        """Send our interpreter to a machine that has none of its version.
+    def _send_python(self, platform: str, stdin: int) -> int:
+        """Send our interpreter to a machine that has none of its version; return how many bytes.
 
         Raises _LinkLost if it does not fit or the line is stuck; OSError if the link ends.
         """
@@ -4017,11 +4030,13 @@ class _Login:
         label = f"python {_VERSION}"
         self.copies[label] = _Copy(f"{label} (packing)")
         try:
-            self._write_python(self._pack_python(), label, stdin)
+            file = self._pack_python()
+            self._write_python(file, label, stdin)
         finally:
             del self.copies[label]
             self._last_progress = monotonic()
             self._limit = wire.STALL_SECONDS, f"{label} was sent, and has not started"
+        return file.size
 
     def _pack_python(self) -> _File:
         """Return our interpreter as a tar file. Raises _LinkLost: not the machine is to blame."""
@@ -4834,6 +4849,8 @@ class _Reader:
         # The reader thread alone uses these.
         self._questions: set[tuple[int, str]] = set()       # what slots have asked for, by kind
         self._copiers: list[threading.Thread] = []
+        # By folder: a copier sets it to the answer to COPIED.
+        self._copied: dict[str, Future[Any]] = {}
         # Added to by copiers; if two add the same, it is logged twice.
         self._logged_refusals: set[str] = set()        # why packages do not follow
         self._copy_loss = _LossKind.UNUSABLE        # what a failure to store files is
@@ -4843,7 +4860,8 @@ class _Reader:
             wire.KILLED: self._on_attempt_killed,
             wire.RECALLED: self._on_attempts_recalled, wire.SLOT_COUNT: self._on_slot_count,
             wire.PONG: self._on_pong, wire.INITIALIZER_FAILED: self._on_initializer_failed,
-            wire.COPY: self._on_copy, wire.STORED: self._on_stored, wire.FIND_NAME: self._on_name,
+            wire.COPY: self._on_copy, wire.COPIED: self._on_copied,
+            wire.STORED: self._on_stored, wire.FIND_NAME: self._on_name,
             wire.MOVED: self._on_moved, wire.WAITING: self._on_waiting}
         finders = {wire.FIND_MODULE: self._find_module, wire.LIST_MODULES: self._find_children,
                    wire.FIND_METADATA: self._find_metadata}
@@ -5069,18 +5087,20 @@ class _Reader:
             raise ValueError(f"a path like {folder!r}")
         names = wire.sum_up([name for _, name, _ in entries])
         self._login.copies[folder] = _Copy(f"{names} (packing)")
+        self._copied[folder] = Future()
         self._copiers.append(self._supervisor.start_thread(
             f"{self._worker.machine} copier", self._answer_copy, ident, names, folder, entries))
 
     def _answer_copy(self, ident: int, names: str, folder: str,
                      entries: Sequence[tuple[str, str, str]]) -> None:
-        """Copy entries, `(key, name, own version)`; answer how they travelled, or why not.
+        """Answer how entries, `(key, name, own version)`, will travel; then copy them.
 
-        The second answer is `(reason, whether it may soon be otherwise)`.
+        If that cannot be, an answer is `(reason, whether it may soon be otherwise)`: the first, or
+        the one to COPIED.
         """
         login, cargo = self._login, self._supervisor.setup.cargo
-        answer: Any
-        refusal = ""
+        send: Callable[[Any], None] = functools.partial(self._send_answer, ident)
+        refusal, is_short = "", False
         try:
             files = [cargo.find(key, name, login.facts, login.over.is_set)
                      for key, name, _ in entries]
@@ -5088,18 +5108,18 @@ class _Reader:
             login.copies[folder] = _Copy(names, size)
             self._log(logging.INFO, f"gets {', '.join([file.name for file in files])} "
                                     f"({size / 1e6:.3g} MB)")
+            send([(os.path.basename(one.source), one.digest, one.is_tar, one.size)
+                  for one in files])
+            send = self._copied[folder].set_result
             self._copy(files, folder)
-            answer = [(os.path.basename(one.source), one.digest, one.is_tar) for one in files]
         except _LinkLost as lost:
             self._copy_loss, refusal = lost.loss.kind, lost.loss.cause
-            answer = refusal, False
         except Exception as error:
             refusal = str(error) or wire.describe(error)
             is_short = isinstance(error, OSError) and error.errno in _SHORT_OF_RESOURCES
             if is_short:
                 self._copy_loss = _LossKind.LOST
                 refusal = f"it cannot be sent from here, where the pool is: {error}"
-            answer = refusal, is_short
         finally:
             del login.copies[folder]
         is_news = f"{names} {refusal}" not in self._logged_refusals and not login.over.is_set()
@@ -5107,7 +5127,12 @@ class _Reader:
             self._logged_refusals.add(f"{names} {refusal}")     # other slots ask, too
             self._log(logging.WARNING,
                       f"{names} does not follow: {refusal}; it has {entries[0][2] or 'none'}")
-        self._send_answer(ident, answer)
+        send((refusal, is_short) if refusal else None)
+
+    def _on_copied(self, ident: int, body: bytes) -> None:
+        """Answer, once it is so, that all has been copied to a folder; or why it cannot be."""
+        copied = self._copied[self._check_question(wire.COPIED, body)]
+        copied.add_done_callback(lambda done: self._send_answer(ident, done.result()))
 
     def _copy(self, files: Sequence[_File], folder: str) -> None:
         over = self._login.over

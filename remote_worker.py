@@ -200,8 +200,9 @@ RETIRED = 50                # from a slot to the shim only: it has run as many c
 # folder that they are in.
 MOVED = 51
 WAITING = 52                # a slot waits for a copy, and what becomes of it now; or no longer, ""
+COPIED = 53                 # a question: whether all has been sent to a folder, or why it cannot be
 
-QUESTIONS = FIND_MODULE, COPY, FIND_NAME, FIND_METADATA, LIST_MODULES
+QUESTIONS = FIND_MODULE, COPY, COPIED, FIND_NAME, FIND_METADATA, LIST_MODULES
 REPORTS = MOVED, WAITING    # of slots, which get no answer
 _MESSAGE_KINDS = {CALL, FUNCTION, ANSWER, RESULT, ERROR, MISSING_MODULE, INITIALIZER_FAILED}
 
@@ -2402,33 +2403,24 @@ def _copy(pull: Callable[[int, bytes], Any], cache: str, scratch: str, entries: 
     # The shim keeps answers, and gives the same to equal questions. The new folder makes this a
     # new question: the files of an earlier answer went to the folder of whoever asked.
     folder = _incoming(cache, scratch)
-    here = os.path.join(os.path.expanduser("~"), folder)
-    place = os.path.dirname(here)
-    _make_folders(here)
+    place = os.path.dirname(os.path.join(os.path.expanduser("~"), folder))
+    _make_folders(place + "/content")
     guard = _lock(place, fcntl.LOCK_EX)
-    places: dict[str, str] = {}
-    over = _watch_copy(
-        place, locks, lambda size: pull(MOVED, b"%d %s" % (size, folder.encode())))
+    arrivals = _Arrivals(cache, place)
+    over = _watch_copy(place, locks, lambda: pull(
+        MOVED, b"%d %s" % (arrivals.count_bytes(), folder.encode())))
+
+    def check_copied() -> None:
+        _open_answer(pull(COPIED, folder.encode()))
+        pull(WAITING, b"%s (unpacking)" % names.encode())
+
     try:
-        answer = unpack(pull(COPY, json.dumps([folder, entries]).encode()))
-        if isinstance(answer, tuple):       # a refusal
-            reason, is_temporary = answer
-            raise BlockingIOError(reason) if is_temporary else OSError(reason)
-        what = "%s (unpacking)" % sum_up([name for _, name, _ in entries])
-        pull(WAITING, what.encode())
-
-        def admit(entry: _Wanted, sent: Any) -> None:
-            key, name, _ = entry
-            if key not in places:       # otherwise this is the second try
-                file, digest, is_tar = sent
-                place = os.path.join(cache, "%s.%s" % (key, os.urandom(8).hex()))
-                places[key] = _admit(place, name, os.path.join(here, file), digest, is_tar)
-
-        _map_in_threads(admit, entries, answer)
+        names = sum_up([name for _, name, _ in entries])
+        sent = _open_answer(pull(COPY, json.dumps([folder, entries]).encode()))
+        arrivals.admit_all(entries, sent, check_copied)
     except OSError as error:
-        note = json.dumps([scratch, monotonic() + RETRY_SECONDS, str(error)[:300]])
-        has_come = os.listdir(here)
-        if has_come:
+        if arrivals.count_bytes():
+            note = json.dumps([scratch, monotonic() + RETRY_SECONDS, str(error)[:300]])
             for lock in locks:
                 os.pwrite(lock.fileno(), note.encode().ljust(_NOTE_SIZE), 0)
         raise
@@ -2437,26 +2429,81 @@ def _copy(pull: Callable[[int, bytes], Any], cache: str, scratch: str, entries: 
         _remove(place)
         os.close(guard)
     _prune(cache)
-    return places
+    return arrivals.places
 
 
-def _map_in_threads(call: Callable[..., object], *columns: Iterable[Any]) -> None:
-    """Do `map(call, *columns)`, with several threads if the account may have so many.
+def _open_answer(answer: Sequence[Any]) -> Any:
+    """Return what the controller says of a copy. Raises OSError if that is a refusal."""
+    opened = unpack(answer)
+    if isinstance(opened, tuple):
+        reason, is_temporary = opened
+        raise BlockingIOError(reason) if is_temporary else OSError(reason)
+    return opened
 
-    Making small files takes longer than writing them, and file systems make some at a time.
+
+class _Arrivals:
+    """Files that arrive in a folder one after the other, and become entries of the cache.
+
+    Arguments:
+        place: a folder. They arrive in `content` in it, and are unpacked beside that.
     """
-    from concurrent.futures import ThreadPoolExecutor
-    try:
-        with ThreadPoolExecutor(UNPACKERS) as pool:
-            list(pool.map(call, *columns))
-    except RuntimeError:
-        list(map(call, *columns))
+
+    def __init__(self, cache: str, place: str) -> None:
+        self._cache = cache
+        self._place = place
+        self._taken: list[int] = []         # bytes of each file that is complete
+        self._have_all_come = False         # or no more will
+        self.places: dict[str, str] = {}    # by key, where the content of each entry is
+
+    def count_bytes(self) -> int:
+        """Return how many bytes have arrived."""
+        folder = self._place + "/content"
+        return sum(self._taken) + sum(os.stat(os.path.join(folder, name)).st_size
+                                      for name in os.listdir(folder))
+
+    def admit_all(self, entries: Sequence[_Wanted], sent: Sequence[Any],
+                  check: Callable[[], None]) -> None:
+        """Admit each file once it is complete, while others still arrive.
+
+        Several threads do so if the account may have them: making small files takes longer than
+        writing them, and file systems make some at a time.
+
+        Arguments:
+            sent: `(name of its file, SHA-256, whether it is a tar, size)` of each.
+            check: returns when all have arrived. Raises OSError if they do not.
+        """
+        from concurrent.futures import ThreadPoolExecutor
+        try:
+            with ThreadPoolExecutor(UNPACKERS) as pool:
+                try:
+                    admitted = pool.map(self._admit, entries, sent)
+                    check()
+                finally:
+                    self._have_all_come = True
+                list(admitted)
+        except RuntimeError:        # there are too many threads
+            check()
+            list(map(self._admit, entries, sent))
+
+    def _admit(self, entry: _Wanted, sent: tuple[str, str, bool, int]) -> None:
+        key, name, _ = entry
+        file, digest, is_tar, size = sent
+        path = os.path.join(self._place, "content", file)
+        # It is complete when it has its size, for scp writes one byte after the other. Then it is
+        # put aside: should the copy fail and be repeated, it is not written to.
+        whole = os.path.join(self._place, key + ".whole")
+        while not (self._have_all_come or os.path.exists(path) and os.stat(path).st_size >= size):
+            time.sleep(LOCK_POLL_SECONDS)
+        if os.path.exists(path):    # otherwise it was taken by a thread that then failed
+            self._taken.append(size)
+            os.rename(path, whole)
+        if key not in self.places:
+            place = os.path.join(self._cache, "%s.%s" % (key, os.urandom(8).hex()))
+            self.places[key] = _admit(place, name, whole, digest, is_tar)
 
 
-def _watch_copy(folder: str, locks: Iterable[Any], on_moved: Callable[[int], object]) -> Any:
+def _watch_copy(folder: str, locks: Iterable[Any], on_moved: Callable[[], object]) -> Any:
     """Start a thread that touches locks, and calls a function, as files in a folder grow.
-
-    The function gets the size of all files, in bytes.
 
     Return the event that ends it.
     """
@@ -2471,7 +2518,7 @@ def _watch_copy(folder: str, locks: Iterable[Any], on_moved: Callable[[int], obj
     return over
 
 
-def _run_copy_watch(folder: str, locks: Iterable[Any], on_moved: Callable[[int], object],
+def _run_copy_watch(folder: str, locks: Iterable[Any], on_moved: Callable[[], object],
                     over: Any) -> None:
     before = 0
     while not over.wait(PROGRESS_SECONDS):
@@ -2482,7 +2529,7 @@ def _run_copy_watch(folder: str, locks: Iterable[Any], on_moved: Callable[[int],
                 before = size
                 for lock in locks:
                     os.utime(lock.name)
-                on_moved(size)
+                on_moved()
         except OSError:
             pass        # a file, or all of it, was removed meanwhile
 
@@ -2686,7 +2733,7 @@ def _admit(place: str, name: str, temporary: str, digest: str, is_tar: bool) -> 
 
     On a full disk, scp leaves a corrupt file of full length.
     """
-    staging = os.path.join(os.path.dirname(os.path.dirname(temporary)), os.path.basename(place))
+    staging = os.path.join(os.path.dirname(temporary), os.path.basename(place))
     content = staging + "/content"
     if digest_file(temporary) != digest:
         raise OSError("%s arrived damaged (its SHA-256 differs): is the disk full?" % name)

@@ -4188,14 +4188,14 @@ class TestInterpreters:
                                   capture_output=True, text=True)
             return sys.version, sys.executable, sys.prefix, child, said.stdout.strip()
 
-        for found in " (sent)", "":
+        for found in r" \(sent, [1-9]\d* MB\)", "":
             with on_nothing() as pool:
                 version, executable, prefix, child, grandchild = pool.submit(look).result(60)
                 assert version == sys.version and child == 1
                 assert executable.startswith(str(on_nothing.cache)) and prefix == grandchild
                 python = pool.status.workers[0].found["python"]
-                assert python == "{}.{}.{}".format(*sys.version_info) + found
-        assert caplog.text.count("(sent)") == 1
+                assert re.fullmatch(r"\d+\.\d+\.\d+" + found, python)
+        assert caplog.text.count("(sent, ") == 1
         assert len([*on_nothing.cache.glob("python-*")]) == 1
         assert not [*on_nothing.cache.glob("incoming-*")]
 
@@ -4237,7 +4237,7 @@ class TestInterpreters:
         caplog.set_level("INFO", "executors")
         pool = on_nothing(mounts=f"mount --bind /dev/null {library[1]}")
         assert pool.submit(neg, 1).result(PATIENCE) == -1
-        assert f"(sent; it lacks {library[1]}: file too short)" in caplog.text
+        assert re.search(rf"\(sent, \d+ MB; it lacks {library[1]}: file too short\)", caplog.text)
         error = pool.submit(importlib.import_module, "sqlite3").exception(PATIENCE)
         assert library[1] in str(error)
 
@@ -8514,13 +8514,18 @@ class Arrivals:
     def __call__(self, kind, question):
         if kind in wire.REPORTS:
             return None
-        self.asked += 1
-        folder, entries = json.loads(question)
-        here = pathlib.Path.home() / folder
-        self.put(here)
-        path = here / "file"
-        answer = [(path.name, wire.digest_file(path), self.is_tar)] if not self.refusal else ""
-        return (wire.pack(answer or (self.refusal, False)),)
+        answer = None
+        if kind == wire.COPY:
+            self.asked += 1
+            folder, _ = json.loads(question)
+            path = pathlib.Path.home() / folder / "file"
+            self.put(path.parent)
+            if path.exists():
+                digest = "another" if self.refusal else wire.digest_file(path)
+                answer = [(path.name, digest, self.is_tar, path.stat().st_size)]
+        if self.refusal and not answer:
+            answer = self.refusal, False
+        return (wire.pack(answer),)
 
     def fetch(self, key="key"):
         """Have an entry copied, unless it is there; return its path."""
@@ -8670,6 +8675,28 @@ class TestCache:
         other.refusal = ""
         assert other.fetch().exists() and other.asked == 2
 
+    def test_what_has_come_is_unpacked_while_the_rest_comes(self, home):
+        arrivals, seen = Arrivals(), []
+        def answer(kind, question):
+            if kind == wire.COPY:
+                folder, entries = json.loads(question)
+                here = pathlib.Path.home() / folder
+                (here / "file").write_text("content")
+                sent = wire.digest_file(here / "file"), False, 7
+                return (wire.pack([("file", *sent), ("later", *sent)]),)
+            if kind == wire.COPIED:
+                here = pathlib.Path.home() / question.decode()
+                (here / "later").write_text("cont")
+                until(lambda: [*home.glob(".cache/executors/one.*/content")])
+                seen.extend(path.name.partition(".")[0] for path in here.parent.parent.iterdir())
+                (here / "file").write_text("changed, for it is sent again")
+                (here / "later").write_text("content")
+                return (wire.pack(None),)
+            return None
+        places = wire._fetch(answer, arrivals.scratch, [("one", "a", ""), ("two", "b", "")])
+        assert [read(places[key]) for key in ("one", "two")] == ["content"] * 2
+        assert "one" in seen and "two" not in seen
+
     def test_what_did_not_come_is_asked_for_again(self, home):
         arrivals = Arrivals()
         put, arrivals.put, arrivals.refusal = arrivals.put, lambda folder: None, "not now"
@@ -8687,12 +8714,12 @@ class TestCache:
         arrivals, distribution = Arrivals(), ("thing", "1", "thing-1.dist-info", "key")
         arrivals.refusal = "No space left on device"
         packages = wire._Packages(arrivals, arrivals.scratch)
-        assert packages.is_better("thing", *distribution) and not packages.get(*distribution)
+        assert packages.is_better("thing", *distribution) and not packages.get(distribution)
         arrivals.refusal = ""
-        assert not packages.is_better("thing", *distribution) and not packages.get(*distribution)
+        assert not packages.is_better("thing", *distribution) and not packages.get(distribution)
         monkeypatch.setattr(wire, "monotonic", lambda: time.monotonic() + wire.RETRY_SECONDS)
         assert packages.is_better("thing", *distribution)
-        assert packages.get(*distribution).startswith(str(home)) and arrivals.asked == 2
+        assert packages.get(distribution).startswith(str(home)) and arrivals.asked == 2
 
     @pytest.mark.parametrize("name, kind, target", [
         ("/content/file", tarfile.REGTYPE, ""), ("content/../../file", tarfile.REGTYPE, ""),
@@ -9104,9 +9131,12 @@ class TestShim:
                 controller.send(wire.frame(wire.PING, n))
                 controller.await_(wire.PONG, n)
                 time.sleep(0.1)
-            shutil.copy(tmp_path / "data", tmp_path / folder)
-            answer = wire.pack([("data", key, False)])
+            answer = wire.pack([("data", key, False, 4)])
             controller.send(*wire.message(wire.ANSWER, ident, 0, answer))
+            _, ident, _, question = controller.await_(wire.COPIED, wire.FIRST_QUESTION_ID + 1)
+            assert question.decode() == folder
+            shutil.copy(tmp_path / "data", tmp_path / folder)
+            controller.send(*wire.message(wire.ANSWER, ident, 0, wire.pack(None)))
             assert controller.await_(wire.STORED)[3] == b""
             controller.call(1, controller.function(read), "data")
             assert controller.result(1) == "data"
