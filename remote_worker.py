@@ -2789,7 +2789,7 @@ def _seal(content: str) -> str:
         folders[:] = sorted(set(folders) - {"__pycache__"})
         for name in folders + sorted(files):
             path = os.path.join(folder, name)
-            entries.append((os.path.relpath(path, content), os.lstat(path)))
+            entries.append((path[len(content) + 1:], os.lstat(path)))
     return repr([(name, status.st_mode) if stat.S_ISDIR(status.st_mode)
                  else (name, status.st_mode, status.st_size, status.st_mtime_ns)
                  for name, status in entries])
