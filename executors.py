@@ -3071,11 +3071,11 @@ class _Cargo:
                 found = installed.pop(name, None)
                 if found and self._may_follow(name):
                     other = self._find_out(found)
-                    if not self._explain_refusal(other) and not _misfit(other.tags, facts):
+                    if not self._problem_of(other) and not _misfit(other.tags, facts):
                         chosen.append(other)
         return chosen
 
-    def _explain_refusal(self, one: _Distribution) -> str:
+    def _problem_of(self, one: _Distribution) -> str:
         """Return why a distribution cannot follow to any machine; "" if it can."""
         if one.size > MAX_UNASKED_BYTES and not self._names:
             return one.problem or (f"{one.size / 1e9:.3g} GB are not sent unasked: name all that "
@@ -3103,7 +3103,7 @@ class _Cargo:
     def _pack_distribution(self, name: str, facts: Sequence[str],
                            is_over: Callable[[], bool]) -> _File:
         one = self._known[_normal(name)]
-        problem = self._explain_refusal(one)
+        problem = self._problem_of(one)
         if problem:
             raise ValueError(problem)
         label, place = f"{name} {one.version}", "content/site-packages"
@@ -5083,7 +5083,8 @@ class _Reader:
     def _on_copy(self, ident: int, body: bytes) -> None:
         """Have what is asked for copied by a thread of its own; everything else goes on."""
         folder, entries = json.loads(self._check_question(wire.COPY, body))
-        if not _PLAIN_PATH.fullmatch(folder) or ".." in folder.split("/"):
+        is_known = folder in self._copied
+        if is_known or not _PLAIN_PATH.fullmatch(folder) or ".." in folder.split("/"):
             raise ValueError(f"a path like {folder!r}")
         names = wire.sum_up([name for _, name, _ in entries])
         self._login.copies[folder] = _Copy(f"{names} (packing)")
