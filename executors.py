@@ -3069,7 +3069,7 @@ class _Cargo:
         for one in chosen:      # which grows
             for name in map(_normal, one.requires):
                 found = installed.pop(name, None)
-                if found and self._may_follow(name):
+                if found and self._may_follow(name) and not _is_editable(found):
                     other = self._find_out(found)
                     if not self._problem_of(other) and not _misfit(other.tags, facts):
                         chosen.append(other)
@@ -3092,7 +3092,7 @@ class _Cargo:
             found = metadata.distribution(name)
         except metadata.PackageNotFoundError:
             return None
-        is_editable = '"editable": true' in (found.read_text("direct_url.json") or "")
+        is_editable = _is_editable(found)
         if not (is_editable and is_editable_sent or self._may_follow(name)):
             return None
         one = self._known.get(_normal(found.name)) or _examine(found)
@@ -3222,7 +3222,11 @@ def _places_of(found: Any) -> list[str]:
     record = found.read_text("RECORD")      # the usual case, and `files` takes five times as long
     if not record:
         return [*map(str, found.files or ())]
-    return [place for place, *_ in csv.reader(record.splitlines())]
+    return [row[0] for row in csv.reader(record.splitlines()) if row]
+
+
+def _is_editable(found: Any) -> bool:
+    return '"editable": true' in (found.read_text("direct_url.json") or "")
 
 
 def _requirements(found: Any) -> list[str]:
@@ -3277,10 +3281,11 @@ def _list_files(found: Any) -> list[tuple[str, str, str, int]]:
     installed_at = os.stat(str(found._path / "RECORD")).st_ctime_ns
     root = str(found.locate_file(""))
     files: list[tuple[str, str, str, int]] = []
-    for place, recorded, *_ in csv.reader(record.splitlines()):
+    for row in csv.reader(record.splitlines()):
+        place, recorded = [*row, "", ""][:2]
         path = os.path.join(root, place)
-        is_left_out = place.endswith(".pyc") or ".." in place.split("/") or path == place
-        if is_left_out or not os.path.exists(path):
+        is_outside = ".." in place.split("/") or path == place
+        if not place or is_outside or place.endswith(".pyc") or not os.path.exists(path):
             continue
         status = os.lstat(path)
         if stat.S_ISLNK(status.st_mode):
@@ -3915,7 +3920,8 @@ class _Login:
         self.guardian = 0
         self._shim_fd = -1                  # pidfd of a local shim, where the platform has them
         self.facts: Sequence[str] = ()      # wire.platform_facts of the machine
-        # By the folder it is copied to, or the slot that waits for it; also by copiers.
+        # By the folder it is copied to, or the slot that waits for it, or, of our interpreter, a
+        # label; also by copiers.
         self.copies: dict[str | int, _Copy] = {}
         self.over = threading.Event()
         self.is_ready = False               # tasks may come: what `files=` names is there
@@ -4100,8 +4106,13 @@ class _Login:
         if not self._is_local:
             self._scp(files, folder)
             return
+        place = os.path.join(os.path.expanduser("~"), folder)
         for file in files:
-            shutil.copy(file.source, os.path.join(os.path.expanduser("~"), folder))
+            # Beside it first: there, a file is taken as soon as it has its size.
+            name = os.path.basename(file.source)
+            partial = os.path.join(os.path.dirname(place), name + ".partial")
+            shutil.copy(file.source, partial)
+            os.rename(partial, os.path.join(place, name))
 
     def _scp(self, files: Sequence[_File], folder: str) -> None:
         what = f"scp of {', '.join([file.name for file in files])}"
@@ -4144,17 +4155,32 @@ class _Login:
 
     def progress(self) -> dict[str, str]:
         """Return what was found, and what is being copied."""
-        copying = ", ".join([*map(str, self.copies.values())])
+        copying = ", ".join(map(str, [*self.copies.values()]))      # a list: others change it
         return {**self.found, **({"copying": copying} if copying else {})}
 
     def check(self, now: float) -> None:
         """Cut off a login whose stage has taken too long; update the stages found."""
         self.words()
-        if self.copies:
+        if self._is_sending():
             self._last_progress = now       # each copy has a limit of its own
         seconds, complaint = self._limit
         if now > self._last_progress + seconds:
             self.abort(f"{complaint}: {self._explain_delay()}")
+
+    def _is_sending(self) -> bool:
+        return any(isinstance(key, str) for key in [*self.copies])
+
+    def is_copying(self, now: float) -> bool:
+        """Return whether tasks wait for a copy: ours, or one that gives signs of life there."""
+        is_alive = now < self._last_progress + wire.STALL_SECONDS
+        return self._is_sending() or is_alive and bool(self.copies)
+
+    def on_waiting(self, slot: int, what: str) -> None:
+        """Note what a slot waits for now; "" if it no longer waits."""
+        self._last_progress = monotonic()
+        self.copies.pop(slot, None)
+        if what:
+            self.copies[slot] = _Copy(what)
 
     def _explain_delay(self) -> str:
         """Return what a login waits for, as far as that is known, and what to do."""
@@ -5004,10 +5030,7 @@ class _Reader:
             self._login.on_arrival(folder, int(size))
 
     def _on_waiting(self, slot: int, body: bytes) -> None:
-        """Note what a slot waits for now; or that it no longer waits."""
-        self._login.copies.pop(slot, None)
-        if body:
-            self._login.copies[slot] = _Copy(body.decode())
+        self._login.on_waiting(slot, body.decode())
 
     def _on_slot_count(self, count: int, body: bytes) -> None:
         if not 0 <= count <= self._worker.count:
@@ -6126,7 +6149,7 @@ class _Supervisor:
             if channel and is_beat and not channel.beat():
                 login.abort(f"no answer to {MISSED_HEARTBEATS} heartbeats")
         held_up = [link for link, channel in [*self.channels.items()] if channel.was_reader_busy()]
-        held_up += [link for link, login in [*self.logins.items()] if login.copies]
+        held_up += [link for link, login in [*self.logins.items()] if login.is_copying(now)]
         self.decide(self.scheduler.tick, held_up)
         self.scoreboard.tick(self.status, is_beat)
 

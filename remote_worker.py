@@ -2489,8 +2489,9 @@ class _Arrivals:
         key, name, _ = entry
         file, digest, is_tar, size = sent
         path = os.path.join(self._place, "content", file)
-        # It is complete when it has its size, for scp writes one byte after the other. Then it is
-        # put aside: should the copy fail and be repeated, it is not written to.
+        # It is complete when it has its size: scp writes from its start to its end, and what is
+        # copied without scp is renamed into place. It is then put aside: should the copy fail and
+        # be repeated, it is not written to.
         whole = os.path.join(self._place, key + ".whole")
         while not (self._have_all_come or os.path.exists(path) and os.stat(path).st_size >= size):
             time.sleep(LOCK_POLL_SECONDS)
@@ -2897,7 +2898,7 @@ class ModuleFinder:
             return None
         filename, source, is_package = answer
         if filename == self.INSTALLED:
-            if not self._packages.is_better(top, *source[0]):
+            if not self._packages.must_be_copied(top, path, *source[0]):
                 return None
             copy = functools.partial(self._packages.get, *source)
             loader: Any = PackageLoader(copy, path)
@@ -3038,9 +3039,19 @@ class _Packages:
         self._retry_at: dict[str, float] = {}       # when one that could not be had is tried again
         self.problems: dict[str, str] = {}
 
-    def is_better(self, top: str, name: str, version: str, info: str, key: str) -> bool:
-        """Return whether to copy a distribution: this version is not here, and may be had."""
-        if name in self._places or monotonic() < self._retry_at.get(name, 0):
+    def must_be_copied(self, top: str, path: Any, name: str, version: str, info: str,
+                       key: str) -> bool:
+        """Return whether to copy a distribution: this version is not here, and may be had.
+
+        One that came with another is not yet in the path of a namespace package that was imported
+        before; then this returns True, and `PackageLoader` adds it.
+
+        Arguments:
+            path: the `__path__` of the package that the module is in, or None.
+        """
+        if name in self._places:
+            return path is not None
+        if monotonic() < self._retry_at.get(name, 0):
             return False
         here = machinery.PathFinder.find_spec(top)
         origin = here and here.has_location and here.origin or ""
@@ -3072,7 +3083,7 @@ class _Packages:
         try:
             places = _fetch(self._pull, self._scratch, [*entries.values()])
         except (OSError, EOFError) as error:
-            if required:        # one of these may be to blame
+            if len(entries) > 1:        # one that it requires may be to blame
                 self._find(wanted, ())
                 return
             self.problems[name] = (
@@ -3122,8 +3133,9 @@ class PackageLoader:
         """
         folder = self._copy()
         if folder and self._path is not None:
-            parents = spec.name.split(".")[:-1]
-            self._path.insert(0, os.path.join(folder, *parents))
+            portion = os.path.join(folder, *spec.name.split(".")[:-1])
+            if portion not in self._path:
+                self._path.insert(0, portion)
         found = machinery.PathFinder.find_spec(spec.name, self._path)
         if found is None or found.loader is None:
             raise ModuleNotFoundError("No module named %r" % spec.name, name=spec.name)

@@ -2837,6 +2837,31 @@ class TestFiles:
         assert sizes == [0, 0, 3 << 20]
         assert len(each_copy(caplog)) == 1      # for all four
 
+    def test_many_files_without_ssh_beside_busy_threads(self, local, tmp_path, home):
+        """They are taken as they come, while this process makes the others."""
+        is_over = threading.Event()
+        def burn():
+            while not is_over.is_set():
+                sum(range(1000))
+        for n in range(8):
+            (tmp_path / f"file{n}").write_bytes(os.urandom(200_000))
+            (tmp_path / f"file{n}").chmod(0o755)
+        threads = [threading.Thread(target=burn) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in range(3):
+                with local("1/:", files=[tmp_path / f"file{n}" for n in range(8)]) as pool:
+                    modes = pool.submit(lambda: [os.stat(f"file{n}").st_mode & 0o100
+                                                 for n in range(8)]).result(PATIENCE)
+                    assert modes == [0o100] * 8
+                for n in range(8):
+                    (tmp_path / f"file{n}").write_bytes(os.urandom(200_000))
+        finally:
+            is_over.set()
+            for thread in threads:
+                thread.join()
+
     def test_an_executable_and_a_tar_that_is_gone_when_the_pool_ends(self, local, tmp_path, home,
                                                                      monkeypatch):
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
@@ -3273,6 +3298,30 @@ class TestPackages:
                                               for name in ("needy", "helper")]).result(PATIENCE)
                 assert all(place.startswith(bare.cache) for place in places)
         assert each_copy(caplog) == [["needy 1", "Pure.Thing 1.5", "ours 2.1", "helper 3"]]
+
+    def test_it_is_in_a_namespace_that_was_imported_before(self, on_bare, monkeypatch, tmp_path,
+                                                           caplog):
+        """That has its path already. Of an editable install, nothing comes: it is elsewhere."""
+        project = tmp_path / "project/company"
+        project.mkdir(parents=True)
+        (project / "app.py").write_text("")
+        wheels = [make_wheel(tmp_path, "company_core", "1", {"company/core.py": "WHO = 'core'\n"}),
+                  make_wheel(tmp_path, "edited", "1", {"edited.py": ""}),
+                  make_wheel(tmp_path, "outer", "1", {"outer.py": "from company import core\n"},
+                             requires=["company-core", "edited"])]
+        site = install(str(tmp_path / "site-packages"), *wheels)
+        pathlib.Path(site, "edited-1.dist-info/direct_url.json").write_text(
+            '{"dir_info": {"editable": true}, "url": "file:///"}')
+        monkeypatch.syspath_prepend(site)
+        monkeypatch.syspath_prepend(project.parent)
+        def use():
+            import company.app
+            import outer
+            return company.app.__name__, outer.core.WHO
+        caplog.set_level("INFO", "executors")
+        with on_bare(1) as pool:
+            assert pool.submit(use).result(PATIENCE) == ("company.app", "core")
+        assert each_copy(caplog) == [["outer 1", "company_core 1"]]
 
     def test_a_copy_is_shown_and_is_not_its_tasks_time(self, on_bare):
         pool = on_bare(1)
@@ -8714,11 +8763,13 @@ class TestCache:
         arrivals, distribution = Arrivals(), ("thing", "1", "thing-1.dist-info", "key")
         arrivals.refusal = "No space left on device"
         packages = wire._Packages(arrivals, arrivals.scratch)
-        assert packages.is_better("thing", *distribution) and not packages.get(distribution)
+        question = "thing", None, *distribution
+        assert packages.must_be_copied(*question) and not packages.get(distribution)
+        assert arrivals.asked == 1
         arrivals.refusal = ""
-        assert not packages.is_better("thing", *distribution) and not packages.get(distribution)
+        assert not packages.must_be_copied(*question) and not packages.get(distribution)
         monkeypatch.setattr(wire, "monotonic", lambda: time.monotonic() + wire.RETRY_SECONDS)
-        assert packages.is_better("thing", *distribution)
+        assert packages.must_be_copied(*question)
         assert packages.get(distribution).startswith(str(home)) and arrivals.asked == 2
 
     @pytest.mark.parametrize("name, kind, target", [
