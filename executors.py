@@ -3092,9 +3092,9 @@ class _Cargo:
             found = metadata.distribution(name)
         except metadata.PackageNotFoundError:
             return None
-        is_editable = _is_editable(found)
-        if not (is_editable and is_editable_sent or self._may_follow(name)):
+        if not (is_editable_sent and _is_editable(found) or self._may_follow(name)):
             return None
+        # This is not remembered, for it may lack parts that others have: `offer` asks for these.
         one = self._known.get(_normal(found.name)) or _examine(found)
         texts = {file: found.read_text(file) for file in (
             "METADATA", "PKG-INFO", "entry_points.txt", "top_level.txt")}
@@ -3182,7 +3182,7 @@ def _list_installations() -> _Installations:
 def _read_installations(_state: tuple[Any, ...]) -> _Installations:
     from importlib import metadata
     owners: dict[str, list[Any]] = {}
-    names: dict[str, list[str]] = {}        # of these, likewise
+    names: dict[str, set[str]] = {}         # of the distributions in `owners`, by module too
     by_name: dict[str, Any] = {}
     for found in metadata.distributions():
         try:
@@ -3195,34 +3195,39 @@ def _read_installations(_state: tuple[Any, ...]) -> _Installations:
         by_name.setdefault(name, found)
         for top in filter(str.isidentifier, tops - {"__pycache__"}):
             owners.setdefault(top, []).append(found)
-            names.setdefault(top, []).append(name)
-    for some in names.values():
-        for name in {*some} if len({*some}) > 1 else ():
-            by_name.pop(name, None)
+            names.setdefault(top, set()).add(name)
+    for sharers in names.values():
+        if len(sharers) > 1:
+            for name in sharers:
+                by_name.pop(name, None)
     return _Installations(owners, by_name)
 
 
 def _owners_of(module: str, spec: Any) -> list[Any]:
     """Return the distribution that a module's file belongs to, and others with parts of it."""
     candidates = _list_installations().owners.get(module.partition(".")[0], ())
+    listed = [(found, _places_of(found)) for found in candidates]
     owners: list[Any] = []
-    for found in candidates:
+    for found, places in listed:
         path = os.path.relpath(spec.origin, str(found.locate_file("")))
-        places = _places_of(found)
         if path in places:
             owners.insert(0, found)
         elif spec.submodule_search_locations and any(
                 place.startswith(os.path.dirname(path) + os.sep) for place in places):
             owners.append(found)
-    return owners or [found for found in candidates if not _places_of(found)][:1]
+    return owners or [found for found, places in listed if not places][:1]
 
 
 def _places_of(found: Any) -> list[str]:
     """Return the paths of a distribution's files in `site-packages`."""
-    record = found.read_text("RECORD")      # the usual case, and `files` takes five times as long
-    if not record:
-        return [*map(str, found.files or ())]
-    return [row[0] for row in csv.reader(record.splitlines()) if row]
+    # RECORD is the usual case, and `files` takes five times as long.
+    return [place for place, _ in _read_record(found)] or [*map(str, found.files or ())]
+
+
+def _read_record(found: Any) -> list[tuple[str, str]]:
+    """Return the place of each file that RECORD lists and its digest there, or ""."""
+    rows = csv.reader((found.read_text("RECORD") or "").splitlines())
+    return [(row[0], row[1] if len(row) > 1 else "") for row in rows if row and row[0]]
 
 
 def _is_editable(found: Any) -> bool:
@@ -3232,7 +3237,7 @@ def _is_editable(found: Any) -> bool:
 def _requirements(found: Any) -> list[str]:
     """Return the names of the distributions that one requires, without those of its extras.
 
-    Those for other platforms and Pythons are among them; they are not installed here.
+    Those for other platforms and Pythons are among them; as a rule they are not installed here.
     """
     parts = [line.partition(";") for line in found.requires or ()]
     return [re.split(r"[^\w.-]", name.strip(), maxsplit=1)[0]
@@ -3274,18 +3279,17 @@ def _list_files(found: Any) -> list[tuple[str, str, str, int]]:
     """
     if (found.read_text("INSTALLER") or "").strip() == "conda":
         raise ValueError("conda has installed it here, with libraries outside of it")
-    record = found.read_text("RECORD")
+    record = _read_record(found)
     if not record:
         raise ValueError("its installer here has left no list of its files")
     # An installer writes RECORD last. What is newer than that was edited in place.
     installed_at = os.stat(str(found._path / "RECORD")).st_ctime_ns
     root = str(found.locate_file(""))
     files: list[tuple[str, str, str, int]] = []
-    for row in csv.reader(record.splitlines()):
-        place, recorded = [*row, "", ""][:2]
+    for place, recorded in record:
         path = os.path.join(root, place)
         is_outside = ".." in place.split("/") or path == place
-        if not place or is_outside or place.endswith(".pyc") or not os.path.exists(path):
+        if is_outside or place.endswith(".pyc") or not os.path.exists(path):
             continue
         status = os.lstat(path)
         if stat.S_ISLNK(status.st_mode):
@@ -3525,7 +3529,7 @@ def _find_interpreter() -> _Interpreter:
 
 @dataclasses.dataclass(eq=False)
 class _Copy:
-    """What a machine waits for, and what becomes of it now."""
+    """What is being copied to a machine; as text, a part of its line in the displays."""
 
     what: str
     size: int = 0       # bytes; 0 while that is not known
@@ -3920,9 +3924,9 @@ class _Login:
         self.guardian = 0
         self._shim_fd = -1                  # pidfd of a local shim, where the platform has them
         self.facts: Sequence[str] = ()      # wire.platform_facts of the machine
-        # By the folder it is copied to, or the slot that waits for it, or, of our interpreter, a
-        # label; also by copiers.
-        self.copies: dict[str | int, _Copy] = {}
+        # By the folder it is copied to, or, of our interpreter, a label; also by copiers.
+        self.copies: dict[str, _Copy] = {}
+        self.waits: dict[int, str] = {}     # what slots wait for that is done there, by slot
         self.over = threading.Event()
         self.is_ready = False               # tasks may come: what `files=` names is there
         self.processes: list[Any] = []      # ssh, then each scp that runs; also by copying threads
@@ -4155,32 +4159,31 @@ class _Login:
 
     def progress(self) -> dict[str, str]:
         """Return what was found, and what is being copied."""
-        copying = ", ".join(map(str, [*self.copies.values()]))      # a list: others change it
+        # Lists, for other threads change these.
+        copying = ", ".join([*map(str, [*self.copies.values()]), *self.waits.values()])
         return {**self.found, **({"copying": copying} if copying else {})}
 
     def check(self, now: float) -> None:
         """Cut off a login whose stage has taken too long; update the stages found."""
         self.words()
-        if self._is_sending():
+        if self.copies:
             self._last_progress = now       # each copy has a limit of its own
         seconds, complaint = self._limit
         if now > self._last_progress + seconds:
             self.abort(f"{complaint}: {self._explain_delay()}")
 
-    def _is_sending(self) -> bool:
-        return any(isinstance(key, str) for key in [*self.copies])
-
     def is_copying(self, now: float) -> bool:
         """Return whether tasks wait for a copy: ours, or one that gives signs of life there."""
         is_alive = now < self._last_progress + wire.STALL_SECONDS
-        return self._is_sending() or is_alive and bool(self.copies)
+        return bool(self.copies or is_alive and self.waits)
 
     def on_waiting(self, slot: int, what: str) -> None:
         """Note what a slot waits for now; "" if it no longer waits."""
         self._last_progress = monotonic()
-        self.copies.pop(slot, None)
         if what:
-            self.copies[slot] = _Copy(what)
+            self.waits[slot] = what
+        else:
+            self.waits.pop(slot, None)
 
     def _explain_delay(self) -> str:
         """Return what a login waits for, as far as that is known, and what to do."""
@@ -4875,10 +4878,10 @@ class _Reader:
         # The reader thread alone uses these.
         self._questions: set[tuple[int, str]] = set()       # what slots have asked for, by kind
         self._copiers: list[threading.Thread] = []
-        # By folder: a copier sets it to the answer to COPIED.
-        self._copied: dict[str, Future[Any]] = {}
         # Added to by copiers; if two add the same, it is logged twice.
         self._logged_refusals: set[str] = set()        # why packages do not follow
+        # The answer to COPIED, by folder; a copier sets its result.
+        self._copied: dict[str, Future[Any]] = {}
         self._copy_loss = _LossKind.UNUSABLE        # what a failure to store files is
         # By kind of message, what acts on it: on its identifier and its body.
         self._message_handlers: dict[int, Callable[[int, Any], None]] = {

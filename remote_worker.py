@@ -2410,12 +2410,13 @@ def _copy(pull: Callable[[int, bytes], Any], cache: str, scratch: str, entries: 
     over = _watch_copy(place, locks, lambda: pull(
         MOVED, b"%d %s" % (arrivals.count_bytes(), folder.encode())))
 
+    names = sum_up([name for _, name, _ in entries])
+
     def check_copied() -> None:
         _open_answer(pull(COPIED, folder.encode()))
         pull(WAITING, b"%s (unpacking)" % names.encode())
 
     try:
-        names = sum_up([name for _, name, _ in entries])
         sent = _open_answer(pull(COPY, json.dumps([folder, entries]).encode()))
         arrivals.admit_all(entries, sent, check_copied)
     except OSError as error:
@@ -2465,12 +2466,12 @@ class _Arrivals:
                   check: Callable[[], None]) -> None:
         """Admit each file once it is complete, while others still arrive.
 
-        Several threads do so if the account may have them: making small files takes longer than
-        writing them, and file systems make some at a time.
+        Several threads do so: to make small files takes longer than to write to them, and file
+        systems make several at once. If no more threads can be started, this thread does it.
 
         Arguments:
             sent: `(name of its file, SHA-256, whether it is a tar, size)` of each.
-            check: returns when all have arrived. Raises OSError if they do not.
+            check: returns when all have arrived. Raises OSError or EOFError if they do not.
         """
         from concurrent.futures import ThreadPoolExecutor
         try:
@@ -2481,7 +2482,7 @@ class _Arrivals:
                 finally:
                     self._have_all_come = True
                 list(admitted)
-        except RuntimeError:        # there are too many threads
+        except RuntimeError:
             check()
             list(map(self._admit, entries, sent))
 
@@ -2495,7 +2496,7 @@ class _Arrivals:
         whole = os.path.join(self._place, key + ".whole")
         while not (self._have_all_come or os.path.exists(path) and os.stat(path).st_size >= size):
             time.sleep(LOCK_POLL_SECONDS)
-        if os.path.exists(path):    # otherwise it was taken by a thread that then failed
+        if os.path.exists(path):    # otherwise it was taken before, or has not come
             self._taken.append(size)
             os.rename(path, whole)
         if key not in self.places:
