@@ -3707,18 +3707,22 @@ module.__spec__=ModuleSpec(name,module.__loader__,origin=file)
 module.serve(modules)
 '''
 # Shell code for a machine that may get our interpreter. `own` returns whether folders belong to us,
-# and nobody else may write in them; `fit`, whether an earlier copy can be trusted, and starts.
+# and nobody else may write in them; `fit`, whether there is a copy that can be trusted, and starts.
 _COPY_OF_PYTHON = (
     'case "$XDG_CACHE_HOME" in /*) c=$XDG_CACHE_HOME;; *) c=${HOME:-/nonexistent}/.cache;; esac; '
-    'c=$c/executors; k=$c/python-%(key)s; '
+    'c=$c/executors; '
     'own() { test "$(find "$@" -prune -user "$(id -u)" | wc -l)" -eq $# && '
     'test -z "$(find "$@" -prune "(" -perm -020 -o -perm -002 ")")"; }; '
-    'fit() { own "$c/." "$k/." && "$k/bin/%(name)s" -c "import json,socket,subprocess,sys;'
-    'sys.exit(not sys.prefix.endswith(sys.argv[1]))" python-%(key)s; } </dev/null >/dev/null 2>&1; '
-    'q=; fit && touch "$k" && q=$k/bin/%(name)s; ')
+    'fit() { for k in "$c/python-%(key)s" "$c"/python-%(key)s.*; do '
+    'own "$c/." "$k/." && "$k/bin/%(name)s" -c "import json,socket,subprocess,sys;'
+    'sys.exit(not sys.prefix.endswith(sys.argv[1]))" "${k##*/}" && touch "$k" && return; done; '
+    'false; } </dev/null >/dev/null 2>&1; '
+    'q=; fit && q=$k/bin/%(name)s; ')
 # Where no Python was found: tell the platform, read how long a compressed tar is and then the tar,
-# unpack it beside its place, try it, and put it there. A race: another login may do so at the same
-# time, and `mv` then puts the second copy into the first.
+# unpack it beside its place, try it, and put it there. As in all of the cache, nothing is put in
+# place of a copy, not even of one that does not fit: another login may just have put it there. So
+# the place is chosen before the last look. If two logins do this at the same time, `mv` may put the
+# second copy into the first.
 _RECEIVE_PYTHON = (
     'echo; echo "%(magic)s none $(uname -sm 2>/dev/null) $(getconf GNU_LIBC_VERSION 2>/dev/null)"; '
     'n=; while test -z "$n"; do read n || exit 126; done; u=$(umask); umask 077; '
@@ -3727,7 +3731,8 @@ _RECEIVE_PYTHON = (
     'd=$c/incoming-python.%(magic)s; mkdir "$d" && '
     'head -c "$n" | gzip -dc 2>/dev/null | tar -x -o -f - -C "$d" && '
     '"$d/bin/%(name)s" -c "import base64,sys;exec(base64.b64decode(sys.argv[1]))" %(check)s && '
-    '{ fit || rm -rf "$k"; mv "$d" "$k"; rm -rf "$k/${d##*/}"; fit; }; '
+    '{ t=$c/python-%(key)s; test -e "$t" && t=$t.%(magic)s; fit || { w=$(mv "$d" "$t" 2>&1); '
+    'rm -rf "$t/${d##*/}"; fit || { echo "${w:-$t does not start}" >&2; false; }; }; }; '
     'r=$?; rm -rf "$d"; umask $u; test $r -eq 0 || exit 125; p=$k/bin/%(name)s; ')
 # Fails if a module that the shim needs is missing; prints the optional ones that are.
 _CHECK_PYTHON = """import fcntl,hashlib,json,mmap,pickle,resource,select,socket,subprocess,sys,zlib

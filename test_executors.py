@@ -4296,7 +4296,7 @@ class TestInterpreters:
     @pytest.mark.parametrize("change", ["os.chmod(copy, 0o777)", "os.chown(copy, 1234, -1)",
                                         "os.chmod(copy.parent, 0o777)"])
     def test_a_copy_that_others_may_have_written_is_not_run(self, on_nothing, change):
-        """It is made anew, unless they may write into the cache itself."""
+        """Another is made beside it, unless they may write into the cache itself."""
         copy = on_nothing.cache / f"python-{executors._find_interpreter().key}"
         binary = copy / f"bin/python{sys.version_info[0]}.{sys.version_info[1]}"
         binary.parent.mkdir(parents=True)
@@ -4310,18 +4310,23 @@ class TestInterpreters:
             assert f"{on_nothing.cache} must be yours" in error
             assert binary.exists()
         else:
-            assert future.result(PATIENCE) == -1 and copy.stat().st_mode & 0o777 == 0o700
+            assert future.result(PATIENCE) == -1
+            beside, = on_nothing.cache.glob(f"{copy.name}.*")
+            assert beside.stat().st_mode & 0o777 == 0o700
         assert not (on_nothing.home / "run").exists()
 
     @pytest.mark.parametrize("lost", ["bin", "lib"])
     def test_a_copy_of_which_something_is_lost(self, on_nothing, lost):
-        """It is made anew: a cleaner may have been there."""
+        """Another is made beside it, once: a cleaner may have been there."""
         with on_nothing() as pool:
             assert pool.submit(neg, 1).result(PATIENCE) == -1
         copy, = on_nothing.cache.glob("python-*")
         shutil.rmtree(copy / lost)
-        assert on_nothing().submit(neg, 1).result(PATIENCE) == -1
-        assert (copy / lost).exists() and not [*copy.glob("incoming*")]
+        for _ in range(2):
+            with on_nothing() as pool:
+                assert pool.submit(neg, 1).result(PATIENCE) == -1
+            beside, = on_nothing.cache.glob(f"{copy.name}.*")
+        assert (beside / lost).exists() and not [*on_nothing.cache.glob("*/incoming*")]
 
     def test_a_copy_that_was_cut_off(self, on_nothing, tmp_path):
         """The login is tried again, and sends it again."""
@@ -4349,12 +4354,26 @@ class TestInterpreters:
         wire._prune(str(on_nothing.cache))
         assert not copy.exists()
 
-    def test_many_machines_with_one_home(self, on_nothing):
-        pool = on_nothing()
+    def test_many_machines_with_one_home(self, on_nothing, tmp_path):
+        """A login that is slower than the others does not remove what they have put there."""
+        tool = tmp_path / "rm"
+        tool.write_text(f"#!/bin/sh\nmkdir {tmp_path}/first 2>/dev/null && sleep 3\n"
+                        f"exec {tmp_path}/real_rm \"$@\"\n")
+        tool.chmod(0o755)
+        shutil.copy(shutil.which("rm"), tmp_path / "real_rm")
+        pool = on_nothing(mounts=f"mount --bind {tool} {shutil.which('rm')}")
         for _ in range(3):
             pool.add_worker("1/odd")
-        until(lambda: [worker.state for worker in pool.status.workers] == ["up"] * 4)
-        assert len([*on_nothing.cache.glob("python-*")]) == 1
+
+        def count_up():
+            return [worker.state for worker in pool.status.workers].count("up")
+
+        until(lambda: count_up() >= 2)
+        copy, = on_nothing.cache.glob("python-*")
+        inode = copy.stat().st_ino
+        until(lambda: count_up() == 4)
+        assert [*on_nothing.cache.glob("python-*")] == [copy] and copy.stat().st_ino == inode
+        assert not [*copy.glob("incoming-*")]
 
 
 @pytest.fixture
