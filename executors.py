@@ -1407,7 +1407,7 @@ class ProcessExecutor(PoolExecutor):
             if sys.version_info < (3, 11):
                 raise ValueError("max_tasks_per_child needs Python 3.11 or later")
             self._more["max_tasks_per_child"] = max_tasks_per_child
-        self._there: Mapping[str, object] | None = None     # of `__main__`, see wire.Shipped
+        self._there: Mapping[str, object] | None = None     # of `__main__`, see `_make`
         super().__init__(self._make(), title=title)
         self._pool.shutdown()       # the first submission makes one beside the threads of then
         self._is_started = False
@@ -1425,7 +1425,8 @@ class ProcessExecutor(PoolExecutor):
             is_fork = False
         # A forked child has what stands in `__main__` now; others import it, and can tell.
         self._there = {**vars(sys.modules["__main__"])} if is_fork else None
-        return ProcessPoolExecutor(self._size, context, wire.begin_process, **self._more)
+        return ProcessPoolExecutor(
+            self._size, context, wire.begin_process, (_rebuild_exception,), **self._more)
 
     def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
         if self._is_closed:
@@ -1512,7 +1513,8 @@ class ProcessExecutor(PoolExecutor):
 
     def _pack(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, ...]:
         if kwargs or not wire.is_plain(args) or not wire.importable_name(fn):
-            return wire.run_shipped, wire.Shipped((fn, args, kwargs), self._there)
+            packed = wire.pack_for_process((fn, args, kwargs), self._there)
+            return wire.run_shipped, _name_of_function(fn), packed
         return wire.run_plain, fn, *args
 
     def _pack_items(self, columns: list[tuple[Any, ...]]) -> Any:

@@ -119,7 +119,7 @@ __version__ = "0.2.0"      # of executors, which this file belongs to
 __all__ = [
     "ABSENT", "DECODE_ERRORS", "LOOK_UP_BY_NAME", "UNPICKLE_EACH_CALL", "UNPICKLE_ONCE",
     "FrameError", "FrameReader", "MessageReader", "Outbox", "PackageLoader", "Pickled",
-    "Prepacked", "Script", "Shipped", "describe", "digest_file", "enlarge_pipe", "frame",
+    "Prepacked", "Script", "describe", "digest_file", "enlarge_pipe", "frame",
     "importable_name", "is_data", "is_plain", "main", "message", "open_nameless_file", "pack",
     "pack_call", "pack_for_process", "pack_for_slot", "pack_function", "pack_outcome",
     "pack_without_arrays", "pickle_definition", "process_tree", "remove_entries", "run_call",
@@ -1966,6 +1966,11 @@ def _unpack_packed(packed: Packed) -> Any:
     return unpack([b"".join(buffers[:pieces]), *buffers[pieces:]])
 
 
+def _join(packed: Packed) -> bytes:
+    """Return what `pack` has returned, without large buffers, as one block."""
+    return packed if type(packed) is bytes else b"".join(packed[1])
+
+
 def run_call(function: Callable[..., Any], args: Any, kwargs: Any) -> tuple[bool, Any]:
     """Call a function; return `(True, its value)` or `(False, what it raised)`, SystemExit too."""
     try:
@@ -2023,7 +2028,7 @@ def run_items(function: Callable[..., Any], packed: bytes, seconds: float) -> tu
     if not is_plain(found):
         found, problem = pack_series(values)
         raised = problem or raised
-    return took, found, raised if type(raised) is bytes else b"".join(raised[1])
+    return took, found, _join(raised)
 
 
 def pack_series(values: Sequence[Any]) -> tuple[list[Any], Packed]:
@@ -2112,9 +2117,15 @@ def run_with_arrays(_name: str, arrays: Mapping[int, Any], pickled: bytes) -> An
     return Unpickler(io.BytesIO(pickled)).load()()
 
 
-def begin_process() -> None:
-    """Begin a process of a ProcessExecutor: record what its `__main__` has."""
+def begin_process(rebuild_exception: Callable[[str, Any], BaseException]) -> None:
+    """Begin a process of a ProcessExecutor: record what its `__main__` has.
+
+    Arguments:
+        rebuild_exception: what our parent calls with the name of a function, and with what
+            `pack_outcome` returned for an exception that plain pickle cannot carry.
+    """
     _inherited.update(vars(sys.modules["__main__"]))
+    _Raised.rebuild = staticmethod(rebuild_exception)
 
 
 def pack_for_process(obj: object, there: Mapping[str, object] | None) -> bytes:
@@ -2126,55 +2137,80 @@ def pack_for_process(obj: object, there: Mapping[str, object] | None) -> bytes:
     return _dumps(obj, _ProcessReducers, known_names=there)
 
 
-_OUR_PARENT: Any = object()
+class _Shipped:
+    """Wrap a pickle so that plain pickle can carry it; unpickling returns the object itself."""
 
-
-class Shipped:
-    """Wrap an object so that plain pickle can carry it; unpickling returns the object itself.
-
-    Arguments:
-        there: what the other process has in `__main__`, by name; None if only that process can say.
-            By default, the object goes back to the process that started this one.
-    """
-
-    def __init__(self, obj: object, there: Mapping[str, object] | None = _OUR_PARENT) -> None:
-        if there is _OUR_PARENT:
-            self._data = _dumps(obj)
-        else:
-            self._data = pack_for_process(obj, there)
+    def __init__(self, data: bytes) -> None:
+        self._data = data
 
     def __reduce__(self) -> tuple[Any, ...]:
         return pickle.loads, (self._data,)
 
 
 class _Raised(Exception):
-    """Stands for an exception that plain pickle cannot carry; it is unpickled as that exception."""
+    """Stands for an exception that plain pickle cannot carry, until our parent unpickles it.
 
-    def __init__(self, error: BaseException) -> None:
+    Arguments:
+        name: of the function.
+        stage: see `pack_outcome`.
+    """
+
+    rebuild: Any = None     # see `begin_process`
+
+    def __init__(self, name: str, stage: str, error: BaseException) -> None:
         super().__init__(describe(error))
-        self._error = Shipped(error)
+        self._name = name
+        self._body = _join(pack_outcome(False, error, stage)[1])
 
     def __reduce__(self) -> Any:
-        return self._error.__reduce__()
+        return self.rebuild, (self._name, (self._body,))
 
 
-def run_shipped(call: Any) -> Any:
-    """Run `(function, args, kwargs)` in a process pool; plain pickle can carry what it returns."""
-    function, args, kwargs = call
+def run_shipped(name: str, packed: bytes) -> Any:
+    """Run a pickled call in a process pool; plain pickle can carry what it returns or raises.
+
+    All that a user's objects may raise is raised here. A pool whose queues pickle and unpickle them
+    loses all its tasks by that.
+
+    Arguments:
+        name: of the function.
+        packed: `(function, args, kwargs)`, by `pack_for_process`.
+    """
+    try:
+        function, args, kwargs = pickle.loads(packed)
+    except BaseException as error:
+        raise _Raised(name, "arguments", error) from error
+    return _run(name, function, args, kwargs)
+
+
+def _run(name: str, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     try:
         value = function(*args, **kwargs)
+        data = b"" if is_plain(value) else _dumps(value)
     except BaseException as error:
-        try:
-            pickle.dumps(error)
-        except Exception:       # of a class that only we can carry
-            raise _Raised(error) from error
-        raise
-    return value if is_plain(value) else Shipped(value)
+        if _can_travel(error):
+            raise
+        raise _Raised(name, "run", error) from error
+    if not data:
+        return value
+    try:
+        pickle.loads(data)
+    except BaseException as error:
+        raise _Raised(name, "round trip", error) from error
+    return _Shipped(data)
+
+
+def _can_travel(error: BaseException) -> bool:
+    """Return whether plain pickle can carry an exception; that may make another one of it."""
+    try:
+        return isinstance(pickle.loads(pickle.dumps(error)), BaseException)
+    except BaseException:
+        return False
 
 
 def run_plain(function: Callable[..., Any], *args: Any) -> Any:
     """Run a call that plain pickle could carry in a process pool."""
-    return run_shipped((function, args, {}))
+    return _run(function.__qualname__, function, args, {})
 
 
 def pack_outcome(ok: bool, value: Any, stage: str = "run") -> tuple[int, Packed]:

@@ -1296,6 +1296,27 @@ def test_a_broken_process_pool_is_replaced():
         assert pool.submit(neg, 1).result(PATIENCE) == -1
 
 
+@pytest.mark.parametrize("start", ["fork", "spawn", "forkserver"])
+def test_what_one_task_pickles_does_not_break_a_process_pool(start):
+    """As with a RemoteExecutor; the standard library's pool loses all its tasks by most of them."""
+    cases = [
+        (lambda: raise_it(TwoArguments("x", "y")), "cannot be pickled: TwoArguments: x and y"),
+        (lambda: raise_it(ValueError(Bomb(divmod, 1, 0))), "that cannot be pickled: ValueError"),
+        (lambda: Bomb(divmod, 1, 0), "result cannot be unpickled: ZeroDivisionError"),
+        (lambda: [Bomb(sys.exit, 3)], "result cannot be unpickled: SystemExit: 3"),
+        (functools.partial(neg, Bomb(divmod, 1, 0)),
+         "arguments cannot be unpickled on the worker: ZeroDivisionError"),
+    ]
+    with executors.ProcessExecutor(1, mp_context=multiprocessing.get_context(start)) as pool:
+        for work, words in cases:
+            bad, good = pool.submit(work), pool.submit(neg, 1)
+            error = bad.exception(PATIENCE)
+            assert type(error) is BundleError and words in str(error), str(error)
+            assert error.name.endswith(("<lambda>", "neg"))
+            assert "Traceback" in str(error.__cause__)
+            assert good.result(PATIENCE) == -1
+
+
 def test_sizes_come_from_the_environment(monkeypatch):
     monkeypatch.setenv("EXECUTORS_THREADPOOL_SIZE", "3")
     with executors.ThreadExecutor() as pool:
