@@ -6577,7 +6577,7 @@ def _read_rules(schedule_backups: bool | None, max_bundle_failures: int | None,
 def _check_limits(limits: Mapping[str, Any]) -> None:
     """Raise ValueError if one of these arguments is not a number above 0."""
     for name, value in limits.items():
-        if not isinstance(value, numbers.Real) or value <= 0:
+        if not isinstance(value, numbers.Real) or not float(value) > 0:     # a NaN is not
             raise ValueError(f"{name} must be a number above 0, got {value!r}")
 
 

@@ -625,6 +625,7 @@ class TestRecords:
         (":", {"ssh_options": ["-F x"]}, "ssh_options: '-F x' must be two items: ['-F', 'x']"),
         (":", {"env": ["A=1"]}, "env must be a mapping like {'NAME': 'value'}, got ['A=1']"),
         (":", {"bundle_timeout": "3"}, "bundle_timeout must be a number above 0, got '3'"),
+        (":", {"heartbeat_seconds": float("nan")}, "must be a number above 0, got nan"),
         (":", {"max_bundle_failures": False}, "must be a number above 0, got False"),
         (":", {"max_tasks_per_child": 0}, "must be a whole number above 0, got 0"),
         (":", {"modules": "no"}, "modules must be True or False, got 'no'"),
