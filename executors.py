@@ -1512,10 +1512,11 @@ class ProcessExecutor(PoolExecutor):
         return self._watch(started, future)
 
     def _pack(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, ...]:
-        if kwargs or not wire.is_plain(args) or not wire.importable_name(fn):
-            packed = wire.pack_for_process((fn, args, kwargs), self._there)
-            return wire.run_shipped, _name_of_function(fn), packed
-        return wire.run_plain, fn, *args
+        where = wire.importable_name(fn)
+        if where and not kwargs and wire.is_plain(args):
+            return wire.run_plain, *where, *args
+        packed = wire.pack_for_process((fn, args, kwargs), self._there)
+        return wire.run_shipped, _name_of_function(fn), packed
 
     def _pack_items(self, columns: list[tuple[Any, ...]]) -> Any:
         packed = wire.pack_for_process(columns, self._there)

@@ -2167,23 +2167,34 @@ class _Raised(Exception):
 
 
 def run_shipped(name: str, packed: bytes) -> Any:
-    """Run a pickled call in a process pool; plain pickle can carry what it returns or raises.
-
-    All that a user's objects may raise is raised here. A pool whose queues pickle and unpickle them
-    loses all its tasks by that.
+    """Run a call in a process pool.
 
     Arguments:
         name: of the function.
         packed: `(function, args, kwargs)`, by `pack_for_process`.
     """
+    return _run(name, functools.partial(pickle.loads, packed))
+
+
+def run_plain(module: str, name: str, *args: Any) -> Any:
+    """Run a call of an importable function, with plain arguments, in a process pool."""
+    def find() -> Any:
+        __import__(module)
+        return getattr(sys.modules[module], name), args, {}
+
+    return _run(name, find)
+
+
+def _run(name: str, open_call: Callable[[], Any]) -> Any:
+    """Run `(function, args, kwargs)`; plain pickle can carry what it returns or raises.
+
+    What a user's objects and modules raise is raised here, for a pool whose queues pickle and
+    unpickle them ends by that, and all its tasks with it.
+    """
     try:
-        function, args, kwargs = pickle.loads(packed)
+        function, args, kwargs = open_call()
     except BaseException as error:
         raise _Raised(name, "arguments", error) from error
-    return _run(name, function, args, kwargs)
-
-
-def _run(name: str, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     try:
         value = function(*args, **kwargs)
         data = b"" if is_plain(value) else _dumps(value)
@@ -2206,11 +2217,6 @@ def _can_travel(error: BaseException) -> bool:
         return isinstance(pickle.loads(pickle.dumps(error)), BaseException)
     except BaseException:
         return False
-
-
-def run_plain(function: Callable[..., Any], *args: Any) -> Any:
-    """Run a call that plain pickle could carry in a process pool."""
-    return _run(function.__qualname__, function, args, {})
 
 
 def pack_outcome(ok: bool, value: Any, stage: str = "run") -> tuple[int, Packed]:

@@ -1318,6 +1318,22 @@ def test_what_one_task_pickles_does_not_break_a_process_pool(start):
             assert good.result(PATIENCE) == -1
 
 
+@pytest.mark.parametrize("start", ["fork", "spawn", "forkserver"])
+def test_a_module_that_a_process_cannot_import(start, tmp_path, monkeypatch):
+    (tmp_path / "only_here.py").write_text(f"import os\nassert os.getpid() == {os.getpid()}\n"
+                                           "def work(value):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with executors.ProcessExecutor(1, mp_context=multiprocessing.get_context(start)) as pool:
+        assert pool.submit(neg, 1).result(PATIENCE) == -1
+        work = importlib.import_module("only_here").work
+        for value in 1, [1]:
+            bad, good = pool.submit(work, value), pool.submit(neg, 1)
+            error = bad.exception(PATIENCE)
+            assert type(error) is BundleError and error.name == "work", error
+            assert "function or arguments cannot be unpickled" in str(error)
+            assert good.result(PATIENCE) == -1
+
+
 def test_sizes_come_from_the_environment(monkeypatch):
     monkeypatch.setenv("EXECUTORS_THREADPOOL_SIZE", "3")
     with executors.ThreadExecutor() as pool:
