@@ -1010,9 +1010,6 @@ class TestChunks:
     @pytest.mark.parametrize("how", ["raises", "argument", "refusal", "result", "unpickling"])
     def test_what_fails_is_its_item(self, pool, bad, how, tmp_path):
         """With the values before it, and once."""
-        if how == "unpickling" and isinstance(pool, executors.ProcessExecutor):
-            pytest.skip("the standard library's processes die of that")
-
         def work(n, extra):
             if n == bad:
                 open(f"{tmp_path}/{time.monotonic_ns()}", "w").close()
