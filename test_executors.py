@@ -74,7 +74,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 # Importing this file and pytest in every slot would take a third of the time of all tests.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
-PATIENCE = 20       # seconds after which what we wait for is not going to happen
+PATIENCE = 60       # seconds after which what we wait for is not going to happen
 
 
 # ─────────────────────────────────────────── machinery ────────────────────────────────────────────
@@ -1004,7 +1004,7 @@ class TestChunks:
             return n * n
         assert list(pool.map(work, itertools.count(), seconds)) == [
             n * n for n in range(len(seconds))]
-        assert pool.task_count == 0
+        until(lambda: not pool.task_count)
 
     @pytest.mark.parametrize("bad", [0, 1, 777, 2999])
     @pytest.mark.parametrize("how", ["raises", "argument", "refusal", "result", "unpickling"])
@@ -1015,7 +1015,11 @@ class TestChunks:
                 open(f"{tmp_path}/{time.monotonic_ns()}", "w").close()
                 return threading.Lock() if how == "result" else 1 // 0
             return -n
-        extras = [None] * 3000
+
+        def count_backups():        # a chunk that is late gets one, on a busy machine
+            return pool.status.backups if isinstance(pool, RemoteExecutor) else 0
+
+        backups, extras = count_backups(), [None] * 3000
         extras[bad] = {"argument": threading.Lock(), "refusal": Unwilling(),
                        "unpickling": Bomb(raise_it, KeyError())}.get(how)
         found, results = [], None
@@ -1025,7 +1029,8 @@ class TestChunks:
             found.extend(results)
         assert found == [-n for n in range(bad)], caught.value
         started = how in ("raises", "result")
-        assert len(os.listdir(tmp_path)) == started
+        ran = len(os.listdir(tmp_path))
+        assert ran == started or started < ran and count_backups() > backups
         if how == "raises":
             assert "in work" in str(caught.value.__cause__)
 
@@ -1246,14 +1251,16 @@ class TestChunks:
         """Items are counted, not what they travel in; and what is left is known."""
         pool = local("2/:")
         assert sum(pool.map(abs, range(3000))) == sum(range(3000))
-        assert pool.status.done == 3000 and pool.status.waiting == pool.task_count == 0
+        until(lambda: pool.status.done == 3000)     # an item is counted after it is given out
+        assert pool.status.waiting == pool.task_count == 0
         path = str(tmp_path / "go")
         results = pool.map(lambda n: wait_for(path) if n == 2000 else n, range(4000))
         until(lambda: pool.status.running and pool.status.done > 4000)
         status = pool.status
         assert status.waiting + status.done + status.running in range(6900, 7001)
         open(path, "w").close()
-        assert len(list(results)) == 4000 and pool.status.done == 7000
+        assert len(list(results)) == 4000
+        until(lambda: pool.status.done == 7000)
 
     def test_every_figure_counts_items(self, local, tmp_path):
         """Each item is done, failed or cancelled, once; only what starts again is retried."""
@@ -1272,7 +1279,8 @@ class TestChunks:
         path = str(tmp_path / "go")
         stuck = pool.map(wait_for, [path] * 700)
         single = pool.submit(wait_for, path)
-        assert pool.task_count == 701 and pool.status.waiting + pool.status.running == 701
+        status = pool.status
+        assert pool.task_count == 701 == status.waiting + status.running
         pool.shutdown(wait=False, cancel_futures=True)
         open(path, "w").close()
         with pytest.raises(cf.CancelledError):
@@ -4261,6 +4269,7 @@ def on_nothing(login):
         yield on
 
 
+@pytest.mark.timeout(300)      # sending an interpreter takes several seconds, three times in one test
 class TestInterpreters:
     def test_ours_is_sent_once(self, on_nothing, caplog):
         caplog.set_level("INFO", "executors")
@@ -4277,7 +4286,7 @@ class TestInterpreters:
         version_here = re.escape("{}.{}.{}".format(*sys.version_info))
         for found in r" \(sent, [1-9]\d* MB\)", "":
             with on_nothing() as pool:
-                version, executable, prefix, child, grandchild = pool.submit(look).result(60)
+                version, executable, prefix, child, grandchild = pool.submit(look).result(PATIENCE)
                 assert version == sys.version and child == 1
                 assert executable.startswith(str(on_nothing.cache)) and prefix == grandchild
                 python = pool.status.workers[0].found["python"]
@@ -4375,7 +4384,7 @@ class TestInterpreters:
         until(began.exists)
         for login in [*pool._supervisor.logins.values()]:
             os.killpg(login.processes[0].pid, signal.SIGKILL)
-        assert future.result(60) == -1
+        assert future.result(PATIENCE) == -1
 
     def test_it_is_kept_while_it_is_used(self, on_nothing):
         def prune():
@@ -4579,7 +4588,9 @@ class TestCancel:
             for thread in threads:
                 thread.join(2 * PATIENCE)
             assert not problems, problems
-        assert len(added) == 4000 and told.qsize() == sum(added)
+        assert len(added) == 4000
+        until(lambda: told.qsize() >= sum(added), "the last callback")
+        assert told.qsize() == sum(added)
 
 
 class TestEveryFutureIsSettled:
@@ -4609,7 +4620,7 @@ class TestEveryFutureIsSettled:
             logging.getLogger("executors").addFilter(fail)
             logging.getLogger("executors").setLevel(logging.DEBUG)
             with executors.RemoteExecutor("2/:", show_status=True) as pool:
-                print(*pool.map(abs, [-1, -2, -3]), pool.status.done)
+                print(*[pool.submit(abs, -n).result() for n in (1, 2, 3)], pool.status.done)
             with executors.ThreadExecutor(2) as pool:
                 print(pool.submit(abs, -4).result())
         """)
@@ -4622,9 +4633,9 @@ class TestEveryFutureIsSettled:
         pool.shutdown()
         assert "unexpected error after all tasks ended" in caplog.text
 
-    def test_only_the_pool_gives_its_futures_an_outcome(self, remote):
-        called = []
-        future = remote.submit(time.sleep, 0.2)
+    def test_only_the_pool_gives_its_futures_an_outcome(self, remote, tmp_path):
+        called, go = [], tmp_path / "go"
+        future = remote.submit(wait_for, str(go))
         future.add_done_callback(called.append)
         for state in "pending", "done":
             for give in (lambda: future.set_result(1), lambda: future.set_exception(OSError()),
@@ -4632,7 +4643,8 @@ class TestEveryFutureIsSettled:
                 with pytest.raises(cf.InvalidStateError, match="its outcome from its pool"):
                     give()
             assert future.done() is (state == "done")
-            assert future.result(PATIENCE) is None
+            go.touch()
+            assert future.result(PATIENCE)
         until(lambda: called == [future])
 
     def test_a_future_is_neither_pickled_nor_copied(self, remote):
@@ -6465,7 +6477,9 @@ class TestLostMachines:
         pool = local("1/:", "1/:", policy=Bad())
         until(lambda: all(worker.state == "up" for worker in pool.status.workers))
         assert list(pool.map(neg, range(20), timeout=PATIENCE)) == [-n for n in range(20)]
-        assert caplog.text.count("the policy Bad failed (ZeroDivisionError: as always)") == 1
+        words = "the policy Bad failed (ZeroDivisionError: as always)"
+        until(lambda: words in caplog.text)
+        assert caplog.text.count(words) == 1
 
     def test_what_ssh_adds_is_not_why_it_ended(self):
         text = "Warning: Permanently added 'x' (ED25519) to the list of known hosts.\r\nreal words"
@@ -7756,7 +7770,8 @@ class TestNotebooks:
 
 class TestTrace:
     def test_every_attempt_is_a_span_per_machine_and_slot(self, ssh, tmp_path):
-        pool = ssh("2/alpha", "1/beta", max_bundle_failures=2)
+        pool = ssh("2/alpha", "1/beta", max_bundle_failures=2, schedule_backups=False)
+        until(lambda: all(worker.state == "up" for worker in pool.status.workers))
         list(pool.map(time.sleep, [0.001] * 200, chunksize=1))
         pool.submit(crash).exception(PATIENCE)
         future = pool.submit(touch_and_wait, str(tmp_path / "began"))
@@ -8132,7 +8147,7 @@ class TestCommandLine:
         assert self.run("--check", "--workers", "1/:").returncode == 0
 
     def test_check_passes_every_stage(self, sshds):
-        cache = pathlib.Path("~/.cache/executors").expanduser()
+        cache = pathlib.Path(sshds[0].folder, ".cache/executors")     # alpha's; this process's alone
         before = {*cache.glob("*")}
         done = self.run("--check", "--workers", f"alpha python={sys.executable}",
                         "--ssh_options", f"-F {sshds[0].path('config')}",
@@ -9459,7 +9474,7 @@ class TestReadme:
     def test_the_same_program_on_dask(self, sshds):
         """One decorated program on threads, processes, ssh and Dask, by changing one argument."""
         done = run("""
-            import sys, executors
+            import sys, executors, time
 
             def program(method):
                 @executors.parallelize(method)
@@ -9479,7 +9494,10 @@ class TestReadme:
                                               dashboard_address=None) as cluster:
                     with distributed.Client(cluster) as client:
                         with executors.PoolExecutor(client.get_executor(), title="dask") as pool:
-                            print(program(pool), pool.histogram.count)
+                            print(program(pool))
+                            while pool.histogram.count < 4:     # counted after it is given out
+                                time.sleep(0.01)
+                            print(pool.histogram.count)
         """, *sshds[0].ssh_options, env={"PYTHONWARNINGS": "ignore"})
         assert done.stdout.split() == ["1429", "1429", "1429", "1429", "4"], done
 
