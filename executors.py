@@ -156,6 +156,7 @@ TRACE_LENGTH = 1 << 15          # attempts that the trace keeps, 250 bytes each
 REPORT_HEARTBEATS = 3           # heartbeats between two progress reports in the log
 STATUS_LINE_SECONDS = 60.0      # between two status lines on stderr where that is no terminal
 RATE_TICKS = 40                 # latest ticks with progress, over which the rate is measured
+MAX_NESTING = 20                # calls that await each other and fail, one within the other
 UNCOUNTED = 10_000              # durations that local executors keep before they count them
 CHUNK_SECONDS = 0.03            # of work in a chunk of a map that chooses its chunks itself
 CHECK_SECONDS = 60.0, 600.0     # limit for a stage of --check; for one that may copy a package
@@ -737,6 +738,12 @@ def _is_interrupt(error: BaseException | None) -> bool:
     return isinstance(error, (KeyboardInterrupt, cancelled))
 
 
+def _interrupts_us(error: BaseException) -> bool:
+    """Return whether Ctrl-C has raised this just now: the main thread, and no other, gets it."""
+    is_main = threading.current_thread() is threading.main_thread()
+    return is_main and isinstance(error, KeyboardInterrupt)
+
+
 # What an ERROR message reports, by its stage.
 _STAGES = {
     "arguments": "its function or arguments cannot be unpickled on the worker",
@@ -766,7 +773,7 @@ def _rebuild_exception(name: str, body: Any) -> BaseException:
             text += f" (the exception cannot be unpickled here: {wire.describe(problem)})"
     if not isinstance(error, BaseException):
         reason = f"{_STAGES[stage]}: {kind}: {text}"
-        if stage == "run":
+        if stage == "run" and not pickled:
             reason += (" -- an exception is made anew from its args: pass all of them to "
                        "super().__init__(), or define __reduce__")
         error = BundleError(name, reason)
@@ -1167,8 +1174,11 @@ class _ChunkedMap:
         """Submit a chunk if it is short; have its outcome reported here."""
         packed: Any = None
         if not chunk.is_alone:
-            with contextlib.suppress(Exception):        # an item cannot be pickled
+            try:
                 packed = self._pool._pack_items([*zip(*chunk.items)])
+            except BaseException as error:      # an item cannot be pickled: it is found alone
+                if _interrupts_us(error):
+                    raise
             half = len(chunk.items) // 2
             if half and not packed:
                 with self._changed:
@@ -1184,7 +1194,9 @@ class _ChunkedMap:
         except (BrokenExecutor, _PoolClosedError) as error:
             self._on_refused(chunk, error)
             return
-        except Exception as error:
+        except BaseException as error:
+            if _interrupts_us(error):
+                raise
             future = Future()
             future.set_exception(error)
         with self._changed:
@@ -1273,6 +1285,35 @@ def _open_results(name: str, seconds: float, found: Any, raised: bytes) -> _Chun
     return _ChunkOutcome(number, values, error, int(error is not None), max(seconds, 1e-9))
 
 
+class _LocalFuture(Future[_T]):
+    """A standard pool's future. What its user does cannot end the thread that gives it its outcome.
+
+    If that thread ends, no other future of the pool gets an outcome.
+    """
+
+    def result(self, timeout: float | None = None) -> _T:
+        value: Any = super().result(timeout)
+        if type(value) is wire.UnopenedResult:
+            raise _unpickling_error(value.name, value.error)
+        return value    # type: ignore[no-any-return]
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        error = super().exception(timeout)
+        value: Any = super().result() if error is None else None
+        if type(value) is wire.UnopenedResult:
+            return _unpickling_error(value.name, value.error)
+        return error
+
+    def _invoke_callbacks(self) -> None:
+        for callback in self._done_callbacks:       # type: ignore[attr-defined]
+            try:
+                callback(self)
+            except BaseException as error:
+                if _interrupts_us(error):
+                    raise
+                _log.exception("a callback of a future raised")
+
+
 class PoolExecutor(BaseExecutor):
     """Adopt any `concurrent.futures.Executor`: Dask's `client.get_executor()`, mpi4py's, yours.
 
@@ -1317,6 +1358,8 @@ class PoolExecutor(BaseExecutor):
 
     def _watch(self, started: float, future: Future[_T]) -> Future[_T]:
         """Count a task until it is done. It may be done already."""
+        if type(future) is Future:      # a user's callbacks and waits come after this
+            future.__class__ = _LocalFuture
         self._started[future] = started
         future.add_done_callback(self._on_done)
         if len(self._durations) > UNCOUNTED:
@@ -4635,7 +4678,7 @@ class _ScriptSnapshot:
 
 
 def _is_imported(value: Any) -> bool:
-    return isinstance(value, types.ModuleType) and sys.modules.get(value.__name__) is value
+    return issubclass(type(value), types.ModuleType) and sys.modules.get(value.__name__) is value
 
 
 @functools.cache
@@ -6682,8 +6725,9 @@ class DefaultExecutors:
     True
     """
 
-    # Guards the pools. A forked child gets another one: a thread of the parent may hold this.
-    _lock = threading.Lock()
+    # Guards the pools. A forked child gets another one: a thread of the parent may hold this. While
+    # its thread makes a pool, a finalizer or a signal handler may ask for one, too.
+    _lock = threading.RLock()
     # By process and kind: a forked child makes its own.
     _pools: dict[tuple[int, Method], BaseExecutor] = {}     # noqa: RUF012
 
@@ -6715,9 +6759,13 @@ class DefaultExecutors:
         _shut_down_defaults_at_exit()
         key = os.getpid(), method
         with self._lock:
-            if key not in self._pools:
-                self._pools[key] = make(title=f"default {method.value} pool")
-            return self._pools[key]
+            if key in self._pools:
+                return self._pools[key]
+            made = make(title=f"default {method.value} pool")
+            pool = self._pools.setdefault(key, made)
+        if made is not pool:
+            made.shutdown()
+        return pool
 
 
 @functools.cache
@@ -6729,7 +6777,7 @@ def _shut_down_defaults_at_exit() -> None:
 
 
 def _replace_lock() -> None:
-    DefaultExecutors._lock = threading.Lock()
+    DefaultExecutors._lock = threading.RLock()
 
 
 if TYPE_CHECKING:
@@ -6789,7 +6837,28 @@ def _call_when_done(futures: Iterable[Future[Any]], then: Callable[[], None]) ->
         if not future.done():
             future.add_done_callback(lambda _: _call_when_done(futures, then))
             return
-    then()
+    if _nesting.depth >= MAX_NESTING:
+        with contextlib.suppress(RuntimeError):     # there are too many threads
+            threading.Thread(target=then, name="parallelize").start()
+            return
+    _nesting.depth += 1
+    try:
+        then()
+    finally:
+        _nesting.depth -= 1
+
+
+class _Nesting(threading.local):
+    """How many calls of `_call_when_done` this thread is in, one below the other.
+
+    In a chain of calls each of which awaits the one before, a failure goes from one to the next. So
+    the chain is as deep as it is long, and another thread goes on where the stack may end.
+    """
+
+    depth = 0
+
+
+_nesting = _Nesting()
 
 
 class _AwaitingFuture(Future[_T]):

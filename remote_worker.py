@@ -119,7 +119,7 @@ __version__ = "0.2.0"      # of executors, which this file belongs to
 __all__ = [
     "ABSENT", "DECODE_ERRORS", "LOOK_UP_BY_NAME", "UNPICKLE_EACH_CALL", "UNPICKLE_ONCE",
     "FrameError", "FrameReader", "MessageReader", "Outbox", "PackageLoader", "Pickled",
-    "Prepacked", "Script", "describe", "digest_file", "enlarge_pipe", "frame",
+    "Prepacked", "Script", "UnopenedResult", "describe", "digest_file", "enlarge_pipe", "frame",
     "importable_name", "is_data", "is_plain", "main", "message", "open_nameless_file", "pack",
     "pack_call", "pack_for_process", "pack_for_slot", "pack_function", "pack_outcome",
     "pack_without_arrays", "pickle_definition", "process_tree", "remove_entries", "run_call",
@@ -854,7 +854,9 @@ def is_data(value: object) -> bool:
 
 def is_definition(value: object) -> bool:
     """Return whether an object is a function, a class or a module."""
-    return isinstance(value, (*_DEFINITION_TYPES, types.BuiltinFunctionType, types.ModuleType))
+    # Not by `isinstance`, which asks a proxy for its `__class__`: that may load what it stands for.
+    return issubclass(
+        type(value), (*_DEFINITION_TYPES, types.BuiltinFunctionType, types.ModuleType))
 
 
 # A token identifies a definition in pickles that go back to where it came from. None of these
@@ -2138,17 +2140,36 @@ def pack_for_process(obj: object, there: Mapping[str, object] | None) -> bytes:
 
 
 class _Shipped:
-    """Wrap a pickle so that plain pickle can carry it; unpickling returns the object itself."""
+    """Wrap a pickle so that plain pickle can carry it; unpickling returns the object itself.
 
-    def __init__(self, data: bytes) -> None:
+    It returns an UnopenedResult if our parent, unlike this process, cannot unpickle the object.
+    """
+
+    def __init__(self, name: str, data: bytes) -> None:
+        self._name = name
         self._data = data
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return pickle.loads, (self._data,)
+        return _open_result, (self._name, self._data)
+
+
+class UnopenedResult:
+    """Stands for the result of a function, by its name, and tells why that cannot be unpickled."""
+
+    def __init__(self, name: str, error: BaseException) -> None:
+        self.name = name
+        self.error = error
+
+
+def _open_result(name: str, data: bytes) -> Any:
+    try:
+        return pickle.loads(data)
+    except BaseException as error:
+        return UnopenedResult(name, error)
 
 
 class _Raised(Exception):
-    """Stands for an exception that plain pickle cannot carry, until our parent unpickles it.
+    """Stands for an exception until our parent unpickles it, which does not raise.
 
     Arguments:
         name: of the function.
@@ -2199,24 +2220,17 @@ def _run(name: str, open_call: Callable[[], Any]) -> Any:
         value = function(*args, **kwargs)
         data = b"" if is_plain(value) else _dumps(value)
     except BaseException as error:
-        if _can_travel(error):
+        if type(error).__module__ == "builtins" and is_plain(error.args) and not vars(error):
             raise
-        raise _Raised(name, "run", error) from error
+        raised = _Raised(name, "run", error).with_traceback(error.__traceback__)
+        raise raised from error.__cause__ or error.__context__
     if not data:
         return value
     try:
         pickle.loads(data)
     except BaseException as error:
         raise _Raised(name, "round trip", error) from error
-    return _Shipped(data)
-
-
-def _can_travel(error: BaseException) -> bool:
-    """Return whether plain pickle can carry an exception; that may make another one of it."""
-    try:
-        return isinstance(pickle.loads(pickle.dumps(error)), BaseException)
-    except BaseException:
-        return False
+    return _Shipped(name, data)
 
 
 def pack_outcome(ok: bool, value: Any, stage: str = "run") -> tuple[int, Packed]:
@@ -2257,10 +2271,10 @@ def pack_outcome(ok: bool, value: Any, stage: str = "run") -> tuple[int, Packed]
 
 
 def _pickle_exception(error: BaseException) -> bytes:
-    """Return the pickle of an exception; b"" if that cannot be unpickled to one of its type."""
+    """Return the pickle of an exception; b"" if that cannot be unpickled to an exception."""
     try:
         data = _dumps(error)
-        if type(loads(data)) is type(error):
+        if isinstance(loads(data), BaseException):
             return data
     except BaseException:       # for instance, its constructor does not accept its args
         pass

@@ -821,6 +821,15 @@ class TestContract:
             return await asyncio.gather(one, asyncio.wrap_future(pool.submit(neg, 2)))
         assert asyncio.run(both()) == [-1, -2]
 
+    @pytest.mark.parametrize("error", [SystemExit(1), KeyboardInterrupt()])
+    def test_callbacks_may_raise_anything(self, pool, error, tmp_path):
+        futures = [pool.submit(wait_for, str(tmp_path / "go")) for _ in range(8)]
+        for future in futures:
+            future.add_done_callback(lambda _: raise_it(error))
+        (tmp_path / "go").touch()
+        futures += [pool.submit(neg, n) for n in range(8)]
+        assert not cf.wait(futures, PATIENCE).not_done
+
     def test_callbacks_may_submit(self, pool):
         done, results = threading.Event(), []
 
@@ -1007,7 +1016,8 @@ class TestChunks:
         until(lambda: not pool.task_count)
 
     @pytest.mark.parametrize("bad", [0, 1, 777, 2999])
-    @pytest.mark.parametrize("how", ["raises", "argument", "refusal", "result", "unpickling"])
+    @pytest.mark.parametrize(
+        "how", ["raises", "argument", "refusal", "exit", "result", "unpickling"])
     def test_what_fails_is_its_item(self, pool, bad, how, tmp_path):
         """With the values before it, and once."""
         def work(n, extra):
@@ -1021,9 +1031,11 @@ class TestChunks:
 
         backups, extras = count_backups(), [None] * 3000
         extras[bad] = {"argument": threading.Lock(), "refusal": Unwilling(),
+                       "exit": BombOnPickle(sys.exit, 1),
                        "unpickling": Bomb(raise_it, KeyError())}.get(how)
         found, results = [], None
-        errors = ZeroDivisionError, BundleError, TypeError, LookupError, RuntimeError
+        errors = (ZeroDivisionError, BundleError, TypeError, LookupError, RuntimeError,
+                  SystemExit)
         with pytest.raises(errors) as caught:
             results = pool.map(work, range(3000), extras)
             found.extend(results)
@@ -1321,6 +1333,23 @@ def test_what_one_task_pickles_does_not_break_a_process_pool(start):
             assert error.name.endswith(("<lambda>", "neg"))
             assert "Traceback" in str(error.__cause__)
             assert good.result(PATIENCE) == -1
+
+
+@pytest.mark.parametrize("how", ["returns", "raises"])
+def test_what_only_a_process_can_import_breaks_no_pool(how, tmp_path):
+    def work():
+        (tmp_path / "only_there.py").write_text("class Error(Exception):\n    pass\n")
+        sys.path.insert(0, str(tmp_path))
+        import only_there
+        return raise_it(only_there.Error(5)) if how == "raises" else [only_there.Error(5)]
+
+    with executors.ProcessExecutor(1) as pool:
+        bad, good = pool.submit(work), pool.submit(neg, 1)
+        error = bad.exception(PATIENCE)
+        assert type(error) is BundleError and "unpickled here: ModuleNotFoundError" in str(error)
+        with pytest.raises(BundleError, match="only_there"):
+            bad.result()
+        assert good.result(PATIENCE) == -1
 
 
 @pytest.mark.parametrize("start", ["fork", "spawn", "forkserver"])
@@ -4269,7 +4298,7 @@ def on_nothing(login):
         yield on
 
 
-@pytest.mark.timeout(300)      # sending an interpreter takes several seconds, three times in one test
+@pytest.mark.timeout(300)      # sending an interpreter takes several seconds
 class TestInterpreters:
     def test_ours_is_sent_once(self, on_nothing, caplog):
         caplog.set_level("INFO", "executors")
@@ -5049,6 +5078,18 @@ class TestTheScript:
                 printed = done.stdout.splitlines()
                 assert printed == expected.splitlines(), (kind, printed, done.stderr[-2000:])
         return check
+
+    def test_a_proxy_that_is_not_used_is_left_alone(self, check):
+        check("""
+            class Proxy:
+                @property
+                def __class__(self):
+                    raise RuntimeError("not set up yet")
+            proxy = Proxy()
+            def work(n):
+                return n + 1
+            """, "print(get(pool.submit(work, 1)), get(pool.submit(lambda: work(2))))", "2 3",
+              kinds=self.ALL)
 
     # The rows of issue 20.
 
@@ -7942,6 +7983,54 @@ class TestDefaults:
         """, timeout=30, env={"PYTHONWARNINGS": "ignore"})      # of a fork beside threads
         assert (done.stdout, done.stderr) == ("7\n", ""), done
 
+    def test_a_pool_is_asked_for_while_this_thread_makes_it(self):
+        """A finalizer or a signal handler may do so at any time."""
+        done = run("""
+            import executors
+            default, made = executors.DefaultExecutors(), []
+            class Nested(executors.ThreadExecutor):
+                def __init__(self, **options):
+                    super().__init__(**options)
+                    made.append(self)
+                    if len(made) == 1:
+                        print(default.thread_pool().submit(abs, -7).result())
+            executors.ThreadExecutor = Nested
+            print(default.thread_pool() is default.thread_pool() is made[1])
+            try:
+                made[0].submit(abs, -7)
+            except RuntimeError as error:
+                print(error)
+        """, timeout=30)
+        assert done.stdout.splitlines() == [
+            "7", "True", "cannot schedule new futures after shutdown"], done
+
+    @pytest.mark.parametrize("how", ["fails", "cancelled", "succeeds"])
+    def test_a_chain_of_calls_that_is_longer_than_the_stack(self, how):
+        go = threading.Event()
+        with executors.ThreadExecutor(1) as pool:
+            @executors.parallelize(pool)
+            def start():
+                go.wait(PATIENCE)
+                return 1 // (how != "fails")
+
+            @executors.parallelize(pool)
+            def add(total, number):
+                return total + number
+
+            blocker, chain = start(), [start()]
+            for _ in range(1500):
+                chain.append(add(chain[-1], 1))
+            if how == "cancelled":
+                assert chain[0].cancel()
+            go.set()
+            expected = {"fails": ZeroDivisionError, "cancelled": cf.CancelledError}.get(how)
+            assert len(cf.wait([blocker, *chain], PATIENCE).done) == 1502
+            if expected:
+                with pytest.raises(expected):
+                    chain[-1].result()
+            else:
+                assert chain[-1].result() == 1501
+
     def test_parentheses_are_asked_for(self):
         with pytest.raises(TypeError, match="parentheses"):
             executors.parallelize(neg)
@@ -8147,7 +8236,7 @@ class TestCommandLine:
         assert self.run("--check", "--workers", "1/:").returncode == 0
 
     def test_check_passes_every_stage(self, sshds):
-        cache = pathlib.Path(sshds[0].folder, ".cache/executors")     # alpha's; this process's alone
+        cache = pathlib.Path(sshds[0].folder, ".cache/executors")     # alpha's
         before = {*cache.glob("*")}
         done = self.run("--check", "--workers", f"alpha python={sys.executable}",
                         "--ssh_options", f"-F {sshds[0].path('config')}",
