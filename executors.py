@@ -1291,6 +1291,19 @@ class _LocalFuture(Future[_T]):
     If that thread ends, no other future of the pool gets an outcome.
     """
 
+    def _invoke_callbacks(self) -> None:
+        for callback in self._done_callbacks:       # type: ignore[attr-defined]
+            try:
+                callback(self)
+            except BaseException as error:
+                if _interrupts_us(error):
+                    raise
+                _log.exception("a callback of a future raised")
+
+
+class _ProcessFuture(_LocalFuture[_T]):
+    """The same of a ProcessPoolExecutor, whose thread unpickles results."""
+
     def result(self, timeout: float | None = None) -> _T:
         value: Any = super().result(timeout)
         if type(value) is wire.UnopenedResult:
@@ -1304,15 +1317,6 @@ class _LocalFuture(Future[_T]):
             return _unpickling_error(value.name, value.error)
         return error
 
-    def _invoke_callbacks(self) -> None:
-        for callback in self._done_callbacks:       # type: ignore[attr-defined]
-            try:
-                callback(self)
-            except BaseException as error:
-                if _interrupts_us(error):
-                    raise
-                _log.exception("a callback of a future raised")
-
 
 class PoolExecutor(BaseExecutor):
     """Adopt any `concurrent.futures.Executor`: Dask's `client.get_executor()`, mpi4py's, yours.
@@ -1321,6 +1325,8 @@ class PoolExecutor(BaseExecutor):
     ...     list(pool.map(str.upper, ["a", "b"], chunksize=2))
     ['A', 'B']
     """
+
+    _future_type: type[Future[Any]] = _LocalFuture
 
     def __init__(self, pool: Executor, *, title: str = "") -> None:
         super().__init__(title)
@@ -1359,7 +1365,7 @@ class PoolExecutor(BaseExecutor):
     def _watch(self, started: float, future: Future[_T]) -> Future[_T]:
         """Count a task until it is done. It may be done already."""
         if type(future) is Future:      # a user's callbacks and waits come after this
-            future.__class__ = _LocalFuture
+            future.__class__ = self._future_type
         self._started[future] = started
         future.add_done_callback(self._on_done)
         if len(self._durations) > UNCOUNTED:
@@ -1438,6 +1444,8 @@ class ProcessExecutor(PoolExecutor):
     ...     list(pool.map(lambda n: n * n, range(5)))
     [0, 1, 4, 9, 16]
     """
+
+    _future_type = _ProcessFuture
 
     def __init__(self, max_workers: int | None = None, *, title: str = "",
                  mp_context: multiprocessing.context.BaseContext | None = None,
