@@ -739,9 +739,12 @@ def _is_interrupt(error: BaseException | None) -> bool:
 
 
 def _interrupts_us(error: BaseException) -> bool:
-    """Return whether Ctrl-C has raised this just now: the main thread, and no other, gets it."""
+    """Return whether a signal handler may have raised this: Ctrl-C's KeyboardInterrupt, SystemExit.
+
+    Handlers run in the main thread. In another one, whatever is raised belongs to what was called.
+    """
     is_main = threading.current_thread() is threading.main_thread()
-    return is_main and isinstance(error, KeyboardInterrupt)
+    return is_main and not isinstance(error, Exception)
 
 
 # What an ERROR message reports, by its stage.
@@ -753,12 +756,13 @@ _STAGES = {
 }
 
 
-def _rebuild_exception(name: str, body: Any) -> BaseException:
+def _rebuild_exception(name: str, body: Any, is_remote: bool = True) -> BaseException:
     """Return the exception of an ERROR message, with the remote traceback as its cause.
 
     Arguments:
         name: of the function.
         body: see `wire.pack_outcome`.
+        is_remote: whether it may be about files of another machine.
 
     Raises whatever a malformed body leads to.
     """
@@ -777,7 +781,7 @@ def _rebuild_exception(name: str, body: Any) -> BaseException:
             reason += (" -- an exception is made anew from its args: pass all of them to "
                        "super().__init__(), or define __reduce__")
         error = BundleError(name, reason)
-    elif isinstance(error, FileNotFoundError):
+    elif is_remote and isinstance(error, FileNotFoundError):
         with contextlib.suppress(Exception):    # of Python 3.10; or it is of the user's own making
             _explain_missing_file(error)
     # Not by assignment: an exception may be a frozen dataclass.
@@ -1286,9 +1290,9 @@ def _open_results(name: str, seconds: float, found: Any, raised: bytes) -> _Chun
 
 
 class _LocalFuture(Future[_T]):
-    """A standard pool's future. What its user does cannot end the thread that gives it its outcome.
+    """An adopted pool's future. No callback can end the thread that gives it its outcome.
 
-    If that thread ends, no other future of the pool gets an outcome.
+    If that thread ended, no other future of the pool would get an outcome.
     """
 
     def _invoke_callbacks(self) -> None:
@@ -1298,24 +1302,50 @@ class _LocalFuture(Future[_T]):
             except BaseException as error:
                 if _interrupts_us(error):
                     raise
-                _log.exception("a callback of a future raised")
+                _log.exception("a callback of %r raised", self)
+
+
+class _Failure(NamedTuple):
+    """Stands for the result of a call in a process that has none."""
+
+    error: BaseException
+
+
+def _open_outcome(name: str, kind: int, body: Any) -> Any:
+    """Return the result of a call in a process, or a _Failure.
+
+    A thread of a standard pool calls this, and would end if it raised. See `wire.begin_process`.
+    """
+    try:
+        if kind == wire.RESULT:
+            return pickle.loads(body)
+        return _Failure(_rebuild_exception(name, (body,), is_remote=False))
+    except BaseException as error:
+        return _Failure(_unpickling_error(name, error))
 
 
 class _ProcessFuture(_LocalFuture[_T]):
-    """The same of a ProcessPoolExecutor, whose thread unpickles results."""
+    """The same of a ProcessPoolExecutor, where a _Failure may be set as the result.
+
+    A race: it may be set before the future is of this class. So who asks for the result looks, too.
+    """
+
+    def set_result(self, result: Any) -> None:
+        if type(result) is _Failure:
+            self.set_exception(result.error)
+        else:
+            super().set_result(result)
 
     def result(self, timeout: float | None = None) -> _T:
         value: Any = super().result(timeout)
-        if type(value) is wire.UnopenedResult:
-            raise _unpickling_error(value.name, value.error)
+        if type(value) is _Failure:
+            raise value.error
         return value    # type: ignore[no-any-return]
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         error = super().exception(timeout)
         value: Any = super().result() if error is None else None
-        if type(value) is wire.UnopenedResult:
-            return _unpickling_error(value.name, value.error)
-        return error
+        return value.error if type(value) is _Failure else error
 
 
 class PoolExecutor(BaseExecutor):
@@ -1425,7 +1455,8 @@ class ProcessExecutor(PoolExecutor):
     """Run tasks on processes of this machine; lambdas, closures and functions of `__main__` too.
 
     A process that dies takes its pool's tasks with it (BrokenProcessPool, as in the standard
-    library); the next submission gets a new pool.
+    library); the next submission gets a new pool. What cannot be pickled or unpickled is the error
+    of its task alone: for that, a result is unpickled in its process, too, before it is sent.
 
     Processes are started in the default way of `multiprocessing`, with two exceptions. With
     `max_tasks_per_child` they are spawned. If the default is to fork and this process has other
@@ -1477,7 +1508,7 @@ class ProcessExecutor(PoolExecutor):
         # A forked child has what stands in `__main__` now; others import it, and can tell.
         self._there = {**vars(sys.modules["__main__"])} if is_fork else None
         return ProcessPoolExecutor(
-            self._size, context, wire.begin_process, (_rebuild_exception,), **self._more)
+            self._size, context, wire.begin_process, (_open_outcome,), **self._more)
 
     def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
         if self._is_closed:
@@ -3761,7 +3792,8 @@ module.__spec__=ModuleSpec(name,module.__loader__,origin=file)
 module.serve(modules)
 '''
 # Shell code for a machine that may get our interpreter. `own` returns whether folders belong to us,
-# and nobody else may write in them; `fit`, whether there is a copy that can be trusted, and starts.
+# and nobody else may write in them; `fit`, whether there is a copy that can be trusted, and starts:
+# `k` is its path then.
 _COPY_OF_PYTHON = (
     'case "$XDG_CACHE_HOME" in /*) c=$XDG_CACHE_HOME;; *) c=${HOME:-/nonexistent}/.cache;; esac; '
     'c=$c/executors; '
@@ -3774,9 +3806,9 @@ _COPY_OF_PYTHON = (
     'q=; fit && q=$k/bin/%(name)s; ')
 # Where no Python was found: tell the platform, read how long a compressed tar is and then the tar,
 # unpack it beside its place, try it, and put it there. As in all of the cache, nothing is put in
-# place of a copy, not even of one that does not fit: another login may just have put it there. So
-# the place is chosen before the last look. If two logins do this at the same time, `mv` may put the
-# second copy into the first.
+# place of a copy, not even of one that does not fit: another login may just have put it there. The
+# place, `t`, is chosen first: if another login's copy appears after that, `fit` finds it; or `mv`
+# puts ours into it, from where it is removed.
 _RECEIVE_PYTHON = (
     'echo; echo "%(magic)s none $(uname -sm 2>/dev/null) $(getconf GNU_LIBC_VERSION 2>/dev/null)"; '
     'n=; while test -z "$n"; do read n || exit 126; done; u=$(umask); umask 077; '
@@ -6846,7 +6878,8 @@ def _call_when_done(futures: Iterable[Future[Any]], then: Callable[[], None]) ->
             future.add_done_callback(lambda _: _call_when_done(futures, then))
             return
     if _nesting.depth >= MAX_NESTING:
-        with contextlib.suppress(RuntimeError):     # there are too many threads
+        # None can be started if there are too many; or, on Python 3.12, once the program has ended.
+        with contextlib.suppress(RuntimeError):
             threading.Thread(target=then, name="parallelize").start()
             return
     _nesting.depth += 1

@@ -119,7 +119,7 @@ __version__ = "0.2.0"      # of executors, which this file belongs to
 __all__ = [
     "ABSENT", "DECODE_ERRORS", "LOOK_UP_BY_NAME", "UNPICKLE_EACH_CALL", "UNPICKLE_ONCE",
     "FrameError", "FrameReader", "MessageReader", "Outbox", "PackageLoader", "Pickled",
-    "Prepacked", "Script", "UnopenedResult", "describe", "digest_file", "enlarge_pipe", "frame",
+    "Prepacked", "Script", "describe", "digest_file", "enlarge_pipe", "frame",
     "importable_name", "is_data", "is_plain", "main", "message", "open_nameless_file", "pack",
     "pack_call", "pack_for_process", "pack_for_slot", "pack_function", "pack_outcome",
     "pack_without_arrays", "pickle_definition", "process_tree", "remove_entries", "run_call",
@@ -2119,15 +2119,15 @@ def run_with_arrays(_name: str, arrays: Mapping[int, Any], pickled: bytes) -> An
     return Unpickler(io.BytesIO(pickled)).load()()
 
 
-def begin_process(rebuild_exception: Callable[[str, Any], BaseException]) -> None:
+def begin_process(open_outcome: Callable[[str, int, Any], Any]) -> None:
     """Begin a process of a ProcessExecutor: record what its `__main__` has.
 
     Arguments:
-        rebuild_exception: what our parent calls with the name of a function, and with what
-            `pack_outcome` returned for an exception that plain pickle cannot carry.
+        open_outcome: what our parent calls with the name of a function, and RESULT and the pickled
+            value or ERROR and what `pack_outcome` has returned. It does not raise.
     """
     _inherited.update(vars(sys.modules["__main__"]))
-    _Raised.rebuild = staticmethod(rebuild_exception)
+    _ProcessOutcome.open = staticmethod(open_outcome)
 
 
 def pack_for_process(obj: object, there: Mapping[str, object] | None) -> bytes:
@@ -2139,52 +2139,16 @@ def pack_for_process(obj: object, there: Mapping[str, object] | None) -> bytes:
     return _dumps(obj, _ProcessReducers, known_names=there)
 
 
-class _Shipped:
-    """Wrap a pickle so that plain pickle can carry it; unpickling returns the object itself.
+class _ProcessOutcome:
+    """What a call in a process pool returned or raised, until our parent unpickles it."""
 
-    It returns an UnopenedResult if our parent, unlike this process, cannot unpickle the object.
-    """
+    open: Any = None    # see `begin_process`
 
-    def __init__(self, name: str, data: bytes) -> None:
-        self._name = name
-        self._data = data
+    def __init__(self, name: str, kind: int, body: bytes) -> None:
+        self._operands = name, kind, body
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _open_result, (self._name, self._data)
-
-
-class UnopenedResult:
-    """Stands for the result of a function, by its name, and tells why that cannot be unpickled."""
-
-    def __init__(self, name: str, error: BaseException) -> None:
-        self.name = name
-        self.error = error
-
-
-def _open_result(name: str, data: bytes) -> Any:
-    try:
-        return pickle.loads(data)
-    except BaseException as error:
-        return UnopenedResult(name, error)
-
-
-class _Raised(Exception):
-    """Stands for an exception until our parent unpickles it, which does not raise.
-
-    Arguments:
-        name: of the function.
-        stage: see `pack_outcome`.
-    """
-
-    rebuild: Any = None     # see `begin_process`
-
-    def __init__(self, name: str, stage: str, error: BaseException) -> None:
-        super().__init__(describe(error))
-        self._name = name
-        self._body = _join(pack_outcome(False, error, stage)[1])
-
-    def __reduce__(self) -> Any:
-        return self.rebuild, (self._name, (self._body,))
+        return self.open, self._operands
 
 
 def run_shipped(name: str, packed: bytes) -> Any:
@@ -2207,30 +2171,25 @@ def run_plain(module: str, name: str, *args: Any) -> Any:
 
 
 def _run(name: str, open_call: Callable[[], Any]) -> Any:
-    """Run `(function, args, kwargs)`; plain pickle can carry what it returns or raises.
+    """Run `(function, args, kwargs)`; return a plain value as it is, and else a _ProcessOutcome.
 
     What a user's objects and modules raise is raised here, for a pool whose queues pickle and
     unpickle them ends by that, and all its tasks with it.
     """
+    stage = "arguments"
     try:
         function, args, kwargs = open_call()
-    except BaseException as error:
-        raise _Raised(name, "arguments", error) from error
-    try:
+        stage = "run"
         value = function(*args, **kwargs)
-        data = b"" if is_plain(value) else _dumps(value)
-    except BaseException as error:
-        if type(error).__module__ == "builtins" and is_plain(error.args) and not vars(error):
-            raise
-        raised = _Raised(name, "run", error).with_traceback(error.__traceback__)
-        raise raised from error.__cause__ or error.__context__
-    if not data:
-        return value
-    try:
+        if is_plain(value):
+            return value
+        data = _dumps(value)        # as in the standard library, what this raises is the outcome
+        stage = "round trip"
         pickle.loads(data)
     except BaseException as error:
-        raise _Raised(name, "round trip", error) from error
-    return _Shipped(name, data)
+        _, packed = pack_outcome(False, error, stage)
+        return _ProcessOutcome(name, ERROR, _join(packed))
+    return _ProcessOutcome(name, RESULT, data)
 
 
 def pack_outcome(ok: bool, value: Any, stage: str = "run") -> tuple[int, Packed]:
@@ -2546,11 +2505,13 @@ class _Arrivals:
         key, name, _ = entry
         file, digest, is_tar, size = sent
         path = os.path.join(self._place, "content", file)
-        # It is complete when it has its size: scp writes from its start to its end, and what is
+        # A tar is complete when it has its size: scp writes from its start to its end, and what is
         # copied without scp is renamed into place. It is then put aside: should the copy fail and
-        # be repeated, it is not written to.
+        # be repeated, it is not written to. Another file becomes the entry itself, and scp sets its
+        # size once more at its end, which changes its time: that waits until scp has ended.
         whole = os.path.join(self._place, key + ".whole")
-        while not (self._have_all_come or os.path.exists(path) and os.stat(path).st_size >= size):
+        while not (self._have_all_come or is_tar and os.path.exists(path)
+                   and os.stat(path).st_size >= size):
             time.sleep(LOCK_POLL_SECONDS)
         if os.path.exists(path):    # otherwise it was taken before, or has not come
             self._taken.append(size)

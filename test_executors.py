@@ -17,6 +17,7 @@ import fcntl
 import functools
 import gc
 import grp
+import hashlib
 import importlib.metadata
 import importlib.util
 import inspect
@@ -1039,6 +1040,10 @@ class TestChunks:
         with pytest.raises(errors) as caught:
             results = pool.map(work, range(3000), extras)
             found.extend(results)
+        if how == "exit":       # the main thread raises it at once, should it be a signal handler's
+            assert type(caught.value) is SystemExit
+            assert pool.submit(neg, 1).result(PATIENCE) == -1
+            return
         assert found == [-n for n in range(bad)], caught.value
         started = how in ("raises", "result")
         ran = len(os.listdir(tmp_path))
@@ -1335,6 +1340,24 @@ def test_what_one_task_pickles_does_not_break_a_process_pool(start):
             assert good.result(PATIENCE) == -1
 
 
+@pytest.mark.parametrize("error", [
+    KeyError("bad"), FileNotFoundError(2, "no such file", __file__),    # which is here
+    json.JSONDecodeError("bad", "{", 1)])
+def test_the_traceback_from_a_process_is_of_what_it_ran(error):
+    def work():
+        try:
+            return 1 // 0
+        except ZeroDivisionError:
+            raise error from None
+
+    with executors.ProcessExecutor(1) as pool:
+        found = pool.submit(work).exception(PATIENCE)
+    assert type(found) is type(error) and not hasattr(found, "__notes__")
+    words = str(found.__cause__)
+    assert "in work\n" in words and type(error).__name__ + ": " in words
+    assert "remote_worker" not in words and "ZeroDivisionError" not in words
+
+
 @pytest.mark.parametrize("how", ["returns", "raises"])
 def test_what_only_a_process_can_import_breaks_no_pool(how, tmp_path):
     def work():
@@ -1344,12 +1367,15 @@ def test_what_only_a_process_can_import_breaks_no_pool(how, tmp_path):
         return raise_it(only_there.Error(5)) if how == "raises" else [only_there.Error(5)]
 
     with executors.ProcessExecutor(1) as pool:
-        bad, good = pool.submit(work), pool.submit(neg, 1)
+        bad, never = pool.submit(work), pool.submit(wait_for, str(tmp_path / "go"))
+        assert cf.wait([bad, never], PATIENCE, cf.FIRST_EXCEPTION).done == {bad}
+        (tmp_path / "go").touch()
+        good = pool.submit(neg, 1)
         error = bad.exception(PATIENCE)
         assert type(error) is BundleError and "unpickled here: ModuleNotFoundError" in str(error)
         with pytest.raises(BundleError, match="only_there"):
             bad.result()
-        assert good.result(PATIENCE) == -1
+        assert bad.exception() is error and good.result(PATIENCE) == -1
 
 
 @pytest.mark.parametrize("start", ["fork", "spawn", "forkserver"])
@@ -2908,6 +2934,23 @@ class TestFiles:
         sizes = pool.submit(lambda: list(map(os.path.getsize, names))).result(PATIENCE)
         assert sizes == [0, 0, 3 << 20]
         assert len(each_copy(caplog)) == 1      # for all four
+
+    def test_a_file_to_which_scp_does_something_more_once_it_is_complete(
+            self, login, ssh, tmp_path, caplog, monkeypatch):
+        """That of OpenSSH 9 sets its size once more, and so its time."""
+        caplog.set_level("INFO", "executors")
+        (tmp_path / "big").write_bytes(os.urandom(3 << 20))
+        (tmp_path / "slow_scp").write_text(f"""#!/bin/sh
+            {executors.SCP} "$@" || exit
+            sleep 1
+            find {login.args[1]}/home/.cache/executors -type f -size +2000k -exec touch '{{}}' +
+            """)
+        (tmp_path / "slow_scp").chmod(0o755)
+        monkeypatch.setattr(executors, "SCP", str(tmp_path / "slow_scp"))
+        for _ in range(2):
+            with ssh("1/odd", ssh_options=login().ssh_options, files=tmp_path / "big") as pool:
+                assert pool.submit(os.path.getsize, "big").result(PATIENCE) == 3 << 20
+        assert each_copy(caplog) == [["big"]]
 
     def test_many_files_without_ssh_beside_busy_threads(self, local, tmp_path, home):
         """They are taken as they come, while this process makes the others."""
@@ -6376,8 +6419,8 @@ class TestLostMachines:
         for n in range(4):
             machine = Machine.of(pool)
             future = pool.submit(len, bytes(20_000_000 * (n % 2)))
-            os.kill(machine.ssh, signal.SIGKILL)
-            wire.send_signal(machine.guardian, signal.SIGKILL)      # it may have seen it already
+            for process in machine.ssh, machine.guardian:       # it may have ended already
+                wire.send_signal(process, signal.SIGKILL)
             pool.submit(neg, n)
             until(lambda: pool.status.retried or pool.status.workers[0].state == "up")
             assert future.result(PATIENCE) in (0, 20_000_000)
@@ -8891,9 +8934,13 @@ class TestCache:
             if kind == wire.COPY:
                 folder, _ = json.loads(question)
                 here = pathlib.Path.home() / folder
-                (here / "file").write_text("content")
-                sent = wire.digest_file(here / "file"), False, 7
-                return (wire.pack([("file", *sent), ("later", *sent)]),)
+                with tarfile.open(here / "file", "w") as tar:
+                    info = tarfile.TarInfo("content")
+                    info.size = 7
+                    tar.addfile(info, io.BytesIO(b"content"))
+                sent = wire.digest_file(here / "file"), True, (here / "file").stat().st_size
+                digest = hashlib.sha256(b"content").hexdigest()
+                return (wire.pack([("file", *sent), ("later", digest, False, 7)]),)
             if kind == wire.COPIED:
                 here = pathlib.Path.home() / question.decode()
                 (here / "later").write_text("cont")
