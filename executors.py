@@ -1594,8 +1594,7 @@ class ProcessExecutor(PoolExecutor):
         return self._watch(started, future)
 
     def _pack(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, ...]:
-        where = wire.importable_name(fn)
-        if where and not kwargs and wire.is_plain(args):
+        if not kwargs and wire.is_plain(args) and (where := wire.importable_name(fn)):
             return wire.run_plain, *where, *args
         packed = wire.pack_for_process((fn, args, kwargs), self._there)
         return wire.run_shipped, _name_of_function(fn), packed
@@ -3796,10 +3795,10 @@ module.serve(modules)
 # `k` is its path then.
 _COPY_OF_PYTHON = (
     'case "$XDG_CACHE_HOME" in /*) c=$XDG_CACHE_HOME;; *) c=${HOME:-/nonexistent}/.cache;; esac; '
-    'c=$c/executors; '
+    'c=$c/executors; b=$c/python-%(key)s; '
     'own() { test "$(find "$@" -prune -user "$(id -u)" | wc -l)" -eq $# && '
     'test -z "$(find "$@" -prune "(" -perm -020 -o -perm -002 ")")"; }; '
-    'fit() { for k in "$c/python-%(key)s" "$c"/python-%(key)s.*; do '
+    'fit() { for k in "$b" "$b".*; do '
     'own "$c/." "$k/." && "$k/bin/%(name)s" -c "import json,socket,subprocess,sys;'
     'sys.exit(not sys.prefix.endswith(sys.argv[1]))" "${k##*/}" && touch "$k" && return; done; '
     'false; } </dev/null >/dev/null 2>&1; '
@@ -3817,7 +3816,7 @@ _RECEIVE_PYTHON = (
     'd=$c/incoming-python.%(magic)s; mkdir "$d" && '
     'head -c "$n" | gzip -dc 2>/dev/null | tar -x -o -f - -C "$d" && '
     '"$d/bin/%(name)s" -c "import base64,sys;exec(base64.b64decode(sys.argv[1]))" %(check)s && '
-    '{ t=$c/python-%(key)s; test -e "$t" && t=$t.%(magic)s; fit || { w=$(mv "$d" "$t" 2>&1); '
+    '{ t=$b; test -e "$t" && t=$t.%(magic)s; fit || { w=$(mv "$d" "$t" 2>&1); '
     'rm -rf "$t/${d##*/}"; fit || { echo "${w:-$t does not start}" >&2; false; }; }; }; '
     'r=$?; rm -rf "$d"; umask $u; test $r -eq 0 || exit 125; p=$k/bin/%(name)s; ')
 # Fails if a module that the shim needs is missing; prints the optional ones that are.
@@ -4718,6 +4717,7 @@ class _ScriptSnapshot:
 
 
 def _is_imported(value: Any) -> bool:
+    # Not by `isinstance`: see `wire.is_definition`.
     return issubclass(type(value), types.ModuleType) and sys.modules.get(value.__name__) is value
 
 
@@ -6661,7 +6661,7 @@ def _read_rules(schedule_backups: bool | None, max_bundle_failures: int | None,
 def _check_limits(limits: Mapping[str, Any]) -> None:
     """Raise ValueError if one of these arguments is not a number above 0."""
     for name, value in limits.items():
-        if not isinstance(value, numbers.Real) or not float(value) > 0:     # a NaN is not
+        if not isinstance(value, numbers.Real) or value <= 0 or value != value:     # a NaN
             raise ValueError(f"{name} must be a number above 0, got {value!r}")
 
 

@@ -997,6 +997,11 @@ class TestContract:
         result[0] = 0       # as it could be, had it been computed here
 
 
+def count_backups(pool):
+    """A chunk of a map that is late gets one, on a busy machine."""
+    return pool.status.backups if isinstance(pool, RemoteExecutor) else 0
+
+
 class TestChunks:
     """A map that chooses its chunks itself is like one that sends each item alone."""
 
@@ -1027,10 +1032,7 @@ class TestChunks:
                 return threading.Lock() if how == "result" else 1 // 0
             return -n
 
-        def count_backups():        # a chunk that is late gets one, on a busy machine
-            return pool.status.backups if isinstance(pool, RemoteExecutor) else 0
-
-        backups, extras = count_backups(), [None] * 3000
+        backups, extras = count_backups(pool), [None] * 3000
         extras[bad] = {"argument": threading.Lock(), "refusal": Unwilling(),
                        "exit": BombOnPickle(sys.exit, 1),
                        "unpickling": Bomb(raise_it, KeyError())}.get(how)
@@ -1047,7 +1049,7 @@ class TestChunks:
         assert found == [-n for n in range(bad)], caught.value
         started = how in ("raises", "result")
         ran = len(os.listdir(tmp_path))
-        assert ran == started or started < ran and count_backups() > backups
+        assert ran == started or started < ran and count_backups(pool) > backups
         if how == "raises":
             assert "in work" in str(caught.value.__cause__)
 
@@ -1057,10 +1059,7 @@ class TestChunks:
         """The values before it are kept, and nothing runs again."""
         here = os.getpid()
 
-        def count_backups():        # a chunk that is late gets one, on a busy machine
-            return pool.status.backups if isinstance(pool, RemoteExecutor) else 0
-
-        backups = count_backups()
+        backups = count_backups(pool)
 
         def work(n):
             open(f"{tmp_path}/{n}-{time.monotonic_ns()}", "w").close()
@@ -1072,7 +1071,7 @@ class TestChunks:
         assert [int(array[0]) for array in found] == [*range(bad)]
         until(lambda: not pool.task_count)
         begun = [int(name.partition("-")[0]) for name in os.listdir(tmp_path)]
-        assert len(begun) == len({*begun}) or count_backups() > backups
+        assert len(begun) == len({*begun}) or count_backups(pool) > backups
 
     def test_results_of_a_chunk_may_be_of_any_kind(self, pool):
         """Some plain, some not; and all that one refers to is one object, as in one pickle."""
@@ -4686,13 +4685,16 @@ class TestEveryFutureIsSettled:
     @pytest.mark.parametrize("error", ["ValueError()", "SystemExit(3)"])
     def test_a_log_that_fails_decides_nothing(self, error):
         done = run(f"""
-            import executors, logging
+            import executors, logging, time
             def fail(record):
                 raise {error}
             logging.getLogger("executors").addFilter(fail)
             logging.getLogger("executors").setLevel(logging.DEBUG)
             with executors.RemoteExecutor("2/:", show_status=True) as pool:
-                print(*[pool.submit(abs, -n).result() for n in (1, 2, 3)], pool.status.done)
+                numbers = [*pool.map(abs, [-1, -2, -3])]
+                while pool.status.done < 3:     # counted after it is given out
+                    time.sleep(0.01)
+                print(*numbers, pool.status.done)
             with executors.ThreadExecutor(2) as pool:
                 print(pool.submit(abs, -4).result())
         """)
